@@ -1,0 +1,1 @@
+"""Embedded in the host application: record, store, negotiate, upload."""

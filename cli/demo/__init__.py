@@ -1,0 +1,1 @@
+"""`mailboat demo`: the whole job on this machine, with an outage and a kill -9."""

@@ -1,0 +1,1 @@
+"""Resumable uploads as state machines, client side and server side."""
