@@ -75,7 +75,7 @@ $(VENV)/.installed: pyproject.toml .make/sources
 	@test -n "$(PYTHON)" || { echo "mailboat needs Python 3.11 or newer with the venv module (on Debian and Ubuntu: the" \
 	    "package python3-venv). None was found on PATH; name one with: make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(VENV)/bin/pip || "$(PYTHON)" -m venv --clear $(VENV)
-	$(VENV)/bin/pip install --quiet --editable '.[all,dev]' --config-settings editable_mode=strict
+	$(VENV)/bin/pip install -qq --editable '.[all,dev]' --config-settings editable_mode=strict
 	@touch $@
 
 # The wheel is built from a copy holding only what belongs into it, in a folder of its own: setuptools takes up again
@@ -93,6 +93,6 @@ wheel-installed: $(TEST_VENV)/.installed
 # First the new wheel alone, since its version has not changed; then whatever it or the tests need and is missing.
 $(TEST_VENV)/.installed: .make/wheel
 	test -x $(TEST_VENV)/bin/pip || "$(PYTHON)" -m venv --clear $(TEST_VENV)
-	$(TEST_VENV)/bin/pip install --quiet --force-reinstall --no-deps .make/wheel/*.whl
-	$(TEST_VENV)/bin/pip install --quiet "$$(echo .make/wheel/*.whl)[all,test]"
+	$(TEST_VENV)/bin/pip install -qq --force-reinstall --no-deps .make/wheel/*.whl
+	$(TEST_VENV)/bin/pip install -qq "$$(echo .make/wheel/*.whl)[all,test]"
 	@touch $@
