@@ -1,1 +1,44 @@
 """What is said between agent and server, and when it may be said. Pure: no I/O, no clock, no entropy."""
+
+from mailboat.protocol.errors import (
+    Code,
+    ConfigError,
+    DeliveryError,
+    MailboatError,
+    NotMailboat,
+    Problem,
+    SegmentError,
+    StoreError,
+    Unauthorised,
+    WireError,
+)
+from mailboat.protocol.reader import Block, Gap, SegmentReader
+from mailboat.protocol.records import Kind, Level, Record
+from mailboat.protocol.segment import Preamble, Seal, SealReason, SegmentWriter
+from mailboat.protocol.summary import Info, Status, Summary
+
+__all__ = [
+    "Block",
+    "Code",
+    "ConfigError",
+    "DeliveryError",
+    "Gap",
+    "Info",
+    "Kind",
+    "Level",
+    "MailboatError",
+    "NotMailboat",
+    "Preamble",
+    "Problem",
+    "Record",
+    "Seal",
+    "SealReason",
+    "SegmentError",
+    "SegmentReader",
+    "SegmentWriter",
+    "Status",
+    "StoreError",
+    "Summary",
+    "Unauthorised",
+    "WireError",
+]

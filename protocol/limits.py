@@ -1,0 +1,107 @@
+"""Every bound in the system, named, with its reason.
+
+Sizes are bytes, times are seconds, unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# -- records -------------------------------------------------------------------------------------------------------
+
+MAX_RECORD: Final = 1 * MIB
+"""A packed record beyond this is cut: one record must never fill a journal or a server's decoder."""
+
+MAX_TEXT: Final = 64 * KIB
+"""Characters kept of one text inside a record that had to be cut."""
+
+MAX_DEPTH: Final = 32
+"""Nesting of attribute values: deeper ones are turned into text, so that a decoder's stack is bounded."""
+
+MAX_STACK_FRAMES: Final = 100
+"""Frames kept of one exception's stack: a runaway recursion has a thousand alike."""
+
+MAX_CAUSES: Final = 8
+"""Exceptions kept of one chain of causes."""
+
+MAX_SCHEMA_FIELDS: Final = 64
+"""Fields of a declared emitter."""
+
+# -- segments ------------------------------------------------------------------------------------------------------
+
+MAX_PREAMBLE: Final = 64 * KIB
+"""The preamble holds one small map; properties given by the application are cut to fit."""
+
+MAX_SEAL: Final = 64 * KIB
+"""The seal holds one small map."""
+
+MAX_BLOCK_RAW: Final = 4 * MIB
+"""Raw bytes of one block: a decoder allocates this much before it has checked anything but a header."""
+
+MAX_BLOCK: Final = MAX_BLOCK_RAW + 64 * KIB
+"""Compressed bytes of one block: zstd expands what it cannot compress by less than this."""
+
+MAX_SEGMENT: Final = 64 * MIB
+"""A segment as a server takes it; agents rotate at 16 MiB by default."""
+
+MAX_SEGMENTS: Final = 100_000
+"""Segments of one session: a name has six digits."""
+
+# -- negotiation ---------------------------------------------------------------------------------------------------
+
+MAX_OFFERS: Final = 500
+"""Sessions offered in one request: one round trip for a backlog, bounded work for the server."""
+
+MAX_NEGOTIATION: Final = 8 * MIB
+"""Decompressed bytes of one negotiation message: 500 offers of 16 KiB."""
+
+MAX_NEGOTIATION_WIRE: Final = 2 * MIB
+"""Bytes of one negotiation message as sent."""
+
+MAX_PROPERTIES: Final = 64
+"""Entries of a property map (of a session or an installation)."""
+
+MAX_PROPERTY_TEXT: Final = 1024
+"""Characters of one text in a summary: summaries are for lists, not for content."""
+
+# -- transfer ------------------------------------------------------------------------------------------------------
+
+MAX_RETRY_AFTER: Final = 24 * 3600.0
+"""The longest Retry-After that is obeyed: a server's mistake must not silence an agent for good."""
+
+BACKOFF_FIRST: Final = 1.0
+"""First pause after a failure."""
+
+BACKOFF_LONGEST: Final = 300.0
+"""Longest pause: after an outage the first attempt comes within five minutes."""
+
+MAX_REPLY: Final = 8 * MIB
+"""Bytes read of any reply; a page of a captive portal may be endless."""
+
+UPLOAD_READ: Final = 512 * KIB
+"""Bytes of a segment handed to the transport at a time: larger is no faster, smaller costs up to 60 %."""
+
+POISON_ATTEMPTS: Final = 3
+"""Refusals (4xx) of one session before it is quarantined and stops costing requests."""
+
+# -- journal -------------------------------------------------------------------------------------------------------
+
+MIN_JOURNAL: Final = 128 * KIB
+"""Two halves of one mapping granule each on every platform (64 KiB on Windows)."""
+
+MAX_JOURNAL: Final = 8 * MIB
+"""Two halves of `MAX_BLOCK_RAW`: a half becomes one block."""
+
+JOURNAL_GROWTH: Final = 64 * MIB
+"""Bytes of additional halves taken while the writer is behind a burst; beyond it a caller that fills a half is
+paced."""
+
+PACE: Final = 0.004
+"""Longest time that a caller is held when it has filled `JOURNAL_GROWTH`, once a half: below the 5 ms that a host's
+event loop may be delayed."""
+
+MEMORY_FALLBACK: Final = 8 * MIB
+"""Raw bytes kept in memory when the disk refuses; beyond it records are dropped and counted."""

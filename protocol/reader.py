@@ -1,0 +1,336 @@
+"""Reading segments, whole or as they arrive, and past any damage.
+
+The rules:
+
+* A block whose header checks is trusted for its length. If its payload does not check, that one block is lost.
+* Bytes that are no intact frame are passed over up to the next header or seal that checks.
+* What ends in the middle of a frame is a *torn tail*: bytes still to come, or cut off by a crash. It is no damage.
+* Every loss is reported as a `Gap`, by sequence numbers wherever the neighbours tell them.
+
+`SegmentReader(data)` iterates over the records of a whole segment. For bytes that arrive bit by bit, make one without
+data, `feed` it, and take `blocks()` after each feed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+import zstandard
+
+from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
+from mailboat.protocol.records import Kind, Record, Schema, decode, schema_of
+from mailboat.protocol.segment import (
+    BLOCK_HEADER_SIZE,
+    BLOCK_MAGIC,
+    BLOCK_START,
+    ENCODING_ZSTD,
+    PREAMBLE_MAGIC,
+    SEAL_MAGIC,
+    SEAL_START,
+    SEAL_TAG,
+    SKIPPABLE,
+    BlockHeader,
+    Preamble,
+    Seal,
+)
+
+_MAX_FRAME: Final = {PREAMBLE_MAGIC: MAX_PREAMBLE + 1024, SEAL_MAGIC: MAX_SEAL + 1024}
+_KEEP_IN_SEARCH: Final = MAX_SEAL + 1024 + SKIPPABLE.size
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A part of a segment that could not be read.
+
+    `offset` and `length` are the bytes passed over. `records` sequence numbers from `first` on are missing; zero when
+    nothing but the description was damaged. A loss at the very end of an unsealed segment cannot be counted:
+    `records` is None.
+    """
+
+    offset: int
+    length: int
+    reason: str
+    first: int
+    records: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One intact block: its header, its payload as it stands in the file, and where it begins there."""
+
+    header: BlockHeader
+    payload: bytes
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """The offset after the block."""
+        return self.offset + BLOCK_HEADER_SIZE + len(self.payload)
+
+
+def decompress(block: Block) -> bytes:
+    """The packed records of a block, never more than `MAX_BLOCK_RAW` bytes; `SegmentError` if they cannot be had."""
+    if block.header.encoding != ENCODING_ZSTD:
+        raise SegmentError(
+            f"the block at {block.offset} has the unknown encoding {block.header.encoding}: update mailboat"
+        )
+    try:
+        declared = zstandard.get_frame_parameters(block.payload).content_size
+        if declared != block.header.raw_length or declared > MAX_BLOCK_RAW:
+            raise SegmentError(
+                f"the block at {block.offset} declares {declared} bytes, its header {block.header.raw_length}"
+            )
+        if not declared:
+            return b""
+        return zstandard.ZstdDecompressor(max_window_size=MAX_BLOCK).decompress(block.payload, max_output_size=declared)
+    except zstandard.ZstdError as error:
+        raise SegmentError(f"the block at {block.offset} does not decompress: {error}") from error
+
+
+def unpack(raw: bytes) -> Iterator[list[Any]]:
+    """The records packed in `raw`, one by one as raw fields; `SegmentError` where they are no records."""
+    unpacker = msgpack.Unpacker(max_buffer_size=max(len(raw), 1), strict_map_key=False, unicode_errors="replace")
+    unpacker.feed(raw)
+    try:
+        for record in unpacker:
+            if not isinstance(record, list) or len(record) < 3 or not isinstance(record[0], int):
+                raise SegmentError(f"expected a record, got {record!r:.80}")
+            yield record
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        if isinstance(error, SegmentError):
+            raise
+        raise SegmentError(f"the records are no msgpack: {error}") from error
+    if unpacker.tell() != len(raw):
+        raise SegmentError("the last record is cut short")
+
+
+def raw_records(block: Block, schemas: dict[int, Schema]) -> list[list[Any]]:
+    """The raw fields of a block's records, all of them or `SegmentError`; declarations among them are added to
+    `schemas`."""
+    records = list(unpack(decompress(block)))
+    declared = [schema_of(record) for record in records if record[0] == Kind.SCHEMA]
+    schemas.update((schema.number, schema) for schema in declared)
+    if block.header.records == 0 and len(declared) == len(records):
+        return []
+    if len(records) != block.header.records:
+        raise SegmentError(
+            f"the block at {block.offset} holds {len(records)} records, its header says {block.header.records}"
+        )
+    return records
+
+
+class SegmentReader:
+    """Reads one segment.
+
+    `preamble` is None until it has been read, or when it is damaged; `seal` until the end has been read. `gaps` grows
+    as reading goes on. `offset` is the number of bytes consumed: where a reader that starts anew may begin to be fed
+    (`begin_at`).
+    """
+
+    def __init__(self, data: bytes | bytearray | memoryview | None = None) -> None:
+        """With `data`: that is the whole segment. Without: `feed` it, then `close`."""
+        self.preamble: Preamble | None = None
+        self.seal: Seal | None = None
+        self.gaps: list[Gap] = []
+        self.schemas: dict[int, Schema] = {}
+        self.offset = 0
+        self.next = 0
+        self._buffer = bytearray()
+        self._closed = False
+        self._salt: int | None = None
+        self._damage_from: int | None = None
+        self._digest = hashlib.sha256()
+        self._digest_checks: bool | None = None
+        if data is not None:
+            self.feed(data)
+            self.close()
+
+    @property
+    def torn(self) -> int:
+        """Bytes at the end that are not, or not yet, a whole frame."""
+        return len(self._buffer)
+
+    @property
+    def intact(self) -> bool:
+        """Whether the segment is sealed, without a gap, and matches the digest in its seal."""
+        return self.seal is not None and not self.gaps and self._digest_checks is True
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Add bytes that follow those fed before."""
+        if self._closed:
+            raise SegmentError("this reader was closed: the segment had ended")
+        self._buffer += data
+
+    def close(self) -> None:
+        """Say that no more bytes will come."""
+        self._closed = True
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records that can be read, in order."""
+        for block in self.blocks():
+            yield from self.records(block)
+
+    def records(self, block: Block) -> Sequence[Record]:
+        """The records of a block that `blocks` handed out; empty, with a gap noted, where they cannot be decoded."""
+        header = block.header
+        try:
+            raw = raw_records(block, self.schemas)
+            return [decode(fields, header.first + at, header.clock, self.schemas) for at, fields in enumerate(raw)]
+        except SegmentError as error:
+            self.gaps.append(Gap(block.offset, block.end - block.offset, str(error), header.first, header.records))
+            return []
+
+    def blocks(self) -> Iterator[Block]:
+        """The intact blocks among what was fed and not yet handed out."""
+        while (found := self._step()) is not None:
+            if isinstance(found, Block):
+                yield found
+
+    # -- frame by frame ------------------------------------------------------------------------------------------
+
+    def _step(self) -> Block | bool | None:
+        """Consume one frame or one stretch of damage: a block, True for anything else, None when more bytes are
+        needed."""
+        if self._damage_from is not None:
+            return self._search(self._damage_from)
+        if len(self._buffer) < SKIPPABLE.size:
+            return None
+        magic, length = SKIPPABLE.unpack_from(self._buffer)
+        if self.seal is not None:
+            return self._start_damage()
+        if magic == BLOCK_MAGIC and self._buffer.startswith(BLOCK_START):
+            return self._block()
+        if magic in _MAX_FRAME and length <= _MAX_FRAME[magic]:
+            return self._described(magic, SKIPPABLE.size + length)
+        return self._start_damage()
+
+    def _described(self, magic: int, size: int) -> bool | None:
+        if len(self._buffer) < size:
+            # A damaged length must not pass for a torn tail: what follows, or how it ends, tells them apart.
+            damaged = self._closed and (self._find_frame(1) is not None or self._buffer.endswith(SEAL_TAG))
+            return self._start_damage() if damaged else None
+        frame = bytes(self._buffer[:size])
+        if magic == PREAMBLE_MAGIC and self.offset == 0:
+            try:
+                self.preamble = Preamble.decode(frame)
+            except SegmentError:
+                return self._start_damage()
+            self._salt, self.next = self.preamble.salt, self.preamble.first
+            self._consume(size)
+            return True
+        return self._sealed(frame) if magic == SEAL_MAGIC else self._start_damage()
+
+    def _sealed(self, frame: bytes) -> bool:
+        try:
+            seal = Seal.decode(frame)
+        except SegmentError:
+            seal = None
+        if seal is None:
+            return self._start_damage()
+        self._digest_checks = self._digest.digest() == seal.sha256
+        self._note_missing(seal.next, self.offset, 0, "the blocks before the seal are missing")
+        self._consume(len(frame))
+        self.seal = seal
+        return True
+
+    def _block(self) -> Block | bool | None:
+        if len(self._buffer) < BLOCK_HEADER_SIZE:
+            return None
+        header = self._header_at(0)
+        if header is None:
+            return self._start_damage()
+        end = BLOCK_HEADER_SIZE + header.length
+        if len(self._buffer) < end:
+            return None
+        return self._checked(header, end)
+
+    def _checked(self, header: BlockHeader, end: int) -> Block | bool:
+        payload = bytes(memoryview(self._buffer)[BLOCK_HEADER_SIZE:end])
+        offset = self.offset
+        self._salt = header.salt
+        self._note_missing(header.first, offset, 0, "the blocks before this one are missing")
+        self._consume(end)
+        self.next = header.first + header.records
+        if not header.checks(payload):
+            self.gaps.append(Gap(offset, end, "the payload does not match its checksum", header.first, header.records))
+            return True
+        return Block(header, payload, offset)
+
+    def _header_at(self, at: int) -> BlockHeader | None:
+        header = BlockHeader.decode(memoryview(self._buffer)[at : at + BLOCK_HEADER_SIZE])
+        known = header is not None and self._salt in (None, header.salt) and header.first >= self.next
+        return header if known else None
+
+    # -- damage --------------------------------------------------------------------------------------------------
+
+    def _start_damage(self) -> bool:
+        self._damage_from = self.offset
+        return True
+
+    def _search(self, damage_from: int) -> bool | None:
+        """Pass over bytes up to the next intact frame; keeps no more of them than such a frame may need."""
+        start = 1 if self.offset == damage_from else 0
+        found = self._find_frame(start)
+        if found is None and not self._closed:
+            self._consume(max(0, len(self._buffer) - _KEEP_IN_SEARCH))
+            return None
+        self._consume(len(self._buffer) if found is None else found)
+        self._damage_from = None
+        length, reason = self.offset - damage_from, "the bytes are no intact frame"
+        if found is None:
+            self.gaps.append(Gap(damage_from, length, reason, self.next, 0 if self.seal else None))
+        elif not self._note_missing(self._following(), damage_from, length, reason):
+            self.gaps.append(Gap(damage_from, length, reason, self.next, 0))
+        return True
+
+    def _following(self) -> int:
+        """The sequence number that the intact frame at the front says comes next."""
+        header = self._header_at(0)
+        if header is not None:
+            return header.first
+        seal = self._seal_at(0)
+        return seal.next if seal is not None else self.next
+
+    def _note_missing(self, following: int, offset: int, length: int, reason: str) -> bool:
+        missing = following - self.next
+        if missing > 0:
+            self.gaps.append(Gap(offset, length, reason, self.next, missing))
+            self.next = following
+        return missing > 0
+
+    def _find_frame(self, start: int) -> int | None:
+        """The index of the first intact header or seal at or after `start`."""
+        for at in _occurrences(self._buffer, start):
+            if self._header_at(at) is not None or self._seal_at(at) is not None:
+                return at
+        return None
+
+    def _seal_at(self, at: int) -> Seal | None:
+        if not self._buffer.startswith(SEAL_START, at) or len(self._buffer) < at + SKIPPABLE.size:
+            return None
+        size = SKIPPABLE.size + SKIPPABLE.unpack_from(self._buffer, at)[1]
+        try:
+            return Seal.decode(bytes(self._buffer[at : at + size])) if size <= MAX_SEAL + 1024 else None
+        except SegmentError:
+            return None
+
+    def _consume(self, length: int) -> None:
+        self._digest.update(memoryview(self._buffer)[:length])
+        del self._buffer[:length]
+        self.offset += length
+
+
+def _occurrences(buffer: bytearray, start: int) -> Iterator[int]:
+    """Where a block or a seal may begin, in order."""
+    at = start - 1
+    while True:
+        places = [place for head in (BLOCK_START, SEAL_START) if (place := buffer.find(head, at + 1)) >= 0]
+        if not places:
+            return
+        at = min(places)
+        yield at

@@ -1,0 +1,393 @@
+"""The segment: one file of a session, readable by any tool that knows zstd.
+
+A segment is a sequence of frames of RFC 8878, and ``zstd -dc FILE`` prints its records as one msgpack stream. What is
+ours travels in *skippable frames* (a magic number, a length, our bytes; little-endian), which every decoder passes
+over::
+
+    segment   = preamble *block [seal]
+    preamble  = 0x184D2A5A length  "mailboat" version:u16 crc:u32 map:msgpack
+    block     = 0x184D2A5B length  header             one skippable frame,
+                payload                               then one zstd frame with content size: the records
+    seal      = 0x184D2A5C length  map:msgpack length:u32 crc:u32 "seal"
+
+    header    = layout:u8 encoding:u8 reserved:u16 salt:u32 first:u64 records:u32 raw:u32 length:u32
+                clock:i64 counts:12*u32 payload_crc:u32 header_crc:u32
+
+* *first* is the sequence number of the block's first record; the session's records are numbered from zero through all
+  its segments, so a lost block shows as a gap in the numbers.
+* A block of zero *records* holds SCHEMA records repeated from earlier segments. They have no sequence numbers.
+* *clock* is wall clock minus monotonic clock in nanoseconds when the block was closed; added to a record's time it
+  gives nanoseconds since the Unix epoch. Each block has its own, because the wall clock may be set while a session
+  runs.
+* *counts* are the records by kind and level, in the order of `records.COUNTERS`.
+* *salt* is random per segment and seeds both checksums (CRC-32), so that a block copied from elsewhere never checks.
+  Each header repeats it, so that the blocks survive a lost preamble.
+* The seal's *sha256* covers every byte before the seal; its own length and checksum stand at its end, so that it is
+  found from the end of the file. A segment only ever grows, and nothing follows a seal.
+
+Checking a block costs one CRC over compressed bytes, no decompression. How damage is read past is told in `reader`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+from zlib import crc32
+
+import msgpack
+import zstandard
+
+from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.ids import canonical
+from mailboat.protocol.limits import MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
+from mailboat.protocol.records import COUNTERS, records_counted
+
+FORMAT_VERSION: Final = 1
+PREAMBLE_MAGIC: Final = 0x184D2A5A
+BLOCK_MAGIC: Final = 0x184D2A5B
+SEAL_MAGIC: Final = 0x184D2A5C
+ENCODING_ZSTD: Final = 0
+
+SKIPPABLE: Final = struct.Struct("<II")
+"""Magic and length: the head of every skippable frame (RFC 8878, section 3.1.2)."""
+
+_PREAMBLE_HEAD: Final = struct.Struct("<8sHI")
+_PREAMBLE_TAG: Final = b"mailboat"
+_HEADER: Final = struct.Struct(f"<BBHIQIIIq{len(COUNTERS)}III")
+_HEADER_BODY: Final = _HEADER.size - 4
+_SEAL_TAIL: Final = struct.Struct("<II4s")
+SEAL_TAG: Final = b"seal"
+
+BLOCK_HEADER_SIZE: Final = SKIPPABLE.size + _HEADER.size
+"""Bytes from the start of a block to its payload."""
+
+BLOCK_START: Final = SKIPPABLE.pack(BLOCK_MAGIC, _HEADER.size)
+"""The eight bytes that every block begins with; what a reader looks for after damage."""
+
+SEAL_START: Final = SEAL_MAGIC.to_bytes(4, "little")
+
+
+class SealReason(StrEnum):
+    """Why a segment ends."""
+
+    STOPPED = "stopped"
+    """The session ended as it should."""
+    CRASHED = "crashed"
+    """The session's process died; a later one sealed it."""
+    ROTATED = "rotated"
+    """The session goes on in the next segment."""
+    ABANDONED = "abandoned"
+    """A write failed; the session goes on in the next segment, which repeats what did not reach this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preamble:
+    """What a segment says of itself and its session before any record.
+
+    `salt` is 32 random bits; `first` the sequence number of the segment's first record. `started_wall` and
+    `started_monotonic` are nanoseconds by the two clocks at the session's start. `pid`, `process_started` (an opaque
+    text) and `boot_id` identify the process. `info` is the session's static description; see `summary`.
+    """
+
+    session_id: str
+    index: int
+    salt: int
+    first: int
+    started_wall: int
+    started_monotonic: int
+    pid: int = 0
+    process_started: str = ""
+    boot_id: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    version: int = FORMAT_VERSION
+
+    def encode(self) -> bytes:
+        """The preamble's frame."""
+        content = msgpack.packb(
+            {
+                "session": self.session_id,
+                "index": self.index,
+                "salt": self.salt,
+                "first": self.first,
+                "wall": self.started_wall,
+                "monotonic": self.started_monotonic,
+                "pid": self.pid,
+                "process": self.process_started,
+                "boot": self.boot_id,
+                "info": dict(self.info),
+            }
+        )
+        if len(content) > MAX_PREAMBLE:
+            raise SegmentError(
+                f"the session's description packs to {len(content)} bytes, {MAX_PREAMBLE} fit: shorten its properties"
+            )
+        head = _PREAMBLE_HEAD.pack(_PREAMBLE_TAG, self.version, crc32(content, self.version))
+        return SKIPPABLE.pack(PREAMBLE_MAGIC, len(head) + len(content)) + head + content
+
+    @classmethod
+    def decode(cls, frame: bytes) -> Preamble:
+        """The preamble in a whole frame; `SegmentError` if it is damaged or of a version to come."""
+        try:
+            tag, version, crc = _PREAMBLE_HEAD.unpack_from(frame, SKIPPABLE.size)
+        except struct.error as error:
+            raise SegmentError("the preamble is cut short") from error
+        content = frame[SKIPPABLE.size + _PREAMBLE_HEAD.size :]
+        if tag != _PREAMBLE_TAG or crc32(content, version) != crc:
+            raise SegmentError("the preamble does not match its checksum")
+        if version != FORMAT_VERSION:
+            raise SegmentError(
+                f"the segment has format version {version}, this mailboat reads {FORMAT_VERSION}: update it"
+            )
+        return cls._from_map(_unpack_map(content, "preamble"), version)
+
+    @classmethod
+    def _from_map(cls, values: Mapping[str, Any], version: int) -> Preamble:
+        try:
+            return cls(
+                session_id=canonical(values["session"], "preamble.session"),
+                index=int(values["index"]),
+                salt=int(values["salt"]),
+                first=int(values["first"]),
+                started_wall=int(values["wall"]),
+                started_monotonic=int(values["monotonic"]),
+                pid=int(values.get("pid", 0)),
+                process_started=str(values.get("process", "")),
+                boot_id=str(values.get("boot", "")),
+                info=dict(values.get("info", {})),
+                version=version,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise SegmentError(f"the preamble lacks a field or has a wrong one: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class BlockHeader:
+    """What a block says of its payload; see the module's layout."""
+
+    salt: int
+    first: int
+    records: int
+    raw_length: int
+    length: int
+    clock: int
+    counts: tuple[int, ...]
+    payload_crc: int
+    encoding: int = ENCODING_ZSTD
+
+    def encode(self) -> bytes:
+        """The header's frame: `BLOCK_HEADER_SIZE` bytes."""
+        packed = _HEADER.pack(
+            FORMAT_VERSION,
+            self.encoding,
+            0,
+            self.salt,
+            self.first,
+            self.records,
+            self.raw_length,
+            self.length,
+            self.clock,
+            *self.counts,
+            self.payload_crc,
+            0,
+        )
+        body = packed[:_HEADER_BODY]
+        return BLOCK_START + body + crc32(body, self.salt).to_bytes(4, "little")
+
+    @classmethod
+    def decode(cls, frame: bytes | bytearray | memoryview) -> BlockHeader | None:
+        """The header at the start of `frame`, or None when those bytes are no intact header."""
+        if len(frame) < BLOCK_HEADER_SIZE or bytes(frame[: SKIPPABLE.size]) != BLOCK_START:
+            return None
+        body = bytes(frame[SKIPPABLE.size : SKIPPABLE.size + _HEADER_BODY])
+        fields = _HEADER.unpack_from(frame, SKIPPABLE.size)
+        layout, encoding, _, salt, first, records, raw_length, length, clock = fields[:9]
+        counts, (payload_crc, header_crc) = fields[9:-2], fields[-2:]
+        if layout != FORMAT_VERSION or crc32(body, salt) != header_crc or raw_length > MAX_BLOCK_RAW:
+            return None
+        return cls(salt, first, records, raw_length, length, clock, counts, payload_crc, encoding)
+
+    def checks(self, payload: bytes | memoryview) -> bool:
+        """Whether `payload` is what this header was written for."""
+        return len(payload) == self.length and crc32(payload, self.salt) == self.payload_crc
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """How a segment ends.
+
+    `next` is the sequence number after its last record; `counts` (in the order of `records.COUNTERS`), `blocks` and
+    `raw_bytes` are the segment's totals; `ended_wall` and `ended_monotonic` nanoseconds by the two clocks. `sha256`
+    is the digest of all bytes before the seal: with the file's size it identifies the segment's content.
+    """
+
+    reason: SealReason
+    next: int
+    blocks: int
+    raw_bytes: int
+    counts: tuple[int, ...]
+    ended_wall: int
+    ended_monotonic: int
+    sha256: bytes
+    installation: Mapping[str, Any] | None = None
+
+    @property
+    def records(self) -> int:
+        """Records in the segment."""
+        return records_counted(self.counts)
+
+    def encode(self) -> bytes:
+        """The seal's frame."""
+        content = msgpack.packb(
+            {
+                "reason": self.reason.value,
+                "next": self.next,
+                "blocks": self.blocks,
+                "raw": self.raw_bytes,
+                "counts": list(self.counts),
+                "wall": self.ended_wall,
+                "monotonic": self.ended_monotonic,
+                "sha256": self.sha256,
+                "installation": dict(self.installation) if self.installation else None,
+            }
+        )
+        if len(content) > MAX_SEAL - _SEAL_TAIL.size:
+            raise SegmentError(
+                f"the seal packs to {len(content)} bytes, {MAX_SEAL} fit: shorten the installation's properties"
+            )
+        tail = _SEAL_TAIL.pack(len(content), crc32(content), SEAL_TAG)
+        return SKIPPABLE.pack(SEAL_MAGIC, len(content) + len(tail)) + content + tail
+
+    @classmethod
+    def decode(cls, frame: bytes) -> Seal | None:
+        """The seal in a whole frame, or None when those bytes are no intact seal."""
+        if len(frame) < SKIPPABLE.size + _SEAL_TAIL.size or frame[:4] != SEAL_START:
+            return None
+        content = frame[SKIPPABLE.size : -_SEAL_TAIL.size]
+        length, crc, tag = _SEAL_TAIL.unpack_from(frame, len(frame) - _SEAL_TAIL.size)
+        declared = SKIPPABLE.unpack_from(frame)[1]
+        if (tag, length, declared) != (SEAL_TAG, len(content), len(frame) - SKIPPABLE.size) or crc32(content) != crc:
+            return None
+        return cls._from_map(_unpack_map(content, "seal"))
+
+    @classmethod
+    def _from_map(cls, values: Mapping[str, Any]) -> Seal:
+        try:
+            counts = tuple(int(count) for count in values["counts"])
+            if len(counts) != len(COUNTERS):
+                raise ValueError(f"{len(counts)} counts, {len(COUNTERS)} are expected")
+            return cls(
+                reason=SealReason(values["reason"]),
+                next=int(values["next"]),
+                blocks=int(values["blocks"]),
+                raw_bytes=int(values["raw"]),
+                counts=counts,
+                ended_wall=int(values["wall"]),
+                ended_monotonic=int(values["monotonic"]),
+                sha256=bytes(values["sha256"]),
+                installation=values.get("installation"),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise SegmentError(f"the seal lacks a field or has a wrong one: {error}") from error
+
+    @classmethod
+    def at_end_of(cls, tail: bytes) -> tuple[Seal, int] | None:
+        """The seal that ends `tail`, the last bytes of a segment file (`MAX_SEAL` are always enough), and the length
+        of its frame; None when there is none."""
+        if len(tail) < SKIPPABLE.size + _SEAL_TAIL.size:
+            return None
+        length, _, tag = _SEAL_TAIL.unpack_from(tail, len(tail) - _SEAL_TAIL.size)
+        size = SKIPPABLE.size + length + _SEAL_TAIL.size
+        if tag != SEAL_TAG or size > len(tail):
+            return None
+        seal = cls.decode(tail[len(tail) - size :])
+        return (seal, size) if seal else None
+
+
+def _unpack_map(content: bytes, what: str) -> dict[str, Any]:
+    try:
+        values = msgpack.unpackb(content)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise SegmentError(f"the {what} is no msgpack: {error}") from error
+    if not isinstance(values, dict):
+        raise SegmentError(f"the {what} holds a {type(values).__name__}, not a map")
+    return values
+
+
+class SegmentWriter:
+    """Makes a segment's bytes, and keeps the totals and the running digest that its seal needs.
+
+    Call `preamble` once, then `block` any number of times, then `seal` once; append what each returns to the file in
+    that order. A writer whose bytes could not all be written is of no more use: begin another segment.
+    """
+
+    def __init__(self, preamble: Preamble, level: int = 1) -> None:
+        """`level` is zstd's compression level."""
+        self.description = preamble
+        self.size = 0
+        self.next = preamble.first
+        self.blocks = 0
+        self.raw_bytes = 0
+        self.counts = [0] * len(COUNTERS)
+        self._digest = hashlib.sha256()
+        self._compress = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False).compress
+
+    def preamble(self) -> bytes:
+        """The bytes that begin the segment."""
+        return self._keep(self.description.encode())
+
+    def block(self, raw: bytes | memoryview, counts: Sequence[int], clock: int) -> bytes:
+        """One block of the records packed in `raw`, which takes the next sequence numbers.
+
+        `counts` are the records in it in the order of `records.COUNTERS`; all zero for repeated schemas.
+        """
+        payload = self._compress(raw)
+        salt, records = self.description.salt, records_counted(counts)
+        header = BlockHeader(
+            salt, self.next, records, len(raw), len(payload), clock, tuple(counts), crc32(payload, salt)
+        ).encode()
+        self.next += records
+        self.blocks += 1
+        self.raw_bytes += len(raw)
+        for index, count in enumerate(counts):
+            self.counts[index] += count
+        return self._keep(header + payload)
+
+    def resume(self, header: BlockHeader, frame: bytes | memoryview) -> None:
+        """Take over a block that an earlier writer wrote: `frame` is its header and payload as they stand in the
+        file."""
+        self.next = header.first + header.records
+        self.blocks += 1
+        self.raw_bytes += header.raw_length
+        for index, count in enumerate(header.counts):
+            self.counts[index] += count
+        self._keep(frame)
+
+    def resume_preamble(self, frame: bytes | memoryview) -> None:
+        """Take over the preamble as it stands in the file."""
+        self._keep(frame)
+
+    def seal(
+        self, reason: SealReason, wall: int, monotonic: int, installation: Mapping[str, Any] | None = None
+    ) -> bytes:
+        """The bytes that end the segment; `wall` and `monotonic` are the two clocks now, in nanoseconds."""
+        seal = Seal(
+            reason=reason,
+            next=self.next,
+            blocks=self.blocks,
+            raw_bytes=self.raw_bytes,
+            counts=tuple(self.counts),
+            ended_wall=wall,
+            ended_monotonic=monotonic,
+            sha256=self._digest.digest(),
+            installation=installation,
+        )
+        return self._keep(seal.encode())
+
+    def _keep(self, written: bytes | memoryview) -> Any:  # noqa: ANN401 - the very argument
+        self._digest.update(written)
+        self.size += len(written)
+        return written

@@ -1,0 +1,248 @@
+"""What is known of a session without its records: enough for every list and count, and to decide whether the details
+are wanted.
+
+A summary is made from the preambles and seals of the session's segments alone (or, while the session runs, from the
+writer's own totals), so it needs no file of its own and can never disagree with the segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from mailboat.protocol.ids import canonical
+from mailboat.protocol.limits import MAX_PROPERTIES, MAX_PROPERTY_TEXT, MAX_SEGMENT, MAX_SEGMENTS
+from mailboat.protocol.records import COUNTERS, KIND_COUNTERS
+from mailboat.protocol.segment import Preamble, Seal, SealReason
+from mailboat.protocol.wire import Fields
+
+INFO_TEXTS: Final = (
+    "product",
+    "application",
+    "version",
+    "environment",
+    "agent",
+    "user",
+    "host",
+    "command",
+    "os",
+    "runtime",
+    "time_zone",
+    "locale",
+)
+"""The texts of a session's static description (`Info`)."""
+
+PERSONAL_TEXTS: Final = ("user", "host", "command")
+"""Those that an anonymous session leaves empty."""
+
+
+class Status(StrEnum):
+    """How a session stands."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """The static description of a session: set at its start, kept in the preamble of each of its segments.
+
+    `agent` is mailboat's own version; `test` marks data of test runs, shown apart; `parent` is the session of the
+    process that forked this one; `properties` are the application's own.
+    """
+
+    product: str = ""
+    application: str = ""
+    version: str = ""
+    environment: str = ""
+    agent: str = ""
+    user: str = ""
+    host: str = ""
+    command: str = ""
+    os: str = ""
+    runtime: str = ""
+    time_zone: str = ""
+    locale: str = ""
+    test: bool = False
+    anonymous: bool = False
+    parent: str | None = None
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_wire(self) -> dict[str, Any]:
+        """The description as a map of plain values."""
+        texts = {name: getattr(self, name) for name in INFO_TEXTS}
+        return {
+            **texts,
+            "test": self.test,
+            "anonymous": self.anonymous,
+            "parent": self.parent,
+            "properties": dict(self.properties),
+        }
+
+    @classmethod
+    def from_wire(cls, values: object, where: str = "info") -> Info:
+        """What `to_wire` made; `WireError` for anything else."""
+        fields = Fields(values, where)
+        texts = {name: fields.text(name, "") for name in INFO_TEXTS}
+        parent = fields.id("parent") if "parent" in fields else None
+        return cls(
+            **texts,
+            test=fields.flag("test", default=False),
+            anonymous=fields.flag("anonymous", default=False),
+            parent=parent,
+            properties=properties_of(fields, "properties"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentState:
+    """One segment of a session as it stands: `size` bytes so far; `sha256` (hex) is that of its seal, empty until
+    sealed."""
+
+    index: int
+    size: int
+    records: int
+    sealed: bool
+    sha256: str = ""
+
+    def to_wire(self) -> dict[str, Any]:
+        """The state as a map of plain values."""
+        return {
+            "index": self.index,
+            "size": self.size,
+            "records": self.records,
+            "sealed": self.sealed,
+            "sha256": self.sha256,
+        }
+
+    @classmethod
+    def read(cls, fields: Fields) -> SegmentState:
+        """What `to_wire` made."""
+        return cls(
+            index=fields.whole("index", high=MAX_SEGMENTS),
+            size=fields.whole("size", high=MAX_SEGMENT),
+            records=fields.whole("records"),
+            sealed=fields.flag("sealed"),
+            sha256=fields.text("sha256", "", limit=64),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One session in brief.
+
+    `started` and `ended` are seconds since the Unix epoch by the recording machine's clock (`ended` is the last sign
+    of life of a running session); `duration` is seconds by its monotonic clock, right even if the wall clock was set.
+    `counts` are in the order of `records.COUNTERS`. `installation` is empty until the application names one.
+    """
+
+    session_id: str
+    info: Info
+    started: float
+    ended: float
+    duration: float
+    status: Status
+    counts: tuple[int, ...]
+    segments: tuple[SegmentState, ...]
+    installation: str = ""
+    installation_properties: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def records(self) -> int:
+        """Records in the session so far."""
+        return sum(self.counts[:KIND_COUNTERS])
+
+    @property
+    def size(self) -> int:
+        """Bytes of all segments so far."""
+        return sum(segment.size for segment in self.segments)
+
+    @property
+    def errors(self) -> int:
+        """Events and exceptions of level error and up."""
+        named = dict(zip(COUNTERS, self.counts, strict=True))
+        return named["error"] + named["critical"]
+
+    def to_wire(self) -> dict[str, Any]:
+        """The summary as a map of plain values."""
+        return {
+            "session": self.session_id,
+            "info": self.info.to_wire(),
+            "started": self.started,
+            "ended": self.ended,
+            "duration": self.duration,
+            "status": self.status.value,
+            "counts": dict(zip(COUNTERS, self.counts, strict=True)),
+            "segments": [segment.to_wire() for segment in self.segments],
+            "installation": self.installation,
+            "installation_properties": dict(self.installation_properties),
+        }
+
+    @classmethod
+    def read(cls, fields: Fields) -> Summary:
+        """What `to_wire` made; `WireError` for anything else."""
+        info = Info.from_wire(fields.mapping("info"), fields.place("info"))
+        counts = Fields(fields.mapping("counts"), fields.place("counts"))
+        return cls(
+            session_id=fields.id("session"),
+            info=info,
+            started=fields.number("started"),
+            ended=fields.number("ended"),
+            duration=fields.number("duration"),
+            status=_status(fields),
+            counts=tuple(counts.whole(name, 0) for name in COUNTERS),
+            segments=fields.each("segments", MAX_SEGMENTS, SegmentState.read),
+            installation=fields.text("installation", ""),
+            installation_properties=properties_of(fields, "installation_properties"),
+        )
+
+
+def _status(fields: Fields) -> Status:
+    known = [status.value for status in Status]
+    text = fields.text("status")
+    return Status(text) if text in known else Status.RUNNING
+
+
+def properties_of(fields: Fields, name: str) -> dict[str, Any]:
+    """The property map `name`, cut to what a summary may hold."""
+    return cut_properties(fields.mapping(name))
+
+
+def cut_properties(values: Mapping[str, Any]) -> dict[str, Any]:
+    """At most `MAX_PROPERTIES` entries; scalars stay (texts up to `MAX_PROPERTY_TEXT`), anything else becomes text."""
+    cut: dict[str, Any] = {}
+    for name, value in list(values.items())[:MAX_PROPERTIES]:
+        scalar = value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63)
+        cut[str(name)[:MAX_PROPERTY_TEXT]] = value if scalar else str(value)[:MAX_PROPERTY_TEXT]
+    return cut
+
+
+def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
+    """The summary of an ended session from each segment's preamble, seal and file size, in order of their indexes.
+
+    There must be at least one. Raises `WireError` when the description in the preamble is malformed.
+    """
+    first, last = parts[0][0], parts[-1][1]
+    counts = tuple(map(sum, zip(*(seal.counts for _, seal, _ in parts), strict=True)))
+    installation = next((seal.installation for _, seal, _ in reversed(parts) if seal.installation), None) or {}
+    elapsed = max(0, last.ended_monotonic - first.started_monotonic) / 1e9
+    return Summary(
+        session_id=canonical(first.session_id, "preamble.session"),
+        info=Info.from_wire(dict(first.info)),
+        started=first.started_wall / 1e9,
+        ended=max(last.ended_wall, 0) / 1e9,
+        duration=elapsed,
+        status=Status.CRASHED if last.reason is SealReason.CRASHED else Status.STOPPED,
+        counts=counts,
+        segments=tuple(sealed_state(preamble.index, seal, size) for preamble, seal, size in parts),
+        installation=str(installation.get("id", "")),
+        installation_properties=cut_properties(installation.get("properties") or {}),
+    )
+
+
+def sealed_state(index: int, seal: Seal, size: int) -> SegmentState:
+    """The state of a sealed segment of `size` bytes."""
+    return SegmentState(index, size, seal.records, sealed=True, sha256=seal.sha256.hex())

@@ -1,0 +1,145 @@
+"""Taking apart what a peer sent: each value is asked for by name, type and bound, and a wrong one is named by its
+place.
+
+A message is decoded as a whole (msgpack or JSON) and then read through `Fields`. Unknown members are ignored, so that
+either side may learn to say more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import msgpack
+import zstandard
+
+from mailboat.protocol.errors import WireError
+from mailboat.protocol.ids import canonical
+from mailboat.protocol.limits import MAX_NEGOTIATION, MAX_PROPERTY_TEXT
+
+MSGPACK_MEDIA_TYPE: Final = "application/vnd.mailboat+msgpack"
+JSON_MEDIA_TYPE: Final = "application/json"
+MEDIA_TYPES: Final = (MSGPACK_MEDIA_TYPE, JSON_MEDIA_TYPE)
+
+_MAX_WINDOW: Final = 8 * 1024 * 1024
+
+T = TypeVar("T")
+
+
+def encode(message: object, media_type: str) -> bytes:
+    """`message`, made of maps, sequences and scalars, in the encoding that `media_type` names."""
+    if media_type == MSGPACK_MEDIA_TYPE:
+        return bytes(msgpack.packb(message))
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def decode(body: bytes, media_type: str) -> object:
+    """What `encode` made; `WireError` for anything else."""
+    try:
+        if media_type == MSGPACK_MEDIA_TYPE:
+            return msgpack.unpackb(body, strict_map_key=True)
+        return json.loads(body)
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise WireError(f"the body is no {media_type}: {error}") from error
+
+
+def compress(body: bytes) -> bytes:
+    """`body` as one zstd frame, to be sent with ``Content-Encoding: zstd``."""
+    return zstandard.ZstdCompressor(level=3).compress(body)
+
+
+def decompress(body: bytes, limit: int = MAX_NEGOTIATION) -> bytes:
+    """What `compress` made, at most `limit` bytes; `WireError` for more, or for anything else."""
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(body) as stream:
+            content = stream.read(limit + 1)
+    except zstandard.ZstdError as error:
+        raise WireError(f"the body does not decompress: {error}") from error
+    if len(content) > limit:
+        raise WireError(f"the body decompresses to more than {limit} bytes")
+    return content
+
+
+class Fields:
+    """The members of one map of a message."""
+
+    def __init__(self, values: object, where: str) -> None:
+        """`where` is the map's place in the message, for errors."""
+        if not isinstance(values, dict):
+            raise WireError(f"{where}: expected a map, got {type(values).__name__}")
+        self._values: Mapping[str, Any] = values
+        self._where = where
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the member is there and not null."""
+        return self._values.get(name) is not None
+
+    def place(self, name: str) -> str:
+        """The place of a member in the message."""
+        return f"{self._where}.{name}"
+
+    def text(self, name: str, default: str | None = None, limit: int = MAX_PROPERTY_TEXT) -> str:
+        """A text of at most `limit` characters."""
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            raise self._wrong(name, "a text", value)
+        if len(value) > limit:
+            raise WireError(f"{self.place(name)}: a text of {len(value)} characters, at most {limit} are taken")
+        return value
+
+    def whole(self, name: str, default: int | None = None, low: int = 0, high: int = 2**63 - 1) -> int:
+        """A whole number between `low` and `high`."""
+        value = self._get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self._wrong(name, f"a whole number from {low} to {high}", value)
+        return value
+
+    def number(self, name: str, default: float | None = None, low: float = 0.0, high: float = 1e15) -> float:
+        """A number between `low` and `high`."""
+        value = self._get(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise self._wrong(name, f"a number from {low:g} to {high:g}", value)
+        return float(value)
+
+    def flag(self, name: str, *, default: bool | None = None) -> bool:
+        """True or false."""
+        value = self._get(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false", value)
+        return value
+
+    def id(self, name: str) -> str:
+        """A canonical UUID."""
+        return canonical(self._get(name, None), self.place(name))
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """A map with text keys; empty when the member is missing or null."""
+        value = self._values.get(name)
+        if value is None:
+            return {}
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise self._wrong(name, "a map with text keys", value)
+        return value
+
+    def each(self, name: str, limit: int, read: Callable[[Fields], T]) -> tuple[T, ...]:
+        """The maps of a list of at most `limit`, each read by `read`; empty when the member is missing or null."""
+        values = self._values.get(name)
+        if values is None:
+            return ()
+        if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+            raise self._wrong(name, "a list", values)
+        if len(values) > limit:
+            raise WireError(f"{self.place(name)}: a list of {len(values)}, at most {limit} are taken")
+        return tuple(read(Fields(value, f"{self.place(name)}[{at}]")) for at, value in enumerate(values))
+
+    def _get(self, name: str, default: object) -> object:
+        value = self._values.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise WireError(f"{self.place(name)}: is missing")
+        return value
+
+    def _wrong(self, name: str, expected: str, value: object) -> WireError:
+        return WireError(f"{self.place(name)}: expected {expected}, got {value!r:.80}")
