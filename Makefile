@@ -32,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_NO_INPUT := 1
 # Settings of the caller's environment that would let other modules in.
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV MAKEFLAGS
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .PHONY: demo test check bench serve soak clean wheel-installed FORCE
 .DELETE_ON_ERROR:
@@ -71,11 +71,13 @@ clean:
 	@printf '%s\n' $(SOURCES) >.make/sources.new
 	@if cmp -s .make/sources.new .make/sources; then rm .make/sources.new; else mv .make/sources.new .make/sources; fi
 
+# Without isolation: what builds it is in the environment already, and need not be fetched each time.
 $(VENV)/.installed: pyproject.toml .make/sources
 	@test -n "$(PYTHON)" || { echo "mailboat needs Python 3.11 or newer with the venv module (on Debian and Ubuntu: the" \
 	    "package python3-venv). None was found on PATH; name one with: make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(VENV)/bin/pip || "$(PYTHON)" -m venv --clear $(VENV)
-	$(VENV)/bin/pip install -qq --editable '.[all,dev]' --config-settings editable_mode=strict
+	$(VENV)/bin/pip install -qq 'setuptools>=77'
+	$(VENV)/bin/pip install -qq --no-build-isolation --editable '.[all,dev]' --config-settings editable_mode=strict
 	@touch $@
 
 # The wheel is built from a copy holding only what belongs into it, in a folder of its own: setuptools takes up again
