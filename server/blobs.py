@@ -1,0 +1,189 @@
+"""Segment bytes: one file for each upload, in a local folder, behind a narrow interface.
+
+A blob is named by its upload's id, which must be a canonical UUID (`ids.canonical`) and so can never lead out of the
+folder; files are spread over 256 folders by the last two digits of the id (the first ones are its time).
+
+All functions are plain, safe in any thread, and may block: call them off the event loop. The one exception is
+`BlobWriter.write`, which copies into the page cache and is meant to be called inline (an executor call for each piece
+costs a quarter of the throughput). A blob only ever grows while it is written; a `sync` that failed is never trusted to
+a second try on the same descriptor, so the writer is of no more use then.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final, Protocol
+
+from mailboat.protocol.errors import StoreError
+from mailboat.protocol.ids import is_canonical
+
+_FOLDER_MODE: Final = 0o700
+_FILE_MODE: Final = 0o600
+
+_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
+_BINARY: Final = getattr(os, "O_BINARY", 0)
+
+sync_data: Final = getattr(os, "fdatasync", os.fsync)
+"""Make a file's bytes and its size durable; fsync where there is no fdatasync (macOS, Windows)."""
+
+
+class BlobLost(StoreError):
+    """A blob holds fewer bytes than were announced as durable: somebody removed or cut the file."""
+
+
+class BlobWriter(Protocol):
+    """Appends to one blob. `offset` is where the next byte goes, `durable` what a `sync` has made durable."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far, from the blob's start."""
+
+    def write(self, piece: bytes) -> None:
+        """Append a piece; `OSError` when the disk refuses, after which `offset` tells what of it was kept."""
+
+    def sync(self) -> int:
+        """Make all bytes written so far durable; returns that offset."""
+
+    def close(self) -> None:
+        """Release the file; nothing happens the second time."""
+
+
+class Blobs(Protocol):
+    """What the server asks of a blob store."""
+
+    def append(self, blob_id: str, offset: int) -> BlobWriter:
+        """Go on writing at `offset`, making the blob when `offset` is zero and it is not there; bytes beyond `offset`
+        (of a transfer whose end was never announced) are cut off. `BlobLost` when it holds less.
+        """
+
+    def read(self, blob_id: str, offset: int, length: int) -> bytes:
+        """At most `length` bytes from `offset` on; fewer only at the blob's end. `FileNotFoundError` if it is lost."""
+
+    def path(self, blob_id: str) -> Path:
+        """Where the blob is, or would be."""
+
+    def size(self, blob_id: str) -> int:
+        """Bytes in the blob, durable or not; zero when it is not there."""
+
+    def settle(self, blob_id: str, size: int) -> None:
+        """Cut the blob to `size` bytes, and make those durable."""
+
+    def remove(self, blob_id: str) -> None:
+        """Delete the blob, if it is there."""
+
+    def free(self) -> int:
+        """Bytes that may still be stored."""
+
+
+class LocalBlobs:
+    """`Blobs` in a local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is made, with its subfolders, when it is not there."""
+        self._folder = folder
+        folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        for number in range(256):
+            (folder / f"{number:02x}").mkdir(mode=_FOLDER_MODE, exist_ok=True)
+        _sync_folder(folder)
+
+    def append(self, blob_id: str, offset: int) -> LocalBlobWriter:
+        """See `Blobs.append`."""
+        path = self.path(blob_id)
+        created = offset == 0 and not path.exists()
+        flags = os.O_WRONLY | _CLOEXEC | _BINARY | (os.O_CREAT if offset == 0 else 0)
+        try:
+            fd = os.open(path, flags, _FILE_MODE)
+        except FileNotFoundError as error:
+            raise BlobLost(f"{path}: {offset} bytes were announced, and the file is gone") from error
+        try:
+            size = os.fstat(fd).st_size
+            if size < offset:
+                raise BlobLost(f"{path}: {offset} bytes were announced, the file has {size}")
+            if size > offset:
+                os.ftruncate(fd, offset)
+            if created:
+                _sync_folder(path.parent)
+        except BaseException:
+            os.close(fd)
+            raise
+        return LocalBlobWriter(fd, offset)
+
+    def read(self, blob_id: str, offset: int, length: int) -> bytes:
+        """See `Blobs.read`."""
+        with self.path(blob_id).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def path(self, blob_id: str) -> Path:
+        """See `Blobs.path`."""
+        if not is_canonical(blob_id):
+            raise ValueError(f"{blob_id!r:.80} is no canonical UUID, so it names no blob")
+        return self._folder / blob_id[-2:] / blob_id
+
+    def size(self, blob_id: str) -> int:
+        """See `Blobs.size`."""
+        try:
+            return self.path(blob_id).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def settle(self, blob_id: str, size: int) -> None:
+        """See `Blobs.settle`."""
+        fd = os.open(self.path(blob_id), os.O_WRONLY | _CLOEXEC | _BINARY)
+        try:
+            if os.fstat(fd).st_size > size:
+                os.ftruncate(fd, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        _sync_folder(self.path(blob_id).parent)
+
+    def remove(self, blob_id: str) -> None:
+        """See `Blobs.remove`."""
+        self.path(blob_id).unlink(missing_ok=True)
+
+    def free(self) -> int:
+        """See `Blobs.free`."""
+        return shutil.disk_usage(self._folder).free
+
+
+class LocalBlobWriter:
+    """`BlobWriter` on one file descriptor."""
+
+    def __init__(self, fd: int, offset: int) -> None:
+        """`fd` becomes this writer's own; the file is `offset` bytes long."""
+        self._fd = fd
+        self.offset = offset
+
+    def write(self, piece: bytes) -> None:
+        """See `BlobWriter.write`."""
+        left = memoryview(piece)
+        while left:
+            written = os.pwrite(self._fd, left, self.offset)
+            self.offset += written
+            left = left[written:]
+
+    def sync(self) -> int:
+        """See `BlobWriter.sync`."""
+        offset = self.offset
+        sync_data(self._fd)
+        return offset
+
+    def close(self) -> None:
+        """See `BlobWriter.close`."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable (a file whose name is lost is lost)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows has no such descriptor, and keeps names with the file's own flush
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

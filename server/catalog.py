@@ -1,0 +1,309 @@
+"""The catalog: what the server knows of products, keys, sessions and uploads, behind a narrow interface.
+
+Everything but segment bytes (`blobs`) and loaded records (`analytics`) is kept here. `Catalog` is what the rest of the
+server may rely on; `sqlite_catalog` carries it out on one machine, and another engine can take its place.
+
+The promises:
+
+* A coroutine that changes something returns when the change survives power loss, and not before. Changes that are
+  asked for at the same time share one commit.
+* One call is one transaction: all of it happens or none.
+* Rows are frozen values. Times are Unix seconds by the server's clock unless the name says otherwise.
+* A product's rows are never touched or shown under another product's name: session ids are made by clients, so they
+  mean something only within a product.
+
+Raises `CatalogError` when the engine cannot do as asked (disk full, file damaged); nothing was changed then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from mailboat.protocol.errors import StoreError
+from mailboat.protocol.summary import Summary
+from mailboat.protocol.uploads.state import UploadState
+
+
+class CatalogError(StoreError):
+    """The catalog cannot be read or written; the message names the reason."""
+
+
+class Role(StrEnum):
+    """What a key may do: agents send, readers read (both within one product), admins everything everywhere."""
+
+    AGENT = "agent"
+    READER = "reader"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """A key, without its text: `digest` is the SHA-256 of that, `product` None for an admin's key."""
+
+    id: str
+    digest: bytes
+    product: str | None
+    role: Role
+    created: float
+    revoked: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProductRow:
+    """A product and its policy as plain values (see `policy.Plan`)."""
+
+    name: str
+    created: float
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SessionState(StrEnum):
+    """What the server has decided about a session's details."""
+
+    WANTED = "wanted"
+    DECLINED = "declined"
+    REJECTED = "rejected"
+
+
+class Verification(StrEnum):
+    """Whether an upload's bytes are what they should be; the values are stored and do not change."""
+
+    PENDING = "pending"
+    """It is not complete yet."""
+    VERIFIED = "verified"
+    """An intact, sealed segment, of the session and index that it was made for."""
+    REJECTED = "rejected"
+    """Made for a segment, and no intact one; `reason` tells the negotiation's reason. The bytes are kept."""
+    QUARANTINED = "quarantined"
+    """Complete, and no segment at all: kept, and of no session."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRow:
+    """One upload resource. `session_id` and `index` are None unless it carries a segment.
+
+    ``state.offset`` is the announced offset: durable in `blobs`, and never lowered. `sha256` (hex) is that in the seal
+    of a verified segment, `records` the records in it; `loaded` the bytes that analytics has taken over.
+    """
+
+    state: UploadState
+    product: str
+    session_id: str | None = None
+    index: int | None = None
+    verification: Verification = Verification.PENDING
+    sha256: str = ""
+    reason: str = ""
+    detail: str = ""
+    records: int = 0
+    loaded: int = 0
+    created: float = 0.0
+    updated: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """The upload's id, a canonical UUID; also the blob's name."""
+        return self.state.id
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """An upload that carries a segment, as reports and ingest need it.
+
+    `offset` bytes are durable in blob `upload_id`; `complete` says that no more will come. Of a live session's segment
+    the last block may still be cut: only whole blocks are to be loaded.
+    """
+
+    upload_id: str
+    product: str
+    session_id: str
+    index: int
+    offset: int
+    complete: bool
+    verification: Verification
+    sha256: str
+    reason: str
+    detail: str
+    records: int
+    loaded: int
+    created: float
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """One session as offered last, with the segments that the server has or wants.
+
+    `skew` is to be added to the recording machine's wall clock to get the server's (None: unknown).
+    """
+
+    product: str
+    summary: Summary
+    state: SessionState
+    reason: str
+    explanation: str
+    skew: float | None
+    first_seen: float
+    updated: float
+    segments: tuple[SegmentRow, ...] = ()
+
+    @property
+    def delivered(self) -> bool:
+        """Whether every segment of the summary is here and verified, and no more will come."""
+        verified = {each.index for each in self.segments if each.verification is Verification.VERIFIED}
+        listed = self.summary.segments
+        return all(each.sealed and each.index in verified for each in listed) and self.summary.status != "running"
+
+
+class Origin(StrEnum):
+    """Which sessions are shown: those of test runs are internal."""
+
+    PUBLIC = "public"
+    INTERNAL = "internal"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionQuery:
+    """Which sessions to list, newest start first. `product` None: of all products (an admin's view).
+
+    `since` <= start < `until`, by the recording machine's clock. `cursor` is what the page before gave.
+    """
+
+    product: str | None
+    since: float | None = None
+    until: float | None = None
+    origin: Origin = Origin.ALL
+    application: str | None = None
+    version: str | None = None
+    status: str | None = None
+    state: SessionState | None = None
+    limit: int = 100
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """A page of a listing; `cursor` leads to the next one, None at the end."""
+
+    sessions: tuple[SessionRow, ...]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One offer as the policy has decided it: to be kept, and, if wanted, to be given an upload per listed segment.
+
+    With `fresh_uploads` False no new upload is made (the disk is nearly full).
+    """
+
+    product: str
+    summary: Summary
+    state: SessionState
+    reason: str = ""
+    explanation: str = ""
+    skew: float | None = None
+    fresh_uploads: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """What the agent at `source` (host or installation) last said of its records; see the protocol's `Request`."""
+
+    product: str
+    source: str
+    agent: str
+    ledger: Mapping[str, Any]
+    updated: float
+
+
+class Catalog(Protocol):
+    """What the server asks of a catalog. Every coroutine may be called at any time between `open` and `close`."""
+
+    async def open(self) -> None:
+        """Make or open the catalog and bring its layout up to date."""
+
+    async def close(self) -> None:
+        """Finish what was asked for, and release the engine."""
+
+    # -- products and keys ---------------------------------------------------------------------------------------
+
+    async def products(self) -> tuple[ProductRow, ...]:
+        """All products, by name."""
+
+    async def product(self, name: str) -> ProductRow | None:
+        """One product."""
+
+    async def put_product(self, row: ProductRow) -> None:
+        """Make a product, or give it another plan."""
+
+    async def key(self, digest: bytes) -> KeyRow | None:
+        """The key with this SHA-256, revoked ones included."""
+
+    async def keys(self) -> tuple[KeyRow, ...]:
+        """All keys, oldest first."""
+
+    async def put_key(self, row: KeyRow) -> None:
+        """Add a key; its product is made if there is none of that name."""
+
+    async def revoke_key(self, key_id: str, now: float) -> bool:
+        """Make a key useless; False when there is none of that id, or it was revoked before."""
+
+    # -- negotiation ---------------------------------------------------------------------------------------------
+
+    async def register(self, offers: Sequence[Registration], now: float) -> tuple[tuple[SegmentRow, ...], ...]:
+        """Keep the summaries, make the uploads that are missing; for each offer: the segments that the server knows of
+        that session, in order of index. A lost, cancelled or expired upload is replaced by a fresh one, and so is an
+        unfinished one that holds more bytes than its sealed segment has.
+        """
+
+    async def put_ledger(self, row: LedgerRow) -> None:
+        """Keep what an agent said, in place of what it said before."""
+
+    async def ledgers(self, product: str | None) -> tuple[LedgerRow, ...]:
+        """What the agents of a product (None: of all) said last."""
+
+    # -- uploads -------------------------------------------------------------------------------------------------
+
+    async def upload(self, upload_id: str) -> UploadRow | None:
+        """One upload."""
+
+    async def put_upload(self, row: UploadRow) -> None:
+        """Make an upload, or replace what is known of it (but for `loaded`)."""
+
+    async def open_uploads(self) -> tuple[UploadRow, ...]:
+        """The uploads that take more bytes."""
+
+    async def adopt(self, row: UploadRow, summary: Summary) -> bool:
+        """Replace an upload that turned out to be a verified segment of a session that was never offered; the session
+        is made from `summary` when there is none. False, and nothing changed, when that segment is here already.
+        """
+
+    # -- ingest --------------------------------------------------------------------------------------------------
+
+    async def segments_to_load(self, limit: int = 100) -> tuple[SegmentRow, ...]:
+        """Segments with durable bytes beyond what was loaded, none of them rejected, those waiting longest first."""
+
+    async def mark_loaded(self, loaded: Mapping[str, int]) -> None:
+        """Note up to which offset each upload was loaded: a hint that saves work, the truth is in analytics."""
+
+    async def mark_rejected(self, upload_id: str, reason: str, detail: str, now: float) -> None:
+        """A segment that was taken for good is not: its session is rejected for `reason`; the bytes are kept."""
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    async def sessions(self, query: SessionQuery) -> SessionPage:
+        """A page of sessions; `WireError` for a cursor that was not handed out here."""
+
+    async def session(self, product: str | None, session_id: str) -> SessionRow | None:
+        """One session; with product None the one of any product (an admin's view)."""
+
+    # -- the server itself ---------------------------------------------------------------------------------------
+
+    async def note(self, name: str) -> str | None:
+        """A text that the server keeps for itself (such as the boot it ran under)."""
+
+    async def put_note(self, name: str, text: str) -> None:
+        """Keep such a text."""

@@ -1,0 +1,59 @@
+"""The server's settings: one frozen value, each field with its default, unit and reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mailboat.protocol.errors import ConfigError
+from mailboat.protocol.limits import MAX_SEGMENT, MIB
+
+MAX_PORT: Final = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Settings of one server. Sizes are bytes, times seconds.
+
+    Unknown or impossible values raise `ConfigError`, naming the field, its value and what would do.
+    """
+
+    data: Path
+    """The folder that holds everything; made on first start."""
+    host: str = "127.0.0.1"
+    """Address to listen on; this machine only unless told otherwise."""
+    port: int = 8787
+    """TCP port; 0 takes a free one."""
+    first_product: str = "default"
+    """The product that the first start makes a key for."""
+    max_upload_bytes: int = MAX_SEGMENT
+    """Largest upload; no segment is larger."""
+    min_free_bytes: int = 256 * MIB
+    """Below this much free disk no new upload is begun (507, or `later` in a negotiation); those begun go on."""
+    body_timeout: float = 30.0
+    """A body that brings fewer than `min_body_bytes` in this time is cut; what came is kept."""
+    min_body_bytes: int = 1024
+    """See `body_timeout`: a thousand bytes in half a minute are no upload, but an attempt to hold the server."""
+    keepalive_timeout: float = 75.0
+    """How long an idle connection is kept."""
+    stop_timeout: float = 10.0
+    """How long a stopping server waits for the requests in progress (transfers are cut at a durable offset at once)."""
+    upload_max_age: int = 7 * 24 * 3600
+    """Lifetime of an unfinished upload that no negotiation asked for."""
+    key_cache: float = 5.0
+    """How long a key is believed before the catalog is asked again: a revoked one ends within this time."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        object.__setattr__(self, "data", Path(self.data))
+        if not 0 <= self.port <= MAX_PORT:
+            raise ConfigError(f"port={self.port!r}: a number from 0 to {MAX_PORT} is needed")
+        for name in ("body_timeout", "keepalive_timeout", "stop_timeout", "upload_max_age", "max_upload_bytes"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: a number above zero is needed")
+        for name in ("min_free_bytes", "min_body_bytes", "key_cache"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: zero or more is needed")
+        if not self.first_product:
+            raise ConfigError("first_product='': a name is needed")

@@ -1,0 +1,74 @@
+"""What the handlers of one server share, under typed keys of the aiohttp application.
+
+catalog = request.app[CATALOG]
+principal = require(request, Role.READER)        # 401 or 403 as a problem document
+notify_ingest(request.app)                       # durable bytes have grown
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from mailboat.protocol.errors import Code, Problem
+from mailboat.server.blobs import Blobs
+from mailboat.server.catalog import Catalog, Role
+from mailboat.server.config import ServerConfig
+
+
+class ProblemError(Exception):
+    """Raised by a handler to answer with a problem document."""
+
+    def __init__(self, code: Code, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.problem = Problem(code, detail)
+        self.headers = headers or {}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks: the key's id, role, and product (None: the whole server)."""
+
+    key_id: str
+    role: Role
+    product: str | None
+
+    def reaches(self, product: str) -> bool:
+        """Whether rows of `product` may be touched or shown."""
+        return self.product is None or self.product == product
+
+
+CONFIG: Final = web.AppKey("config", ServerConfig)
+CATALOG: Final[web.AppKey[Catalog]] = web.AppKey("catalog")
+BLOBS: Final[web.AppKey[Blobs]] = web.AppKey("blobs")
+CLOCK: Final[web.AppKey[Callable[[], float]]] = web.AppKey("clock")
+"""Wall clock, Unix seconds."""
+WORKERS: Final[web.AppKey[Executor]] = web.AppKey("workers")
+"""Threads for bounded work that would hold the event loop (decoding, file calls)."""
+INGEST_WAKE: Final = web.AppKey("ingest_wake", asyncio.Event)
+COUNTERS: Final[web.AppKey[Counter[str]]] = web.AppKey("counters")
+"""What happened so far, by name; every swallowed failure is counted here."""
+
+PRINCIPAL: Final = "mailboat.principal"
+
+
+def require(request: web.Request, role: Role) -> Principal:
+    """Who asks, if that key may act in `role` (an admin may in any); otherwise `ProblemError` 401 or 403."""
+    principal = request.get(PRINCIPAL)
+    if not isinstance(principal, Principal):
+        detail = "send the key as `Authorization: Bearer mbk_...`"
+        raise ProblemError(Code.UNAUTHORISED, detail, {"WWW-Authenticate": 'Bearer realm="mailboat"'})
+    if principal.role not in (role, Role.ADMIN):
+        raise ProblemError(Code.FORBIDDEN, f"a key of role {principal.role} may not do what {role} keys may")
+    return principal
+
+
+def notify_ingest(app: web.Application) -> None:
+    """Say that durable bytes have grown, so that ingest looks for segments to load."""
+    app[INGEST_WAKE].set()
