@@ -1,0 +1,283 @@
+"""The server's side: what follows from a request on an upload. Pure functions from a state to a verdict.
+
+For a request with a body an adapter goes through these steps, in this order:
+
+1. End the older transfer of the same upload, if there is one: it calls `finish_append` with `BodyEnd.CUT`, and its
+   bytes are kept. The newest request wins, because a client that asks again has given up on what it asked before.
+2. Load the state; `decide_create` or `decide_append`. **Store** ``verdict.state`` before doing anything else: its
+   epoch shuts out whoever did not end in step 1, and its length is a statement that later requests must match.
+3. If `Accepted`: write the body at ``from_offset``, at most ``max_bytes`` of it, and make it durable. `record_bytes`
+   may note durable progress on the way.
+4. `finish_append` with the durable offset; store its state; answer.
+
+A verdict's state has to be stored before it is answered, `Refused` included: an answer that tells an offset promises
+that this very offset will be accepted next (RUFH 4.6), which holds only under the new epoch.
+
+`now` is wall-clock time in Unix seconds: lifetimes are kept across restarts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from mailboat.protocol.uploads.state import Event, Phase, UploadMisuse, UploadState
+from mailboat.protocol.uploads.values import Append, Create, Limits, stated_length
+
+
+class Refusal(Enum):
+    """Why a request was not carried out; each dialect has its own status and wording for these."""
+
+    MALFORMED = "a field is missing or cannot be read"
+    UNSUPPORTED_MEDIA_TYPE = "the body has another media type than appends have"
+    METHOD_NOT_ALLOWED = "uploads know no such method"
+    UNKNOWN = "there is no such upload"
+    GONE = "the upload was cancelled, expired or spoilt"
+    COMPLETED = "the upload is complete; nothing was to be appended"
+    COMPLETED_EXTENDED = "the upload is complete; bytes were to be appended"
+    MISMATCHING_OFFSET = "the upload stands at another offset"
+    INCONSISTENT_LENGTH = "statements about the upload's length contradict each other"
+    TOO_LARGE = "the upload is larger than the server takes"
+    TOO_SMALL = "the upload is smaller than the server keeps resumable"
+    APPEND_TOO_LARGE = "one request carries more than the server takes at a time"
+    APPEND_TOO_SMALL = "one request carries less than the server takes at a time"
+    SUPERSEDED = "a newer request on the same upload took over"
+
+
+class BodyEnd(Enum):
+    """How the body of a request ended."""
+
+    WHOLE = "whole"
+    """It came as far as the message itself said."""
+    CUT = "cut"
+    """It broke off: connection lost, too slow, or ended for a newer request."""
+    OVERRUN = "overrun"
+    """More than ``max_bytes`` came; what was beyond them was dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The body may be written at `from_offset`, under `epoch`, at most `max_bytes` of it (None: no bound)."""
+
+    state: UploadState
+    request: Create | Append
+    from_offset: int
+    max_bytes: int | None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under which the body is written."""
+        return self.state.epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The body was kept, up to `state.offset`; `state.complete` tells whether that was the last of it."""
+
+    state: UploadState
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Here stands the upload."""
+
+    state: UploadState
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The resource is gone. `discard`: its bytes may go too; not so when they were handed over by completion before."""
+
+    state: UploadState
+    discard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request was not carried out.
+
+    `state` is to be stored; None when there is no upload, or the request never came so far as to look at it.
+    `provided` is the offset that the request named. `limits` are those that an upload would have had.
+    """
+
+    refusal: Refusal
+    detail: str
+    state: UploadState | None = None
+    provided: int | None = None
+    limits: Limits | None = None
+
+
+Verdict = Accepted | Appended | Found | Cancelled | Refused
+
+
+def decide_create(
+    request: Create,
+    *,
+    upload_id: str,
+    limits: Limits,
+    now: float,
+    dialect: str,
+) -> Accepted | Refused:
+    """Whether the upload `upload_id` may be made; if so its bytes are taken as for an append at 0."""
+    fresh = UploadState(
+        id=upload_id,
+        limits=limits,
+        expires=None if limits.max_age is None else now + limits.max_age,
+        dialect=dialect,
+    )
+    verdict = _admit(fresh.fenced(), request, 0)
+    if isinstance(verdict, Refused):
+        return replace(verdict, state=None, limits=limits)  # nothing was made, so there is nothing to store
+    return verdict
+
+
+def decide_append(state: UploadState, request: Append, *, now: float) -> Accepted | Refused:
+    """Whether the body of `request` may be appended to the upload in `state`."""
+    state = state.at(now)
+    if state.gone:
+        return _gone(state)
+    if state.complete:
+        # RUFH 4.4.2: a body on top of a complete upload contradicts its length, an empty one is merely late
+        late = request.content_length == 0
+        refusal = Refusal.COMPLETED if late else Refusal.COMPLETED_EXTENDED
+        return Refused(refusal, f"the upload is complete, with {state.offset} bytes", state, request.offset)
+    state = state.fenced()
+    if request.offset != state.offset:
+        detail = f"the upload stands at {state.offset}, the request at {request.offset}"
+        return Refused(Refusal.MISMATCHING_OFFSET, detail, state, request.offset)
+    return _admit(state.prolonged(now), request, state.offset)
+
+
+def decide_query(state: UploadState, *, now: float) -> Found | Refused:
+    """Where the upload stands. Takes a new epoch: a transfer still under way could outdate the answer."""
+    state = state.at(now)
+    if state.gone:
+        return _gone(state)
+    return Found(state if state.complete else state.fenced())
+
+
+def decide_cancel(state: UploadState, *, now: float) -> Cancelled | Refused:
+    """The upload's resource goes, and with it the bytes of an incomplete upload."""
+    state = state.at(now)
+    if state.gone:
+        return _gone(state)
+    return Cancelled(state.fenced().after(Event.CANCEL), discard=not state.complete)
+
+
+def record_bytes(state: UploadState, accepted: Accepted, *, offset: int) -> UploadState | Refused:
+    """Note that `accepted`'s body is durable up to `offset`; refused when a newer request took over meanwhile.
+
+    `state` is the upload as stored now. Raises `UploadMisuse` for an offset outside of what was accepted.
+    """
+    if state.phase is not Phase.OPEN or state.epoch != accepted.epoch:
+        return Refused(Refusal.SUPERSEDED, "a newer request on this upload took over; ask for its offset", state)
+    end = None if accepted.max_bytes is None else accepted.from_offset + accepted.max_bytes
+    if offset < state.offset or (end is not None and offset > end):
+        raise UploadMisuse(f"offset {offset} was neither reached before ({state.offset}) nor accepted (up to {end})")
+    return replace(state.after(Event.APPEND), offset=offset)
+
+
+def finish_append(
+    state: UploadState, accepted: Accepted, *, offset: int, end: BodyEnd, now: float
+) -> Appended | Refused:
+    """What has become of the upload, now that `accepted`'s body ended as `end` says and is durable up to `offset`.
+
+    `state` is the upload as stored now. Raises `UploadMisuse` as `record_bytes` does.
+    """
+    recorded = record_bytes(state, accepted, offset=offset)
+    if isinstance(recorded, Refused):
+        return recorded
+    state = recorded.prolonged(now)
+    if end is BodyEnd.OVERRUN:
+        if accepted.max_bytes is None or offset != accepted.from_offset + accepted.max_bytes:
+            raise UploadMisuse(f"a body cannot overrun {accepted.max_bytes} bytes and end at {offset}")
+        return _overrun(state)
+    request = accepted.request
+    if end is BodyEnd.CUT or _short(accepted, offset):
+        return Appended(state)
+    if request.complete and state.length is not None and offset != state.length:
+        # RUFH 4.1.3: "offset and length must match" to complete. The bytes stay, the client may explain itself.
+        detail = f"the upload was to be complete at {offset} bytes, but its length is {state.length}"
+        return Refused(Refusal.INCONSISTENT_LENGTH, detail, state)
+    if request.complete or (request.completes_at_length and offset == state.length):
+        return Appended(replace(state, length=offset).after(Event.FINISH))
+    return Appended(state)
+
+
+def _short(accepted: Accepted, offset: int) -> bool:
+    """Whether fewer bytes came than the message announced: then it was cut, whatever the transport thought."""
+    announced = accepted.request.content_length
+    return announced is not None and offset - accepted.from_offset < announced
+
+
+def _overrun(state: UploadState) -> Refused:
+    if state.length is not None and state.offset >= state.length:
+        detail = f"more came than the {state.length} bytes stated as the upload's length"
+        return Refused(Refusal.INCONSISTENT_LENGTH, detail, state.after(Event.OVERRUN))
+    limits = state.limits
+    if limits.max_size is not None and state.offset >= limits.max_size:
+        return Refused(Refusal.TOO_LARGE, f"an upload holds at most {limits.max_size} bytes", state)
+    return Refused(Refusal.APPEND_TOO_LARGE, f"a request holds at most {limits.max_append_size} bytes", state)
+
+
+def _gone(state: UploadState) -> Refused:
+    return Refused(Refusal.GONE, f"the upload is {state.phase.value}", state)
+
+
+def _admit(state: UploadState, request: Create | Append, offset: int) -> Accepted | Refused:
+    """Check a request that stands at the right offset against length and limits; `state` has its new epoch."""
+    contradiction = _contradiction(state, request, offset)
+    if contradiction is not None:
+        return Refused(Refusal.INCONSISTENT_LENGTH, contradiction, state)
+    length = state.length if state.length is not None else stated_length(request, offset)
+    excess = _excess(state.limits, request, offset, length)
+    if excess is not None:
+        return replace(excess, state=state)
+    return Accepted(replace(state, length=length), request, offset, _max_bytes(state.limits, request, offset, length))
+
+
+def _contradiction(state: UploadState, request: Create | Append, offset: int) -> str | None:
+    """What is wrong with the lengths that were stated, in this request and before (RUFH 4.1.3)."""
+    known = state.length if state.length is not None else request.length
+    if request.length not in (None, known):
+        return f"the upload's length was stated as {known}, and now as {request.length}"
+    if known is None:
+        return None
+    if known < offset:
+        return f"the upload's length cannot be {known}, it has {offset} bytes already"
+    if request.content_length is None:
+        return None
+    end = offset + request.content_length
+    if end > known or (request.complete and end != known):
+        return f"the request ends at {end}, but the upload's length is {known}"
+    return None
+
+
+def _excess(limits: Limits, request: Create | Append, offset: int, length: int | None) -> Refused | None:
+    """Which limit the request breaks, as far as it can be told before its body."""
+    size = request.content_length
+    reached = length if length is not None else offset + (size or 0)
+    if limits.max_size is not None and reached > limits.max_size:
+        return Refused(Refusal.TOO_LARGE, f"an upload holds at most {limits.max_size} bytes, not {reached}")
+    if limits.min_size is not None and length is not None and length < limits.min_size:
+        return Refused(Refusal.TOO_SMALL, f"an upload holds at least {limits.min_size} bytes, not {length}")
+    if size is None:
+        return None
+    if limits.max_append_size is not None and size > limits.max_append_size:
+        return Refused(Refusal.APPEND_TOO_LARGE, f"a request holds at most {limits.max_append_size} bytes, not {size}")
+    # The smallest append does not bind the last one, nor a creation that only asks for a resource.
+    exempt = request.complete or (isinstance(request, Create) and size == 0)
+    if limits.min_append_size is not None and size < limits.min_append_size and not exempt:
+        return Refused(Refusal.APPEND_TOO_SMALL, f"a request holds at least {limits.min_append_size} bytes, not {size}")
+    return None
+
+
+def _max_bytes(limits: Limits, request: Create | Append, offset: int, length: int | None) -> int | None:
+    """How much of the body may be kept; RUFH 4.4.2: "not sufficient to rely on Content-Length"."""
+    bounds = (
+        request.content_length,
+        limits.max_append_size,
+        None if limits.max_size is None else limits.max_size - offset,
+        None if length is None else length - offset,
+    )
+    return min((bound for bound in bounds if bound is not None), default=None)

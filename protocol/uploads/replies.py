@@ -1,0 +1,120 @@
+"""Answers to a client as parsed values, and the one table of what their status codes mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Final, Protocol
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from mailboat.protocol.uploads.values import Limits, Request
+
+
+class Meaning(Enum):
+    """What a status code says about a request on an upload."""
+
+    SUCCESS = "success"
+    RETRY = "retry"
+    CONFLICT = "conflict"
+    GONE = "gone"
+    UNAUTHORISED = "unauthorised"
+    TOO_LARGE = "too large"
+    REFUSED = "refused"
+    NOT_OURS = "not ours"
+
+
+_BY_STATUS: Final[Mapping[int, Meaning]] = MappingProxyType(
+    {
+        401: Meaning.UNAUTHORISED,
+        403: Meaning.UNAUTHORISED,
+        404: Meaning.GONE,
+        407: Meaning.NOT_OURS,  # a proxy wants to know who we are
+        408: Meaning.RETRY,
+        409: Meaning.CONFLICT,
+        410: Meaning.GONE,
+        413: Meaning.TOO_LARGE,
+        423: Meaning.RETRY,
+        425: Meaning.RETRY,
+        429: Meaning.RETRY,
+        511: Meaning.NOT_OURS,  # RFC 6585, 6: the network wants to be signed in to
+    }
+)
+_BY_CLASS: Final[Mapping[int, Meaning]] = MappingProxyType(
+    {
+        2: Meaning.SUCCESS,
+        # Nothing that carries a key follows a redirect; no server of ours sends one.
+        3: Meaning.NOT_OURS,
+        4: Meaning.REFUSED,
+        5: Meaning.RETRY,
+    }
+)
+
+
+def meaning_of(status: int) -> Meaning:
+    """What `status` means; what HTTP does not define comes from nobody we know."""
+    return _BY_STATUS.get(status) or _BY_CLASS.get(status // 100, Meaning.NOT_OURS)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an HTTP answer says in terms of uploads; None where it says nothing.
+
+    `ours`: it bears the marks of an upload server, so that a success can be believed. `garbled`: a field that tells
+    where the upload stands is there, but unreadable. `completed_before`: it refuses because the upload is complete,
+    whatever the status. `problem` and `detail` are of its problem document.
+    """
+
+    status: int
+    ours: bool
+    garbled: bool = False
+    offset: int | None = None
+    complete: bool | None = None
+    limits: Limits | None = None
+    location: str | None = None
+    completed_before: bool = False
+    problem: str | None = None
+    detail: str = ""
+
+    @property
+    def meaning(self) -> Meaning:
+        """What its status means."""
+        return meaning_of(self.status)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """An HTTP request without its body: method, URL, header fields."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+
+
+class ClientDialect(Protocol):
+    """What a client needs of a dialect: translation, nothing else."""
+
+    def render(self, request: Request, *, target: str, resource: str | None) -> HttpRequest:
+        """The HTTP request for `request`; `target` is where uploads are made, `resource` the upload once it is."""
+
+    def read(self, request: Request, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+        """What the answer to `request` says. Never raises, whatever the answer holds."""
+
+
+def resolve(base: str, location: str) -> str | None:
+    """The URL that `location` means in an answer from `base`; None when unreadable or of another origin.
+
+    Another origin is never followed: the key that goes with every request is meant for one server only. `base` may be a
+    mere path; then `location` must be one as well.
+    """
+    try:
+        url = urljoin(base, location)
+        return url if _origin(urlsplit(url)) == _origin(urlsplit(base)) else None
+    except ValueError:  # an unbalanced bracket, a port that is no number
+        return None
+
+
+def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
+    default = {"http": 80, "https": 443}.get(url.scheme)
+    return url.scheme, url.hostname, default if url.port is None else url.port

@@ -1,0 +1,203 @@
+"""Resumable Uploads for HTTP (RUFH), draft-ietf-httpbis-resumable-upload: names, and the drafts' differences.
+
+"RUFH 4.1.1" in this package means that section of draft -12, of July 2026 (interop version 9), unless a draft is named.
+The draft's interop version changes when something breaks; a client states its own in `Upload-Draft-Interop-Version`.
+What later drafts only relax is done the way that both understand: an offset is always told with `Upload-Complete`,
+though since -13 it need not be, and a reader does not insist on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from mailboat.protocol.errors import Code
+from mailboat.protocol.uploads.decisions import Refusal
+from mailboat.protocol.uploads.fields import FieldError, parse_boolean, parse_dictionary, parse_integer
+
+UPLOAD_OFFSET: Final = "Upload-Offset"
+UPLOAD_COMPLETE: Final = "Upload-Complete"
+UPLOAD_INCOMPLETE: Final = "Upload-Incomplete"
+UPLOAD_LENGTH: Final = "Upload-Length"
+UPLOAD_LIMIT: Final = "Upload-Limit"
+INTEROP_VERSION: Final = "Upload-Draft-Interop-Version"
+PARTIAL_UPLOAD: Final = "application/partial-upload"
+
+_REGISTRY: Final = "https://iana.org/assignments/http-problem-types"
+MISMATCHING_OFFSET: Final = f"{_REGISTRY}#mismatching-upload-offset"
+COMPLETED_UPLOAD: Final = f"{_REGISTRY}#completed-upload"
+INCONSISTENT_LENGTH: Final = f"{_REGISTRY}#inconsistent-upload-length"
+BLANK: Final = "about:blank"
+TITLES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        MISMATCHING_OFFSET: "Mismatching Upload Offset",
+        COMPLETED_UPLOAD: "Upload Is Completed",
+        INCONSISTENT_LENGTH: "Inconsistent Upload Length Values",
+    }
+)
+"""Problem types and their registered titles (RUFH 14.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One interop version, as its difference from the others.
+
+    `complete_field`: the field that tells completeness; `negated`: it tells incompleteness instead.
+    `typed_appends`: an append must have the media type `PARTIAL_UPLOAD`. `completes_at_length`: an upload whose offset
+    reaches its length is complete without being told. `age_limit`: name of the lifetime in `Upload-Limit`.
+    `extending_is_inconsistent`: bytes for a complete upload are reported as a contradicting length.
+    """
+
+    number: int
+    complete_field: str = UPLOAD_COMPLETE
+    negated: bool = False
+    typed_appends: bool = True
+    completes_at_length: bool = False
+    age_limit: str = "max-age"
+    extending_is_inconsistent: bool = False
+
+    @property
+    def tag(self) -> str:
+        """The name under which an upload remembers the dialect it was made in."""
+        return f"rufh-{self.number}"
+
+
+VERSIONS: Final[Mapping[int, Version]] = MappingProxyType(
+    {
+        version.number: version
+        for version in (
+            # drafts -01; the field was renamed and turned around in -02
+            Version(
+                3,
+                complete_field=UPLOAD_INCOMPLETE,
+                negated=True,
+                typed_appends=False,
+                completes_at_length=True,
+                age_limit="expires",
+            ),
+            # -02
+            Version(4, typed_appends=False, completes_at_length=True, age_limit="expires"),
+            # -03: another status than 204 for an offset is allowed
+            Version(5, typed_appends=False, completes_at_length=True, age_limit="expires"),
+            # -04, -05: the media type, limits and problem types
+            Version(6, completes_at_length=True, age_limit="expires"),
+            # -06 to -08: completeness is only what the client says; `expires` is now `max-age`
+            Version(7),
+            # -09 to -11: limits must be announced, and kept to by clients
+            Version(8),
+            # since -12: bytes for a complete upload are an inconsistent length
+            Version(9, extending_is_inconsistent=True),
+        )
+    }
+)
+CURRENT: Final = VERSIONS[9]
+
+# Refusal -> code (and with it the status) and registered problem type. RUFH 4.1.4 (413), 4.4.2 (409, 400), 7 (types);
+# RFC 5789, 2.2 (415). The text leaves 400 or 410 for a late completion; 400 is what its registry entry recommends.
+PROBLEMS: Final[Mapping[Refusal, tuple[Code, str]]] = MappingProxyType(
+    {
+        Refusal.MALFORMED: (Code.BAD_REQUEST, BLANK),
+        Refusal.UNSUPPORTED_MEDIA_TYPE: (Code.UNSUPPORTED_MEDIA_TYPE, BLANK),
+        Refusal.METHOD_NOT_ALLOWED: (Code.METHOD_NOT_ALLOWED, BLANK),
+        Refusal.UNKNOWN: (Code.NOT_FOUND, BLANK),
+        Refusal.GONE: (Code.GONE, BLANK),
+        Refusal.COMPLETED: (Code.BAD_REQUEST, COMPLETED_UPLOAD),
+        Refusal.COMPLETED_EXTENDED: (Code.BAD_REQUEST, COMPLETED_UPLOAD),
+        Refusal.MISMATCHING_OFFSET: (Code.CONFLICT, MISMATCHING_OFFSET),
+        Refusal.INCONSISTENT_LENGTH: (Code.BAD_REQUEST, INCONSISTENT_LENGTH),
+        Refusal.TOO_LARGE: (Code.TOO_LARGE, BLANK),
+        Refusal.TOO_SMALL: (Code.BAD_REQUEST, BLANK),
+        Refusal.APPEND_TOO_LARGE: (Code.TOO_LARGE, BLANK),
+        Refusal.APPEND_TOO_SMALL: (Code.BAD_REQUEST, BLANK),
+        Refusal.SUPERSEDED: (Code.CONFLICT, BLANK),
+    }
+)
+
+
+def problem_of(refusal: Refusal, version: Version) -> tuple[Code, str]:
+    """The code and the problem type with which `version` reports `refusal`."""
+    if refusal is Refusal.COMPLETED_EXTENDED and version.extending_is_inconsistent:
+        return PROBLEMS[Refusal.INCONSISTENT_LENGTH]
+    return PROBLEMS[refusal]
+
+
+def folded(headers: Mapping[str, str]) -> dict[str, str]:
+    """`headers` under lower-case names; a field that came several times is one list, as RFC 9110, 5.2 says."""
+    fields: dict[str, str] = {}
+    for name, value in headers.items():
+        key = name.lower()
+        fields[key] = f"{fields[key]}, {value}" if key in fields else value
+    return fields
+
+
+def version_by_tag(tag: str) -> Version | None:
+    """The version with this `Version.tag`, None for a tag of another dialect."""
+    return next((version for version in VERSIONS.values() if version.tag == tag), None)
+
+
+def version_of(fields: Mapping[str, str], default: Version = CURRENT) -> Version:
+    """The interop version that a request, given as `folded` fields, speaks.
+
+    The number it states, if it is one of ours. Without it (as it will be with the RFC itself) or with an unknown one:
+    version 3 where the old field tells, else `default`: the version of the upload, where that is known.
+    """
+    stated = integer_field(fields, INTEROP_VERSION)
+    if stated is not None and stated in VERSIONS:
+        return VERSIONS[stated]
+    return VERSIONS[3] if UPLOAD_INCOMPLETE.lower() in fields else default
+
+
+def speaks_rufh(fields: Mapping[str, str]) -> bool:
+    """Whether a request, given as `folded` fields, shows that it is meant in this dialect."""
+    names = (UPLOAD_COMPLETE, UPLOAD_INCOMPLETE, INTEROP_VERSION)
+    return any(name.lower() in fields for name in names) or media_type(fields) == PARTIAL_UPLOAD
+
+
+def media_type(fields: Mapping[str, str]) -> str:
+    """The media type of the body, without parameters and in lower case; empty when none is stated."""
+    return fields.get("content-type", "").partition(";")[0].strip(" \t").lower()
+
+
+def integer_field(fields: Mapping[str, str], name: str) -> int | None:
+    """The value of an Integer field, None when absent or unreadable: such a field is to be ignored (RUFH 4.1.1)."""
+    text = fields.get(name.lower())
+    if text is None:
+        return None
+    try:
+        return parse_integer(text)
+    except FieldError:
+        return None
+
+
+def complete_field(fields: Mapping[str, str], version: Version) -> bool | None:
+    """What the completeness field of `version` says, None when absent or unreadable (RUFH 4.1.2)."""
+    text = fields.get(version.complete_field.lower())
+    if text is None:
+        return None
+    try:
+        return parse_boolean(text) is not version.negated
+    except FieldError:
+        return None
+
+
+def limit_members(text: str) -> dict[str, int] | None:
+    """The members of `Upload-Limit` that are defined; None when the whole field is to be ignored (RUFH 4.1.4).
+
+    Unknown members are left out; a known one of another type than a non-negative integer spoils the field.
+    """
+    known = ("max-size", "min-size", "max-append-size", "min-append-size", "max-age", "expires")
+    try:
+        members = parse_dictionary(text)
+    except FieldError:
+        return None
+    limits: dict[str, int] = {}
+    for key in known:
+        value = members.get(key)
+        if value is None:
+            continue
+        if type(value) is not int or value < 0:
+            return None
+        limits[key] = value
+    return limits

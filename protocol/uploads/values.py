@@ -1,0 +1,84 @@
+"""Requests on uploads as parsed values, and the limits that hold for them: what both sides and all dialects share.
+
+A client makes these values and a dialect turns them into HTTP; a server's dialect turns HTTP into these values. Nothing
+here knows a header.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of one upload, in bytes and (`max_age`) seconds; None means no bound.
+
+    `min_append_size` does not apply to a request that completes the upload, nor to an empty creation.
+    """
+
+    max_size: int | None = None
+    min_size: int | None = None
+    max_append_size: int | None = None
+    min_append_size: int | None = None
+    max_age: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make an upload, and append the body of this request at offset 0.
+
+    `complete`: the body is the whole upload. `length`: the upload's length as stated on its own, None when it was not.
+    `content_length`: bytes in the body, None when the message does not tell (chunked). `completes_at_length`: this
+    dialect takes an upload for complete as soon as its offset reaches its length, without being told.
+    """
+
+    complete: bool
+    length: int | None = None
+    content_length: int | None = 0
+    completes_at_length: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Append the body of this request at `offset`; the other fields as in `Create`."""
+
+    offset: int
+    complete: bool
+    length: int | None = None
+    content_length: int | None = 0
+    completes_at_length: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Tell where the upload stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The upload will not be continued; its resource can go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discover:
+    """Tell what is supported, within which limits."""
+
+
+Request = Create | Append | Query | Cancel
+"""What a client asks of an upload; `Discover` is asked of the server."""
+
+
+def stated_length(request: Create | Append, offset: int) -> int | None:
+    """The length that `request`, made at `offset`, states for the whole upload; None when it states none.
+
+    A length given on its own is taken as it is; otherwise a completing body of known size ends the upload. Whether two
+    statements agree is for the caller to check.
+    """
+    if request.length is not None:
+        return request.length
+    if request.complete and request.content_length is not None:
+        return offset + request.content_length
+    return None
