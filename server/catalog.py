@@ -86,7 +86,7 @@ class UploadRow:
     """One upload resource. `session_id` and `index` are None unless it carries a segment.
 
     ``state.offset`` is the announced offset: durable in `blobs`, and never lowered. `sha256` (hex) is that in the seal
-    of a verified segment, `records` the records in it; `loaded` the bytes that analytics has taken over.
+    of a verified segment, `records` the records in it; `loaded` the bytes that ingest has dealt with.
     """
 
     state: UploadState
@@ -253,14 +253,15 @@ class Catalog(Protocol):
 
     # -- negotiation ---------------------------------------------------------------------------------------------
 
-    async def register(self, offers: Sequence[Registration], now: float) -> tuple[tuple[SegmentRow, ...], ...]:
-        """Keep the summaries, make the uploads that are missing; for each offer: the segments that the server knows of
-        that session, in order of index. A lost, cancelled or expired upload is replaced by a fresh one, and so is an
-        unfinished one that holds more bytes than its sealed segment has.
-        """
+    async def register(
+        self, offers: Sequence[Registration], now: float, ledger: LedgerRow | None = None
+    ) -> tuple[tuple[SegmentRow, ...], ...]:
+        """Keep the summaries and the ledger, make the uploads that are missing, all in one transaction.
 
-    async def put_ledger(self, row: LedgerRow) -> None:
-        """Keep what an agent said, in place of what it said before."""
+        For each offer: the segments that the server knows of that session, in order of index. An upload that was
+        cancelled, expired or lost no longer counts as the segment's, nor does an unfinished one that holds more bytes
+        than its sealed segment has (the machine lost what it had sent): a fresh one is made.
+        """
 
     async def ledgers(self, product: str | None) -> tuple[LedgerRow, ...]:
         """What the agents of a product (None: of all) said last."""
@@ -270,15 +271,24 @@ class Catalog(Protocol):
     async def upload(self, upload_id: str) -> UploadRow | None:
         """One upload."""
 
-    async def put_upload(self, row: UploadRow) -> None:
-        """Make an upload, or replace what is known of it (but for `loaded`)."""
+    async def make_upload(self, row: UploadRow) -> None:
+        """Keep a new upload."""
+
+    async def store(self, state: UploadState, now: float) -> bool:
+        """Replace an upload's state; False, and nothing changed, when a newer epoch or a larger offset is stored.
+
+        An unfinished upload that is gone with that no longer stands for a segment.
+        """
+
+    async def finish_upload(self, row: UploadRow) -> bool:
+        """Like `store`, with the outcome of the verification. A rejection noted before stays."""
 
     async def open_uploads(self) -> tuple[UploadRow, ...]:
         """The uploads that take more bytes."""
 
     async def adopt(self, row: UploadRow, summary: Summary) -> bool:
-        """Replace an upload that turned out to be a verified segment of a session that was never offered; the session
-        is made from `summary` when there is none. False, and nothing changed, when that segment is here already.
+        """`finish_upload` for one that turned out to be a verified segment, of a session that may never have been
+        offered: it is made from `summary` then. False, and nothing changed, when that segment has an upload already.
         """
 
     # -- ingest --------------------------------------------------------------------------------------------------
@@ -287,7 +297,10 @@ class Catalog(Protocol):
         """Segments with durable bytes beyond what was loaded, none of them rejected, those waiting longest first."""
 
     async def mark_loaded(self, loaded: Mapping[str, int]) -> None:
-        """Note up to which offset each upload was loaded: a hint that saves work, the truth is in analytics."""
+        """Note up to which offset each upload was dealt with: a hint that saves work, the truth is in analytics.
+
+        A block that is still cut at that offset is to be looked at again when more bytes have come.
+        """
 
     async def mark_rejected(self, upload_id: str, reason: str, detail: str, now: float) -> None:
         """A segment that was taken for good is not: its session is rejected for `reason`; the bytes are kept."""

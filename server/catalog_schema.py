@@ -1,0 +1,113 @@
+"""The layout of the SQLite catalog, as steps: step N leads from layout N to layout N + 1 (``PRAGMA user_version``).
+
+A step that was released is never changed; a new need is a new step.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from mailboat.server.catalog import CatalogError
+
+STEPS: Final = (
+    """
+    CREATE TABLE notes (name TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
+
+    CREATE TABLE products (name TEXT PRIMARY KEY, created REAL NOT NULL, plan TEXT NOT NULL) WITHOUT ROWID;
+
+    CREATE TABLE keys (
+        digest  BLOB PRIMARY KEY,
+        id      TEXT NOT NULL UNIQUE,
+        product TEXT REFERENCES products (name),
+        role    TEXT NOT NULL,
+        created REAL NOT NULL,
+        revoked REAL
+    ) WITHOUT ROWID;
+
+    CREATE TABLE sessions (
+        product     TEXT NOT NULL,
+        session_id  TEXT NOT NULL,
+        application TEXT NOT NULL,
+        version     TEXT NOT NULL,
+        status      TEXT NOT NULL,
+        test        INTEGER NOT NULL,
+        started     REAL NOT NULL,
+        state       TEXT NOT NULL,
+        reason      TEXT NOT NULL,
+        explanation TEXT NOT NULL,
+        skew        REAL,
+        first_seen  REAL NOT NULL,
+        updated     REAL NOT NULL,
+        summary     TEXT NOT NULL,
+        PRIMARY KEY (product, session_id)
+    );
+    CREATE INDEX sessions_by_id ON sessions (session_id);
+    CREATE INDEX sessions_of_product ON sessions (product, started, session_id);
+    CREATE INDEX sessions_of_all ON sessions (started, product, session_id);
+
+    CREATE TABLE uploads (
+        id           TEXT PRIMARY KEY,
+        product      TEXT NOT NULL,
+        session_id   TEXT,
+        segment      INTEGER,
+        "offset"     INTEGER NOT NULL,
+        length       INTEGER,
+        phase        TEXT NOT NULL,
+        epoch        INTEGER NOT NULL,
+        limits       TEXT NOT NULL,
+        expires      REAL,
+        dialect      TEXT NOT NULL,
+        verification TEXT NOT NULL,
+        sha256       TEXT NOT NULL,
+        reason       TEXT NOT NULL,
+        detail       TEXT NOT NULL,
+        records      INTEGER NOT NULL,
+        loaded       INTEGER NOT NULL,
+        created      REAL NOT NULL,
+        updated      REAL NOT NULL
+    );
+    -- At most one upload carries a segment: this is what makes delivery exactly-once.
+    CREATE UNIQUE INDEX uploads_of_segment ON uploads (product, session_id, segment) WHERE session_id IS NOT NULL;
+    -- Partial indexes: small whatever the history, since what is complete and loaded leaves them.
+    CREATE INDEX uploads_open ON uploads (id) WHERE phase = 'open';
+    CREATE INDEX uploads_to_load ON uploads (updated)
+        WHERE session_id IS NOT NULL AND loaded < "offset" AND verification != 'rejected';
+
+    CREATE TABLE ledgers (
+        product TEXT NOT NULL,
+        source  TEXT NOT NULL,
+        agent   TEXT NOT NULL,
+        ledger  TEXT NOT NULL,
+        updated REAL NOT NULL,
+        PRIMARY KEY (product, source)
+    ) WITHOUT ROWID;
+    """,
+)
+
+
+def bring_up_to_date(db: sqlite3.Connection) -> None:
+    """Make the tables, or change those of an earlier layout; each step is one transaction.
+
+    Raises `CatalogError` for a catalog of a later mailboat.
+    """
+    while _step(db):
+        pass
+
+
+def _step(db: sqlite3.Connection) -> bool:
+    """Take the next step; False when there is none."""
+    db.execute("BEGIN IMMEDIATE")  # two processes may come here at once: the second finds the work done
+    try:
+        (layout,) = db.execute("PRAGMA user_version").fetchone()
+        if layout > len(STEPS):
+            raise CatalogError(f"the catalog has layout {layout}, this mailboat knows {len(STEPS)}: update it")
+        if layout < len(STEPS):
+            for statement in STEPS[layout].split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {layout + 1}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    return bool(layout < len(STEPS))

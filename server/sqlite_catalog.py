@@ -1,0 +1,188 @@
+"""The catalog in one SQLite file: `Catalog` carried out by `sqlite_engine` and the SQL beside it."""
+
+# ruff: noqa: S608 - what is put into SQL here are lists of column names from this package; values are always bound
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from mailboat.protocol.ids import ENTROPY_BYTES, new_id
+from mailboat.protocol.summary import Summary
+from mailboat.protocol.uploads.state import UploadState
+from mailboat.server import sqlite_sessions, sqlite_uploads
+from mailboat.server.catalog import (
+    KeyRow,
+    LedgerRow,
+    ProductRow,
+    Registration,
+    SegmentRow,
+    SessionPage,
+    SessionQuery,
+    SessionRow,
+    SessionState,
+    UploadRow,
+)
+from mailboat.server.catalog_schema import bring_up_to_date
+from mailboat.server.sqlite_engine import Engine
+from mailboat.server.sqlite_rows import KEY_COLUMNS, fetch, key_row, ledger_row, product_row
+
+
+def fresh_id() -> str:
+    """A new UUID of version 7, from the clock and the system's entropy."""
+    return new_id(time.time_ns() // 1_000_000, os.urandom(ENTROPY_BYTES))
+
+
+class SqliteCatalog:
+    """`Catalog` in the SQLite file `path`; the promises stand there."""
+
+    def __init__(self, path: Path, new_id: Callable[[], str] = fresh_id) -> None:
+        """`new_id` names the uploads that `register` makes."""
+        self._engine = Engine(path)
+        self._new_id = new_id
+
+    async def open(self) -> None:
+        """See `Catalog.open`."""
+        await self._engine.open(bring_up_to_date)
+
+    async def close(self) -> None:
+        """See `Catalog.close`."""
+        await self._engine.close()
+
+    @property
+    def commits(self) -> int:
+        """Transactions committed so far, for measurements."""
+        return self._engine.commits
+
+    async def products(self) -> tuple[ProductRow, ...]:
+        """See `Catalog.products`."""
+        sql = "SELECT name, created, plan FROM products ORDER BY name"
+        return tuple(map(product_row, await self._engine.read(lambda db: fetch(db, sql))))
+
+    async def product(self, name: str) -> ProductRow | None:
+        """See `Catalog.product`."""
+        sql = "SELECT name, created, plan FROM products WHERE name = ?"
+        found = await self._engine.read(lambda db: fetch(db, sql, name))
+        return product_row(found[0]) if found else None
+
+    async def put_product(self, row: ProductRow) -> None:
+        """See `Catalog.put_product`."""
+        await self._engine.write(partial(put_product, row=row))
+
+    async def key(self, digest: bytes) -> KeyRow | None:
+        """See `Catalog.key`."""
+        sql = f"SELECT {KEY_COLUMNS} FROM keys WHERE digest = ?"
+        found = await self._engine.read(lambda db: fetch(db, sql, digest))
+        return key_row(found[0]) if found else None
+
+    async def keys(self) -> tuple[KeyRow, ...]:
+        """See `Catalog.keys`."""
+        sql = f"SELECT {KEY_COLUMNS} FROM keys ORDER BY created, id"
+        return tuple(map(key_row, await self._engine.read(lambda db: fetch(db, sql))))
+
+    async def put_key(self, row: KeyRow) -> None:
+        """See `Catalog.put_key`."""
+        await self._engine.write(partial(put_key, row=row))
+
+    async def revoke_key(self, key_id: str, now: float) -> bool:
+        """See `Catalog.revoke_key`."""
+        sql = "UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL"
+        return await self._engine.write(lambda db: db.execute(sql, (now, key_id)).rowcount == 1)
+
+    async def register(
+        self, offers: Sequence[Registration], now: float, ledger: LedgerRow | None = None
+    ) -> tuple[tuple[SegmentRow, ...], ...]:
+        """See `Catalog.register`."""
+        return await self._engine.write(lambda db: sqlite_sessions.register(db, offers, now, ledger, self._new_id))
+
+    async def ledgers(self, product: str | None) -> tuple[LedgerRow, ...]:
+        """See `Catalog.ledgers`."""
+        sql = "SELECT product, source, agent, ledger, updated FROM ledgers WHERE ? IS NULL OR product = ? ORDER BY 1, 2"
+        return tuple(map(ledger_row, await self._engine.read(lambda db: fetch(db, sql, product, product))))
+
+    async def upload(self, upload_id: str) -> UploadRow | None:
+        """See `Catalog.upload`."""
+        return await self._engine.read(partial(sqlite_uploads.upload, upload_id=upload_id))
+
+    async def make_upload(self, row: UploadRow) -> None:
+        """See `Catalog.make_upload`."""
+        await self._engine.write(partial(sqlite_uploads.insert_uploads, rows=[row]))
+
+    async def store(self, state: UploadState, now: float) -> bool:
+        """See `Catalog.store`."""
+        return await self._engine.write(partial(sqlite_uploads.store, state=state, now=now))
+
+    async def finish_upload(self, row: UploadRow) -> bool:
+        """See `Catalog.finish_upload`."""
+        return await self._engine.write(partial(sqlite_uploads.finish_upload, row=row))
+
+    async def open_uploads(self) -> tuple[UploadRow, ...]:
+        """See `Catalog.open_uploads`."""
+        return await self._engine.read(sqlite_uploads.open_uploads)
+
+    async def adopt(self, row: UploadRow, summary: Summary) -> bool:
+        """See `Catalog.adopt`."""
+        return await self._engine.write(partial(_adopt, row=row, summary=summary))
+
+    async def segments_to_load(self, limit: int = 100) -> tuple[SegmentRow, ...]:
+        """See `Catalog.segments_to_load`."""
+        return await self._engine.read(partial(sqlite_uploads.segments_to_load, limit=limit))
+
+    async def mark_loaded(self, loaded: Mapping[str, int]) -> None:
+        """See `Catalog.mark_loaded`."""
+        await self._engine.write(partial(sqlite_uploads.mark_loaded, loaded=loaded))
+
+    async def mark_rejected(self, upload_id: str, reason: str, detail: str, now: float) -> None:
+        """See `Catalog.mark_rejected`."""
+        await self._engine.write(lambda db: sqlite_uploads.mark_rejected(db, upload_id, reason, detail, now))
+
+    async def sessions(self, query: SessionQuery) -> SessionPage:
+        """See `Catalog.sessions`."""
+        return await self._engine.read(partial(sqlite_sessions.sessions, query=query))
+
+    async def session(self, product: str | None, session_id: str) -> SessionRow | None:
+        """See `Catalog.session`."""
+        return await self._engine.read(partial(sqlite_sessions.session, product=product, session_id=session_id))
+
+    async def note(self, name: str) -> str | None:
+        """See `Catalog.note`."""
+        found = await self._engine.read(lambda db: fetch(db, "SELECT text FROM notes WHERE name = ?", name))
+        return str(found[0][0]) if found else None
+
+    async def put_note(self, name: str, text: str) -> None:
+        """See `Catalog.put_note`."""
+        await self._engine.write(
+            lambda db: db.execute("INSERT OR REPLACE INTO notes (name, text) VALUES (?, ?)", (name, text))
+        )
+
+
+def put_product(db: sqlite3.Connection, row: ProductRow) -> None:
+    """See `Catalog.put_product`."""
+    sql = (
+        "INSERT INTO products (name, created, plan) VALUES (?, ?, ?) "
+        "ON CONFLICT (name) DO UPDATE SET plan = excluded.plan"
+    )
+    db.execute(sql, (row.name, row.created, json.dumps(dict(row.plan))))
+
+
+def put_key(db: sqlite3.Connection, row: KeyRow) -> None:
+    """See `Catalog.put_key`."""
+    if row.product is not None:
+        sql = "INSERT INTO products (name, created, plan) VALUES (?, ?, '{}') ON CONFLICT (name) DO NOTHING"
+        db.execute(sql, (row.product, row.created))
+    values = (row.id, row.digest, row.product, row.role.value, row.created, row.revoked)
+    db.execute(f"INSERT INTO keys ({KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", values)
+
+
+def _adopt(db: sqlite3.Connection, row: UploadRow, summary: Summary) -> bool:
+    if row.session_id is None or row.index is None:
+        raise ValueError(f"upload {row.id} names no segment that it could be adopted as")
+    if sqlite_uploads.has_upload(db, row.product, row.session_id, row.index):
+        return False
+    sqlite_sessions.ensure_session(db, Registration(row.product, summary, SessionState.WANTED), row.updated)
+    return sqlite_uploads.finish_upload(db, row)

@@ -1,0 +1,142 @@
+"""Between the catalog's rows and SQLite's columns."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any, Final
+
+from mailboat.protocol.summary import Summary
+from mailboat.protocol.uploads.state import Phase, UploadState
+from mailboat.protocol.uploads.values import Limits
+from mailboat.protocol.wire import Fields
+from mailboat.server.catalog import (
+    KeyRow,
+    LedgerRow,
+    ProductRow,
+    Role,
+    SegmentRow,
+    SessionRow,
+    SessionState,
+    UploadRow,
+    Verification,
+)
+
+KEY_COLUMNS: Final = "id, digest, product, role, created, revoked"
+
+SESSION_COLUMNS: Final = "product, summary, state, reason, explanation, skew, first_seen, updated"
+
+SEGMENT_COLUMNS: Final = (
+    'id, product, session_id, segment, "offset", phase, verification, sha256, reason, detail, records, loaded, '
+    "created, updated"
+)
+
+UPLOAD_COLUMNS: Final = (
+    'id, product, session_id, segment, "offset", length, phase, epoch, limits, expires, dialect, '
+    "verification, sha256, reason, detail, records, loaded, created, updated"
+)
+
+_LIMITS: Final = ("max_size", "min_size", "max_append_size", "min_append_size", "max_age")
+
+
+def storable(text: str) -> str:
+    """`text` without lone surrogates, which JSON can bring and SQLite cannot hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def key_row(columns: tuple[Any, ...]) -> KeyRow:
+    """A key from `KEY_COLUMNS`."""
+    key_id, digest, product, role, created, revoked = columns
+    return KeyRow(key_id, bytes(digest), product, Role(role), created, revoked)
+
+
+def product_row(columns: tuple[Any, ...]) -> ProductRow:
+    """A product from its name, creation and plan."""
+    name, created, plan = columns
+    return ProductRow(name, created, json.loads(plan))
+
+
+def ledger_row(columns: tuple[Any, ...]) -> LedgerRow:
+    """A ledger from product, source, agent, ledger, updated."""
+    product, source, agent, ledger, updated = columns
+    return LedgerRow(product, source, agent, json.loads(ledger), updated)
+
+
+def session_row(columns: tuple[Any, ...], segments: tuple[SegmentRow, ...]) -> SessionRow:
+    """A session from `SESSION_COLUMNS`."""
+    product, summary, state, reason, explanation, skew, first_seen, updated = columns
+    read = Summary.read(Fields(json.loads(summary), "summary"))
+    return SessionRow(product, read, SessionState(state), reason, explanation, skew, first_seen, updated, segments)
+
+
+def segment_row(columns: tuple[Any, ...]) -> SegmentRow:
+    """A segment from `SEGMENT_COLUMNS`."""
+    (upload_id, product, session_id, index, offset, phase, verification, *rest) = columns
+    # A complete upload may have been cancelled since: the resource is gone, the segment is not.
+    complete = phase == Phase.COMPLETE.value or verification == Verification.VERIFIED.value
+    return SegmentRow(upload_id, product, session_id, index, offset, complete, Verification(verification), *rest)
+
+
+def upload_row(columns: tuple[Any, ...]) -> UploadRow:
+    """An upload from `UPLOAD_COLUMNS`."""
+    upload_id, product, session_id, index, *state, verification, sha256, reason, detail, records, loaded = columns[:-2]
+    offset, length, phase, epoch, limits, expires, dialect = state
+    return UploadRow(
+        state=UploadState(
+            id=upload_id,
+            offset=offset,
+            length=length,
+            phase=Phase(phase),
+            epoch=epoch,
+            limits=Limits(**dict(zip(_LIMITS, json.loads(limits), strict=True))),
+            expires=expires,
+            dialect=dialect,
+        ),
+        product=product,
+        session_id=session_id,
+        index=index,
+        verification=Verification(verification),
+        sha256=sha256,
+        reason=reason,
+        detail=detail,
+        records=records,
+        loaded=loaded,
+        created=columns[-2],
+        updated=columns[-1],
+    )
+
+
+def limits_text(limits: Limits) -> str:
+    """`limits` as `upload_row` reads it."""
+    return json.dumps([getattr(limits, name) for name in _LIMITS])
+
+
+def upload_columns(row: UploadRow) -> tuple[Any, ...]:
+    """The values of `UPLOAD_COLUMNS` for `row`."""
+    state = row.state
+    return (
+        row.id,
+        row.product,
+        row.session_id,
+        row.index,
+        state.offset,
+        state.length,
+        state.phase.value,
+        state.epoch,
+        limits_text(state.limits),
+        state.expires,
+        state.dialect,
+        row.verification.value,
+        row.sha256,
+        row.reason,
+        storable(row.detail),
+        row.records,
+        row.loaded,
+        row.created,
+        row.updated,
+    )
+
+
+def fetch(db: sqlite3.Connection, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    """All rows that a query gives."""
+    return db.execute(sql, values).fetchall()

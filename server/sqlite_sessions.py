@@ -1,0 +1,256 @@
+"""The catalog's SQL for sessions: keeping what is offered, listing what is there. Functions of a connection."""
+
+# ruff: noqa: S608 - what is put into SQL here are lists of column names from this package; values are always bound
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from mailboat.protocol.errors import WireError
+from mailboat.protocol.limits import MAX_SEGMENT
+from mailboat.protocol.negotiation import Reason
+from mailboat.protocol.summary import SegmentState
+from mailboat.protocol.uploads.rufh import CURRENT
+from mailboat.protocol.uploads.state import Phase, UploadState
+from mailboat.protocol.uploads.values import Limits
+from mailboat.server.catalog import (
+    LedgerRow,
+    Origin,
+    Registration,
+    SegmentRow,
+    SessionPage,
+    SessionQuery,
+    SessionRow,
+    SessionState,
+    UploadRow,
+    Verification,
+)
+from mailboat.server.sqlite_rows import SEGMENT_COLUMNS, SESSION_COLUMNS, fetch, segment_row, session_row, storable
+from mailboat.server.sqlite_uploads import insert_uploads
+
+# A session that ended does not run again: a summary that says so was overtaken on its way. And a session found corrupt
+# stays so, whatever the policy says of it.
+_UPSERT: Final = f"""
+    INSERT INTO sessions (product, session_id, application, version, status, test, started, state, reason,
+                          explanation, skew, first_seen, updated, summary)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (product, session_id) DO UPDATE SET
+        application = excluded.application, version = excluded.version, status = excluded.status,
+        test = excluded.test, started = excluded.started,
+        state       = iif(sessions.reason = '{Reason.CORRUPTED}', sessions.state, excluded.state),
+        explanation = iif(sessions.reason = '{Reason.CORRUPTED}', sessions.explanation, excluded.explanation),
+        reason      = iif(sessions.reason = '{Reason.CORRUPTED}', sessions.reason, excluded.reason),
+        skew = coalesce(excluded.skew, sessions.skew), updated = excluded.updated, summary = excluded.summary
+    WHERE sessions.status = 'running' OR excluded.status != 'running'
+"""
+
+_IDS_AT_ONCE: Final = 500
+"""Ids in one IN list: SQLite takes 999 variables at least."""
+
+Known = dict[tuple[str, str], dict[int, SegmentRow]]
+
+
+def register(
+    db: sqlite3.Connection,
+    offers: Sequence[Registration],
+    now: float,
+    ledger: LedgerRow | None,
+    new_id: Callable[[], str],
+) -> tuple[tuple[SegmentRow, ...], ...]:
+    """See `Catalog.register`."""
+    db.executemany(_UPSERT, [_session_columns(offer, now) for offer in offers])
+    if ledger is not None:
+        _put_ledger(db, ledger)
+    known = _known(db, {(offer.product, offer.summary.session_id) for offer in offers})
+    fresh: list[UploadRow] = []
+    for offer in offers:
+        segments = known.setdefault((offer.product, offer.summary.session_id), {})
+        if offer.state is not SessionState.WANTED:
+            continue
+        for state in offer.summary.segments:
+            held = segments.get(state.index)
+            if held is not None and _outgrown(held, state):
+                _detach(db, held, now)
+                held = None
+            if held is None and offer.fresh_uploads:
+                made = _fresh(offer, state.index, new_id(), now)
+                fresh.append(made)
+                segments[state.index] = _as_segment(made, offer.summary.session_id, state.index)
+    insert_uploads(db, fresh)
+    return tuple(_in_order(known[offer.product, offer.summary.session_id]) for offer in offers)
+
+
+def ensure_session(db: sqlite3.Connection, offer: Registration, now: float) -> None:
+    """Make the session of `offer` unless it is there."""
+    have = fetch(
+        db, "SELECT 1 FROM sessions WHERE product = ? AND session_id = ?", offer.product, offer.summary.session_id
+    )
+    if not have:
+        db.execute(_UPSERT, _session_columns(offer, now))
+
+
+def session(db: sqlite3.Connection, product: str | None, session_id: str) -> SessionRow | None:
+    """See `Catalog.session`."""
+    sql = f"SELECT {SESSION_COLUMNS} FROM sessions WHERE session_id = ?"
+    if product is None:
+        found = fetch(db, f"{sql} ORDER BY product LIMIT 1", session_id)
+    else:
+        found = fetch(db, f"{sql} AND product = ?", session_id, product)
+    if not found:
+        return None
+    held = _known(db, {(found[0][0], session_id)})
+    return session_row(found[0], _in_order(held.get((found[0][0], session_id), {})))
+
+
+def sessions(db: sqlite3.Connection, query: SessionQuery) -> SessionPage:
+    """See `Catalog.sessions`."""
+    conditions, values = _conditions(query)
+    if query.cursor is not None:
+        conditions.append("(started, product, session_id) < (?, ?, ?)")
+        values += _read_cursor(query.cursor)
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    found = fetch(
+        db,
+        f"SELECT {SESSION_COLUMNS}, started, session_id FROM sessions {where} "
+        "ORDER BY started DESC, product DESC, session_id DESC LIMIT ?",
+        *values,
+        query.limit + 1,
+    )
+    page = found[: query.limit]
+    held = _known(db, {(row[0], row[-1]) for row in page})
+    rows = tuple(session_row(row[:-2], _in_order(held.get((row[0], row[-1]), {}))) for row in page)
+    more = len(found) > len(page)
+    return SessionPage(rows, _cursor(page[-1][-2], page[-1][0], page[-1][-1]) if more else None)
+
+
+# -- keeping -----------------------------------------------------------------------------------------------------------
+
+
+def _session_columns(offer: Registration, now: float) -> tuple[Any, ...]:
+    summary, info = offer.summary, offer.summary.info
+    return (
+        offer.product,
+        summary.session_id,
+        storable(info.application),
+        storable(info.version),
+        summary.status.value,
+        info.test,
+        summary.started,
+        offer.state.value,
+        offer.reason,
+        offer.explanation,
+        offer.skew,
+        now,
+        now,
+        json.dumps(summary.to_wire(), separators=(",", ":")),
+    )
+
+
+def _put_ledger(db: sqlite3.Connection, row: LedgerRow) -> None:
+    db.execute(
+        "INSERT OR REPLACE INTO ledgers (product, source, agent, ledger, updated) VALUES (?, ?, ?, ?, ?)",
+        (row.product, storable(row.source), storable(row.agent), json.dumps(dict(row.ledger)), row.updated),
+    )
+
+
+def _known(db: sqlite3.Connection, wanted: Iterable[tuple[str, str]]) -> Known:
+    """The segments of some sessions, by (product, session id) and index."""
+    by_product: dict[str, list[str]] = {}
+    for product, session_id in wanted:
+        by_product.setdefault(product, []).append(session_id)
+    known: Known = {}
+    for product, ids in by_product.items():
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            some = ids[start : start + _IDS_AT_ONCE]
+            sql = f"SELECT {SEGMENT_COLUMNS} FROM uploads WHERE product = ? AND session_id IN ({_marks(some)})"
+            for columns in fetch(db, sql, product, *some):
+                row = segment_row(columns)
+                known.setdefault((product, row.session_id), {})[row.index] = row
+    return known
+
+
+def _outgrown(held: SegmentRow, state: SegmentState) -> bool:
+    """Whether more bytes are here than the sealed segment has: what was sent got lost on the machine, and it sealed
+    something else.
+    """
+    return not held.complete and state.sealed and held.offset > state.size
+
+
+def _detach(db: sqlite3.Connection, held: SegmentRow, now: float) -> None:
+    db.execute(
+        "UPDATE uploads SET session_id = NULL, segment = NULL, phase = ?, epoch = epoch + 1, updated = ? WHERE id = ?",
+        (Phase.INVALID.value, now, held.upload_id),
+    )
+
+
+def _fresh(offer: Registration, index: int, upload_id: str, now: float) -> UploadRow:
+    state = UploadState(id=upload_id, limits=Limits(max_size=MAX_SEGMENT), dialect=CURRENT.tag)
+    return UploadRow(state, offer.product, offer.summary.session_id, index, created=now, updated=now)
+
+
+def _as_segment(row: UploadRow, session_id: str, index: int) -> SegmentRow:
+    return SegmentRow(
+        upload_id=row.id,
+        product=row.product,
+        session_id=session_id,
+        index=index,
+        offset=0,
+        complete=False,
+        verification=Verification.PENDING,
+        sha256="",
+        reason="",
+        detail="",
+        records=0,
+        loaded=0,
+        created=row.created,
+        updated=row.updated,
+    )
+
+
+def _in_order(segments: dict[int, SegmentRow]) -> tuple[SegmentRow, ...]:
+    return tuple(segments[index] for index in sorted(segments))
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+# -- listing -----------------------------------------------------------------------------------------------------------
+
+
+def _conditions(query: SessionQuery) -> tuple[list[str], list[Any]]:
+    asked: list[tuple[str, Any]] = [
+        ("product = ?", query.product),
+        ("started >= ?", query.since),
+        ("started < ?", query.until),
+        ("application = ?", query.application),
+        ("version = ?", query.version),
+        ("status = ?", query.status),
+        ("state = ?", query.state),
+        ("test = ?", None if query.origin is Origin.ALL else query.origin is Origin.INTERNAL),
+    ]
+    given = [(condition, value) for condition, value in asked if value is not None]
+    return [condition for condition, _ in given], [
+        storable(value) if isinstance(value, str) else value for _, value in given
+    ]
+
+
+def _cursor(started: float, product: str, session_id: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps([started, product, session_id]).encode()).decode()
+
+
+def _read_cursor(cursor: str) -> list[Any]:
+    try:
+        place = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+    except (ValueError, binascii.Error, RecursionError) as error:
+        raise WireError("cursor: it was not handed out here") from error
+    match place:
+        case [int() | float(), str(), str()]:
+            return [place[0], storable(place[1]), storable(place[2])]
+        case _:
+            raise WireError("cursor: it was not handed out here")

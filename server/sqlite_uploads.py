@@ -1,0 +1,140 @@
+"""The catalog's SQL for uploads. Functions of a connection."""
+
+# ruff: noqa: S608 - what is put into SQL here are lists of column names from this package; values are always bound
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from mailboat.protocol.uploads.state import UploadState
+from mailboat.server.catalog import SegmentRow, SessionState, UploadRow, Verification
+from mailboat.server.sqlite_rows import (
+    SEGMENT_COLUMNS,
+    UPLOAD_COLUMNS,
+    fetch,
+    limits_text,
+    segment_row,
+    storable,
+    upload_columns,
+    upload_row,
+)
+
+_INSERT: Final = f"INSERT INTO uploads ({UPLOAD_COLUMNS}) VALUES ({', '.join('?' * len(UPLOAD_COLUMNS.split(',')))})"
+
+# The fence: a state that was decided under an older epoch, or knows of fewer bytes, changes nothing.
+_NOT_OVERTAKEN: Final = """epoch <= :epoch AND "offset" <= :offset AND phase IN ('open', 'complete')"""
+
+_STORE: Final = f"""
+    UPDATE uploads SET "offset" = :offset, length = :length, phase = :phase, epoch = :epoch, limits = :limits,
+        expires = :expires, updated = :now,
+        session_id = iif(:gone AND verification = 'pending', NULL, session_id),
+        segment = iif(:gone AND verification = 'pending', NULL, segment)
+    WHERE id = :id AND {_NOT_OVERTAKEN}
+"""
+
+_FINISH: Final = f"""
+    UPDATE uploads SET "offset" = :offset, length = :length, phase = :phase, epoch = :epoch, limits = :limits,
+        expires = :expires, updated = :now, session_id = :session_id, segment = :segment,
+        sha256 = :sha256, records = :records,
+        reason = iif(verification = '{Verification.REJECTED}', reason, :reason),
+        detail = iif(verification = '{Verification.REJECTED}', detail, :detail),
+        verification = iif(verification = '{Verification.REJECTED}', verification, :verification)
+    WHERE id = :id AND {_NOT_OVERTAKEN}
+"""
+
+_TO_LOAD: Final = f"""
+    SELECT {SEGMENT_COLUMNS} FROM uploads
+    WHERE session_id IS NOT NULL AND loaded < "offset" AND verification != 'rejected'
+    ORDER BY updated LIMIT ?
+"""
+
+
+def insert_uploads(db: sqlite3.Connection, rows: Sequence[UploadRow]) -> None:
+    """Keep new uploads."""
+    db.executemany(_INSERT, [upload_columns(row) for row in rows])
+
+
+def upload(db: sqlite3.Connection, upload_id: str) -> UploadRow | None:
+    """See `Catalog.upload`."""
+    found = fetch(db, f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = ?", upload_id)
+    return upload_row(found[0]) if found else None
+
+
+def open_uploads(db: sqlite3.Connection) -> tuple[UploadRow, ...]:
+    """See `Catalog.open_uploads`."""
+    found = fetch(db, f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE phase = 'open'")
+    return tuple(upload_row(columns) for columns in found)
+
+
+def store(db: sqlite3.Connection, state: UploadState, now: float) -> bool:
+    """See `Catalog.store`."""
+    return db.execute(_STORE, {**_state_values(state), "now": now, "gone": state.gone}).rowcount == 1
+
+
+def finish_upload(db: sqlite3.Connection, row: UploadRow) -> bool:
+    """See `Catalog.finish_upload`."""
+    values = {
+        **_state_values(row.state),
+        "now": row.updated,
+        "session_id": row.session_id,
+        "segment": row.index,
+        "sha256": row.sha256,
+        "records": row.records,
+        "reason": row.reason,
+        "detail": storable(row.detail),
+        "verification": row.verification.value,
+    }
+    finished = db.execute(_FINISH, values).rowcount == 1
+    if finished and row.verification is Verification.REJECTED:
+        _reject_session(db, row.id, row.reason, row.detail, row.updated)
+    return finished
+
+
+def has_upload(db: sqlite3.Connection, product: str, session_id: str, index: int) -> bool:
+    """Whether some upload carries this segment."""
+    sql = "SELECT 1 FROM uploads WHERE product = ? AND session_id = ? AND segment = ?"
+    return bool(fetch(db, sql, product, session_id, index))
+
+
+def segments_to_load(db: sqlite3.Connection, limit: int) -> tuple[SegmentRow, ...]:
+    """See `Catalog.segments_to_load`."""
+    return tuple(segment_row(columns) for columns in fetch(db, _TO_LOAD, limit))
+
+
+def mark_loaded(db: sqlite3.Connection, loaded: Mapping[str, int]) -> None:
+    """See `Catalog.mark_loaded`."""
+    db.executemany(
+        "UPDATE uploads SET loaded = max(loaded, ?) WHERE id = ?",
+        [(offset, upload_id) for upload_id, offset in loaded.items()],
+    )
+
+
+def mark_rejected(db: sqlite3.Connection, upload_id: str, reason: str, detail: str, now: float) -> None:
+    """See `Catalog.mark_rejected`."""
+    db.execute(
+        "UPDATE uploads SET verification = ?, reason = ?, detail = ?, updated = ? WHERE id = ?",
+        (Verification.REJECTED.value, reason, storable(detail), now, upload_id),
+    )
+    _reject_session(db, upload_id, reason, detail, now)
+
+
+def _reject_session(db: sqlite3.Connection, upload_id: str, reason: str, detail: str, now: float) -> None:
+    db.execute(
+        "UPDATE sessions SET state = ?, reason = ?, explanation = ?, updated = ? WHERE (product, session_id) = "
+        "(SELECT product, session_id FROM uploads WHERE id = ?)",
+        (SessionState.REJECTED.value, reason, storable(detail), now, upload_id),
+    )
+
+
+def _state_values(state: UploadState) -> dict[str, object]:
+    return {
+        "id": state.id,
+        "offset": state.offset,
+        "length": state.length,
+        "phase": state.phase.value,
+        "epoch": state.epoch,
+        "limits": limits_text(state.limits),
+        "expires": state.expires,
+    }
