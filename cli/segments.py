@@ -1,0 +1,120 @@
+"""Segment files as the command line reads them: a piece at a time, so that their size does not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mailboat.protocol import Preamble, Record, Seal, SegmentReader, WireError
+from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL, MIB
+from mailboat.protocol.records import COUNTERS, records_counted
+from mailboat.protocol.summary import Info
+
+PIECE: Final = MIB
+SUFFIX: Final = ".zst"
+_FRAME_HEAD: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a segment file says of itself: its ends if it is sealed, a pass over its block headers if it is not.
+
+    `records` and `errors` are counted by the seal or those headers. `preamble` is None when it cannot be read, `seal`
+    when there is none.
+    """
+
+    path: Path
+    size: int
+    preamble: Preamble | None
+    seal: Seal | None
+    counts: tuple[int, ...]
+
+    @property
+    def records(self) -> int:
+        """Records in the segment."""
+        return records_counted(self.counts)
+
+    @property
+    def errors(self) -> int:
+        """Events and exceptions of level error and up."""
+        named = dict(zip(COUNTERS, self.counts, strict=True))
+        return named["error"] + named["critical"]
+
+    @property
+    def raw_bytes(self) -> int | None:
+        """Bytes of the records before compression; None until sealed."""
+        return self.seal.raw_bytes if self.seal else None
+
+    @property
+    def info(self) -> Info:
+        """The session's description; empty when it cannot be read."""
+        try:
+            return Info.from_wire(dict(self.preamble.info)) if self.preamble else Info()
+        except WireError:
+            return Info()
+
+
+def outline(path: Path) -> Outline:
+    """The outline of the file; `OSError` when it cannot be read."""
+    with path.open("rb") as file:
+        total = file.seek(0, 2)
+        file.seek(max(0, total - MAX_SEAL - _FRAME_HEAD))
+        ending = Seal.at_end_of(file.read())
+        file.seek(0)
+        reader = SegmentReader()
+        reader.feed(file.read(MAX_PREAMBLE + _FRAME_HEAD))
+        counts = [0] * len(COUNTERS)
+        while True:
+            # Also finds the preamble, which is all that is wanted of a sealed segment.
+            for block in reader.blocks():
+                counts = [sum(pair) for pair in zip(counts, block.header.counts, strict=True)]
+            if ending or not (piece := file.read(PIECE)):
+                break
+            reader.feed(piece)
+    seal = ending[0] if ending else None
+    return Outline(path, total, reader.preamble, seal, seal.counts if seal else tuple(counts))
+
+
+class Reading:
+    """The records of one segment file, with what was wrong with it once they have all been read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reader = SegmentReader()
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records that can be read, in order; `OSError` when the file cannot be."""
+        with self.path.open("rb") as file:
+            while piece := file.read(PIECE):
+                self.reader.feed(piece)
+                yield from self._ready()
+        self.reader.close()
+        yield from self._ready()
+
+    def _ready(self) -> Iterator[Record]:
+        for block in self.reader.blocks():
+            yield from self.reader.records(block)
+
+    def complaints(self, *, growing: bool = False) -> list[str]:
+        """What is wrong with the file, a line each. A segment that is still `growing` need not have a seal."""
+        reader = self.reader
+        found = [_gap_text(gap.offset, gap.length, gap.first, gap.records, gap.reason) for gap in reader.gaps]
+        if reader.preamble is None and not reader.offset:
+            found.append("this is no segment")
+        elif reader.seal is None and not growing:
+            found.append(f"ends without a seal at byte {reader.offset + reader.torn}: cut off, or still being written")
+        elif reader.seal is not None and not reader.gaps and not reader.intact:
+            found.append("the bytes do not match the digest in the seal")
+        return found
+
+
+def _gap_text(offset: int, length: int, first: int, records: int | None, reason: str) -> str:
+    if records is None:
+        lost = f"all records from {first} on, however many"
+    elif records:
+        lost = f"records {first} to {first + records - 1}"
+    else:
+        lost = "no record"
+    return f"bytes {offset} to {offset + length}: {reason}; lost: {lost}"
