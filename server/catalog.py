@@ -302,6 +302,9 @@ class Catalog(Protocol):
         A block that is still cut at that offset is to be looked at again when more bytes have come.
         """
 
+    async def forget_loaded(self) -> None:
+        """Have every segment loaded anew: analytics was lost, or is older than this catalog."""
+
     async def mark_rejected(self, upload_id: str, reason: str, detail: str, now: float) -> None:
         """A segment that was taken for good is not: its session is rejected for `reason`; the bytes are kept."""
 
@@ -312,6 +315,11 @@ class Catalog(Protocol):
 
     async def session(self, product: str | None, session_id: str) -> SessionRow | None:
         """One session; with product None the one of any product (an admin's view)."""
+
+    async def changed_sessions(self, after: int, limit: int = 500) -> tuple[tuple[SessionRow, ...], int]:
+        """Sessions made or changed (offered, rejected, adopted) after revision `after`, in the order of their changes,
+        and the revision of the last of them (`after` when there is none). Their `segments` are left out.
+        """
 
     # -- the server itself ---------------------------------------------------------------------------------------
 

@@ -14,6 +14,10 @@ STEPS: Final = (
     """
     CREATE TABLE notes (name TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 
+    -- One growing number for all changes of sessions, so that a reader can ask for what has changed since.
+    CREATE TABLE revision (last INTEGER NOT NULL);
+    INSERT INTO revision VALUES (0);
+
     CREATE TABLE products (name TEXT PRIMARY KEY, created REAL NOT NULL, plan TEXT NOT NULL) WITHOUT ROWID;
 
     CREATE TABLE keys (
@@ -39,9 +43,11 @@ STEPS: Final = (
         skew        REAL,
         first_seen  REAL NOT NULL,
         updated     REAL NOT NULL,
+        revision    INTEGER NOT NULL,
         summary     TEXT NOT NULL,
         PRIMARY KEY (product, session_id)
     );
+    CREATE UNIQUE INDEX sessions_by_revision ON sessions (revision);
     CREATE INDEX sessions_by_id ON sessions (session_id);
     CREATE INDEX sessions_of_product ON sessions (product, started, session_id);
     CREATE INDEX sessions_of_all ON sessions (started, product, session_id);

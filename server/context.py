@@ -51,6 +51,10 @@ CLOCK: Final[web.AppKey[Callable[[], float]]] = web.AppKey("clock")
 """Wall clock, Unix seconds."""
 WORKERS: Final[web.AppKey[Executor]] = web.AppKey("workers")
 """Threads for bounded work that would hold the event loop (decoding, file calls)."""
+VERIFIERS: Final[web.AppKey[Executor]] = web.AppKey("verifiers")
+"""Threads for the verification of complete uploads, apart so that no sync waits behind one."""
+NEW_ID: Final[web.AppKey[Callable[[], str]]] = web.AppKey("new_id")
+"""Makes upload ids."""
 INGEST_WAKE: Final = web.AppKey("ingest_wake", asyncio.Event)
 COUNTERS: Final[web.AppKey[Counter[str]]] = web.AppKey("counters")
 """What happened so far, by name; every swallowed failure is counted here."""

@@ -141,6 +141,14 @@ class SqliteCatalog:
         """See `Catalog.mark_rejected`."""
         await self._engine.write(lambda db: sqlite_uploads.mark_rejected(db, upload_id, reason, detail, now))
 
+    async def forget_loaded(self) -> None:
+        """See `Catalog.forget_loaded`."""
+        await self._engine.write(sqlite_uploads.forget_loaded)
+
+    async def changed_sessions(self, after: int, limit: int = 500) -> tuple[tuple[SessionRow, ...], int]:
+        """See `Catalog.changed_sessions`."""
+        return await self._engine.read(partial(sqlite_sessions.changed_sessions, after=after, limit=limit))
+
     async def sessions(self, query: SessionQuery) -> SessionPage:
         """See `Catalog.sessions`."""
         return await self._engine.read(partial(sqlite_sessions.sessions, query=query))

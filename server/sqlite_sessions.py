@@ -31,21 +31,22 @@ from mailboat.server.catalog import (
     Verification,
 )
 from mailboat.server.sqlite_rows import SEGMENT_COLUMNS, SESSION_COLUMNS, fetch, segment_row, session_row, storable
-from mailboat.server.sqlite_uploads import insert_uploads
+from mailboat.server.sqlite_uploads import insert_uploads, new_revisions
 
 # A session that ended does not run again: a summary that says so was overtaken on its way. And a session found corrupt
 # stays so, whatever the policy says of it.
 _UPSERT: Final = f"""
     INSERT INTO sessions (product, session_id, application, version, status, test, started, state, reason,
-                          explanation, skew, first_seen, updated, summary)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                          explanation, skew, first_seen, updated, revision, summary)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (product, session_id) DO UPDATE SET
         application = excluded.application, version = excluded.version, status = excluded.status,
         test = excluded.test, started = excluded.started,
         state       = iif(sessions.reason = '{Reason.CORRUPTED}', sessions.state, excluded.state),
         explanation = iif(sessions.reason = '{Reason.CORRUPTED}', sessions.explanation, excluded.explanation),
         reason      = iif(sessions.reason = '{Reason.CORRUPTED}', sessions.reason, excluded.reason),
-        skew = coalesce(excluded.skew, sessions.skew), updated = excluded.updated, summary = excluded.summary
+        skew = coalesce(excluded.skew, sessions.skew), updated = excluded.updated,
+        revision = excluded.revision, summary = excluded.summary
     WHERE sessions.status = 'running' OR excluded.status != 'running'
 """
 
@@ -63,7 +64,8 @@ def register(
     new_id: Callable[[], str],
 ) -> tuple[tuple[SegmentRow, ...], ...]:
     """See `Catalog.register`."""
-    db.executemany(_UPSERT, [_session_columns(offer, now) for offer in offers])
+    first = new_revisions(db, len(offers))
+    db.executemany(_UPSERT, [_session_columns(offer, now, first + place) for place, offer in enumerate(offers)])
     if ledger is not None:
         _put_ledger(db, ledger)
     known = _known(db, {(offer.product, offer.summary.session_id) for offer in offers})
@@ -91,7 +93,14 @@ def ensure_session(db: sqlite3.Connection, offer: Registration, now: float) -> N
         db, "SELECT 1 FROM sessions WHERE product = ? AND session_id = ?", offer.product, offer.summary.session_id
     )
     if not have:
-        db.execute(_UPSERT, _session_columns(offer, now))
+        db.execute(_UPSERT, _session_columns(offer, now, new_revisions(db, 1)))
+
+
+def changed_sessions(db: sqlite3.Connection, after: int, limit: int) -> tuple[tuple[SessionRow, ...], int]:
+    """See `Catalog.changed_sessions`."""
+    sql = f"SELECT {SESSION_COLUMNS}, revision FROM sessions WHERE revision > ? ORDER BY revision LIMIT ?"
+    found = fetch(db, sql, after, limit)
+    return tuple(session_row(row[:-1], ()) for row in found), found[-1][-1] if found else after
 
 
 def session(db: sqlite3.Connection, product: str | None, session_id: str) -> SessionRow | None:
@@ -131,7 +140,7 @@ def sessions(db: sqlite3.Connection, query: SessionQuery) -> SessionPage:
 # -- keeping -----------------------------------------------------------------------------------------------------------
 
 
-def _session_columns(offer: Registration, now: float) -> tuple[Any, ...]:
+def _session_columns(offer: Registration, now: float, revision: int) -> tuple[Any, ...]:
     summary, info = offer.summary, offer.summary.info
     return (
         offer.product,
@@ -147,6 +156,7 @@ def _session_columns(offer: Registration, now: float) -> tuple[Any, ...]:
         offer.skew,
         now,
         now,
+        revision,
         json.dumps(summary.to_wire(), separators=(",", ":")),
     )
 

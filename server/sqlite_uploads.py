@@ -111,6 +111,11 @@ def mark_loaded(db: sqlite3.Connection, loaded: Mapping[str, int]) -> None:
     )
 
 
+def forget_loaded(db: sqlite3.Connection) -> None:
+    """See `Catalog.forget_loaded`."""
+    db.execute("UPDATE uploads SET loaded = 0 WHERE loaded > 0")
+
+
 def mark_rejected(db: sqlite3.Connection, upload_id: str, reason: str, detail: str, now: float) -> None:
     """See `Catalog.mark_rejected`."""
     db.execute(
@@ -120,11 +125,18 @@ def mark_rejected(db: sqlite3.Connection, upload_id: str, reason: str, detail: s
     _reject_session(db, upload_id, reason, detail, now)
 
 
+def new_revisions(db: sqlite3.Connection, number: int) -> int:
+    """The first of so many new revisions of sessions."""
+    db.execute("UPDATE revision SET last = last + ?", (number,))
+    ((last,),) = fetch(db, "SELECT last FROM revision")
+    return int(last) - number + 1
+
+
 def _reject_session(db: sqlite3.Connection, upload_id: str, reason: str, detail: str, now: float) -> None:
     db.execute(
-        "UPDATE sessions SET state = ?, reason = ?, explanation = ?, updated = ? WHERE (product, session_id) = "
-        "(SELECT product, session_id FROM uploads WHERE id = ?)",
-        (SessionState.REJECTED.value, reason, storable(detail), now, upload_id),
+        "UPDATE sessions SET state = ?, reason = ?, explanation = ?, updated = ?, revision = ? "
+        "WHERE (product, session_id) = (SELECT product, session_id FROM uploads WHERE id = ?)",
+        (SessionState.REJECTED.value, reason, storable(detail), now, new_revisions(db, 1), upload_id),
     )
 
 

@@ -1,0 +1,140 @@
+"""The aiohttp application: which parts there are, in which order they begin and end, and the way of every request.
+
+A request passes `problems` (anything that is raised becomes a problem document), then `authentication`, then its
+handler. The parts begin as: folder lock, catalog and blobs, recovery, ingest; and end in reverse order, after the
+transfers under way were ended at a durable offset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import portalocker
+from aiohttp import web
+
+from mailboat.protocol import negotiation as said
+from mailboat.protocol.errors import StoreError
+from mailboat.protocol.limits import MAX_NEGOTIATION_WIRE, MAX_OFFERS
+from mailboat.server import negotiation, uploads
+from mailboat.server.blobs import LocalBlobs
+from mailboat.server.config import ServerConfig
+from mailboat.server.context import (
+    BLOBS,
+    CATALOG,
+    CLOCK,
+    CONFIG,
+    COUNTERS,
+    INGEST_WAKE,
+    NEW_ID,
+    VERIFIERS,
+    WORKERS,
+)
+from mailboat.server.keys import CATALOG_FILE, KEYRING, Keyring
+from mailboat.server.problems import VERSION, add_version, authentication, problems
+from mailboat.server.recovery import recover
+from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id
+from mailboat.server.turns import TURNS, Turns
+
+BLOBS_FOLDER: Final = "segments"
+LOCK_FILE: Final = "lock"
+
+WORKER_THREADS: Final = 8
+"""Threads that open, sync and decode; most of them wait for the disk."""
+
+VERIFIER_THREADS: Final = 2
+"""Threads that verify: bound by the processor, so more would only take it from the event loop."""
+
+LINGER: Final = 5.0
+"""Seconds for which the rest of a refused body is read and dropped, so that its sender gets to read the answer."""
+
+
+def create_app(config: ServerConfig, *, clock: Callable[[], float] = time.time) -> web.Application:
+    """The whole server as an application, to be run by `serving.run`, an aiohttp runner, or a test.
+
+    `clock` is the wall clock in Unix seconds. Nothing is touched before the application starts up.
+    """
+    app = web.Application(
+        middlewares=[problems, authentication],
+        # Bodies are taken as they were sent: what is compressed is decompressed within limits, by `negotiation`.
+        handler_args={
+            "auto_decompress": False,
+            "keepalive_timeout": config.keepalive_timeout,
+            "lingering_time": LINGER,
+        },
+    )
+    app[CONFIG] = config
+    app[CLOCK] = clock
+    app[NEW_ID] = fresh_id
+    app[COUNTERS] = Counter()
+    app[TURNS] = Turns()
+    app.on_response_prepare.append(add_version)
+    app.on_shutdown.append(_end_transfers)
+    app.cleanup_ctx.append(_threads)
+    app.cleanup_ctx.append(_store)
+    app.router.add_get("/v1/status", status)
+    negotiation.add_routes(app)
+    uploads.add_routes(app)
+    return app
+
+
+async def status(request: web.Request) -> web.StreamResponse:
+    """``GET /v1/status``: who is here, and what it takes; for anybody."""
+    config = request.app[CONFIG]
+    answer = {
+        "service": "mailboat",
+        "version": VERSION,
+        "negotiation": {"version": said.VERSION, "max_offers": MAX_OFFERS, "max_bytes": MAX_NEGOTIATION_WIRE},
+        "uploads": {"dialects": ["rufh"], "max_size": config.max_upload_bytes},
+    }
+    return web.json_response(answer, headers={"Cache-Control": "no-store"})
+
+
+# -- parts, in the order of their beginning ----------------------------------------------------------------------------
+
+
+async def _threads(app: web.Application) -> AsyncIterator[None]:
+    app[INGEST_WAKE] = asyncio.Event()
+    with (
+        ThreadPoolExecutor(WORKER_THREADS, "mailboat-worker") as workers,
+        ThreadPoolExecutor(VERIFIER_THREADS, "mailboat-verifier") as verifiers,
+    ):
+        app[WORKERS] = workers
+        app[VERIFIERS] = verifiers
+        yield
+
+
+async def _store(app: web.Application) -> AsyncIterator[None]:
+    config = app[CONFIG]
+    lock = await asyncio.to_thread(_locked_folder, config)
+    catalog = SqliteCatalog(config.data / CATALOG_FILE)
+    try:
+        blobs = await asyncio.to_thread(LocalBlobs, config.data / BLOBS_FOLDER)
+        await catalog.open()
+        app[CATALOG] = catalog
+        app[BLOBS] = blobs
+        app[KEYRING] = Keyring(catalog, config.key_cache)
+        app[COUNTERS]["uploads_recovered"] += await recover(catalog, blobs, app[CLOCK]())
+        yield
+    finally:
+        await catalog.close()
+        await asyncio.to_thread(lock.release)
+
+
+async def _end_transfers(app: web.Application) -> None:
+    app[TURNS].stop()
+
+
+def _locked_folder(config: ServerConfig) -> portalocker.Lock:
+    """The data folder, made if need be, and held: one process for each folder, or offsets would mean nothing."""
+    config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = portalocker.Lock(config.data / LOCK_FILE, "a", timeout=0, fail_when_locked=True)
+    try:
+        lock.acquire()
+    except portalocker.LockException as error:
+        raise StoreError(f"{config.data}: another mailboat server uses this folder; stop it first") from error
+    return lock

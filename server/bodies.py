@@ -1,0 +1,146 @@
+"""Reading request bodies: small ones whole, uploads piece by piece, none for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import StreamReader, web
+
+from mailboat.protocol.errors import Code
+from mailboat.protocol.uploads.decisions import BodyEnd
+from mailboat.server.blobs import BlobWriter
+from mailboat.server.context import ProblemError
+
+
+class Ended(Exception):
+    """A transfer was ended by the server; `why` is for the sender."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Superseded(Ended):
+    """A newer request on the same upload took over."""
+
+
+class TooSlow(Ended):
+    """The sender brings next to nothing."""
+
+
+class Stopping(Ended):
+    """The server stops."""
+
+
+class WriteFailed(Exception):
+    """The disk refused a piece; its `OSError` is the cause. What was written before stays."""
+
+
+# What aiohttp raises from a body: connection lost (OSError), bad framing (its own errors, all of them `Exception`s).
+# The call reads from memory that aiohttp filled, so no failure of ours can hide behind it.
+_BROKEN: Final = Exception
+
+
+async def read_whole(request: web.Request, limit: int, seconds: float) -> bytes:
+    """The body of a small request; `ProblemError` 413 beyond `limit` bytes, 400 when it is cut or takes too long."""
+    if request.content_length is not None and request.content_length > limit:
+        raise ProblemError(Code.TOO_LARGE, f"the body has {request.content_length} bytes, at most {limit} are taken")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            while piece := await request.content.readany():
+                body += piece
+                if len(body) > limit:
+                    raise ProblemError(Code.TOO_LARGE, f"the body has more than {limit} bytes")
+    except ProblemError:
+        raise
+    except TimeoutError as error:
+        raise ProblemError(Code.BAD_REQUEST, f"the body did not come within {seconds:g} s") from error
+    except _BROKEN as error:
+        raise ProblemError(Code.BAD_REQUEST, "the body is cut short") from error
+    return bytes(body)
+
+
+class Transfer:
+    """One body on its way into a blob; at most one is under way for an upload.
+
+    `receive` returns how it ended; `ended` then holds the server's own reason, if it was that. `end` may be called at
+    any time from the event loop.
+    """
+
+    def __init__(self, content: StreamReader) -> None:
+        self._content = content
+        self.ended: Ended | None = None
+
+    def end(self, reason: Ended) -> None:
+        """End the transfer at once; what arrived is kept."""
+        if self.ended is None and self._content.exception() is None:
+            self.ended = reason
+            self._content.set_exception(reason)
+
+    async def receive(self, writer: BlobWriter, max_bytes: int | None, *, patience: float, minimum: int) -> BodyEnd:
+        """Write the body as it comes, at most `max_bytes` of it.
+
+        Ended as `TooSlow` when fewer than `minimum` bytes come in `patience` seconds. Raises `WriteFailed`.
+        """
+        last = None if max_bytes is None else writer.offset + max_bytes
+        watch = _Watch(self, lambda: writer.offset, patience, minimum)
+        try:
+            while piece := await self._content.readany():
+                if not _write(writer, piece, last):
+                    return BodyEnd.OVERRUN
+            return BodyEnd.WHOLE
+        except WriteFailed:
+            raise
+        except _BROKEN:
+            return self._cut(writer, last)
+        finally:
+            watch.stop()
+
+    def _cut(self, writer: BlobWriter, last: int | None) -> BodyEnd:
+        """Keep what had arrived when the body broke off: aiohttp hands out nothing more while its error is set."""
+        error = self._content.exception()
+        self._content.set_exception(None)  # type: ignore[arg-type]
+        try:
+            if not _write(writer, self._content.read_nowait(), last):
+                return BodyEnd.OVERRUN
+        finally:
+            if error is not None:
+                self._content.set_exception(error)
+        return BodyEnd.WHOLE if self._content.at_eof() else BodyEnd.CUT
+
+
+def _write(writer: BlobWriter, piece: bytes, last: int | None) -> bool:
+    """Write `piece` up to the offset `last`; False when it goes beyond."""
+    fits = last is None or writer.offset + len(piece) <= last
+    try:
+        writer.write(piece if fits or last is None else piece[: last - writer.offset])
+    except OSError as error:
+        raise WriteFailed from error
+    return fits
+
+
+class _Watch:
+    """Looks at a transfer once in a while, at no cost to each piece."""
+
+    def __init__(self, transfer: Transfer, offset: Callable[[], int], patience: float, minimum: int) -> None:
+        self._transfer = transfer
+        self._offset = offset
+        self._patience = patience
+        self._minimum = minimum
+        self._seen = offset()
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(patience, self._look)
+
+    def _look(self) -> None:
+        offset = self._offset()
+        if offset - self._seen < self._minimum:
+            self._transfer.end(TooSlow(f"fewer than {self._minimum} bytes came in {self._patience:g} s"))
+            return
+        self._seen = offset
+        self._timer = self._loop.call_later(self._patience, self._look)
+
+    def stop(self) -> None:
+        self._timer.cancel()

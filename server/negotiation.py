@@ -1,0 +1,199 @@
+"""``POST /v1/negotiate``: offers in, decisions out, one transaction for all of them.
+
+The body is msgpack or JSON (`Content-Type`), compressed with zstd or not; the reply has the same encoding, compressed
+if the sender accepts that. Decoding, deciding and encoding of a full request take tens of milliseconds, so they run in
+a worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from mailboat.protocol import wire
+from mailboat.protocol.errors import Code, ConfigError, WireError
+from mailboat.protocol.limits import KIB, MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE
+from mailboat.protocol.negotiation import Decision, Reason, Reply, Request, SegmentDecision, Verdict
+from mailboat.protocol.summary import Summary
+from mailboat.server.bodies import read_whole
+from mailboat.server.catalog import LedgerRow, Registration, Role, SegmentRow, SessionState, Verification
+from mailboat.server.context import (
+    BLOBS,
+    CATALOG,
+    CLOCK,
+    CONFIG,
+    COUNTERS,
+    WORKERS,
+    Principal,
+    ProblemError,
+    notify_ingest,
+    require,
+)
+from mailboat.server.policy import Plan, Ruling, rule
+from mailboat.server.uploads import PATH
+
+LATER: Final = 60.0
+"""Seconds after which to ask again when the disk is nearly full."""
+
+MAX_LEDGER: Final = 64 * KIB
+"""Characters of a ledger as JSON."""
+
+_ZSTD: Final = "zstd"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ruled:
+    """An offer, what was decided of it, and its product if that may be touched."""
+
+    offer: Summary
+    ruling: Ruling
+    product: str | None
+
+
+def add_routes(app: web.Application) -> None:
+    """The one route of negotiation."""
+    app.router.add_post("/v1/negotiate", negotiate)
+
+
+async def negotiate(request: web.Request) -> web.StreamResponse:
+    """Answer for each offer what the server wants of it."""
+    principal = require(request, Role.AGENT)
+    app, loop = request.app, asyncio.get_running_loop()
+    media_type = _media_type(request)
+    body = await read_whole(request, MAX_NEGOTIATION_WIRE, app[CONFIG].body_timeout)
+    asked = await loop.run_in_executor(app[WORKERS], _decode, body, media_type, _compressed(request))
+    now = app[CLOCK]()
+    ruled = _rule_all(asked, await _plans(request, principal, asked), principal, now)
+    room = await loop.run_in_executor(app[WORKERS], app[BLOBS].free) >= app[CONFIG].min_free_bytes
+    skew = now - asked.sent if asked.sent else None
+    registered = [_registration(each, each.product, skew, room) for each in ruled if each.product is not None]
+    held = iter(await app[CATALOG].register(registered, now, _ledger(asked, ruled, now)))
+    decisions = tuple(_decide(each, next(held) if each.product is not None else ()) for each in ruled)
+    app[COUNTERS]["offers"] += len(decisions)
+    if registered:
+        notify_ingest(app)
+    accepts = _ZSTD in request.headers.get("Accept-Encoding", "")
+    content = await loop.run_in_executor(app[WORKERS], _encode, Reply(decisions), media_type, accepts)
+    headers = {"Content-Encoding": _ZSTD} if accepts else {}
+    return web.Response(body=content, content_type=media_type, headers={**headers, "Cache-Control": "no-store"})
+
+
+# -- reading and writing -----------------------------------------------------------------------------------------------
+
+
+def _media_type(request: web.Request) -> str:
+    if request.content_type not in wire.MEDIA_TYPES:
+        detail = f"a negotiation is {' or '.join(wire.MEDIA_TYPES)}, not {request.content_type[:80]!r}"
+        raise ProblemError(Code.UNSUPPORTED_MEDIA_TYPE, detail)
+    return request.content_type
+
+
+def _compressed(request: web.Request) -> bool:
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in (_ZSTD, "identity"):
+        raise ProblemError(
+            Code.UNSUPPORTED_MEDIA_TYPE,
+            f"a negotiation is compressed with zstd or not at all, not with {encoding[:20]!r}",
+            {"Accept-Encoding": _ZSTD},
+        )
+    return encoding == _ZSTD
+
+
+def _decode(body: bytes, media_type: str, compressed: bool) -> Request:  # noqa: FBT001 - called through an executor
+    return Request.decode(wire.decompress(body, MAX_NEGOTIATION) if compressed else body, media_type)
+
+
+def _encode(reply: Reply, media_type: str, compressed: bool) -> bytes:  # noqa: FBT001 - called through an executor
+    content = reply.encode(media_type)
+    return wire.compress(content) if compressed else content
+
+
+# -- deciding ----------------------------------------------------------------------------------------------------------
+
+
+async def _plans(request: web.Request, principal: Principal, asked: Request) -> Mapping[str, Plan]:
+    """The plans of the products that the offers name and the key reaches."""
+    named = {offer.info.product for offer in asked.offers}
+    plans = {}
+    for name in sorted(named):
+        row = await request.app[CATALOG].product(name) if principal.reaches(name) else None
+        if row is not None:
+            plans[name] = _plan(row.plan)
+    return plans
+
+
+def _plan(values: Mapping[str, object]) -> Plan:
+    try:
+        return Plan.of(values)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ProblemError(Code.UNAVAILABLE, f"the product's plan cannot be read: {error}") from error
+
+
+def _rule_all(asked: Request, plans: Mapping[str, Plan], principal: Principal, now: float) -> list[_Ruled]:
+    sent = asked.sent or now
+    return [
+        _Ruled(
+            offer,
+            rule(offer, plans.get(offer.info.product), asked.agent, sent),
+            offer.info.product if offer.info.product in plans and principal.reaches(offer.info.product) else None,
+        )
+        for offer in asked.offers
+    ]
+
+
+def _registration(ruled: _Ruled, product: str, skew: float | None, room: bool) -> Registration:  # noqa: FBT001
+    reason = ruled.ruling.reason.value if ruled.ruling.reason else ""
+    return Registration(product, ruled.offer, ruled.ruling.state, reason, ruled.ruling.explanation, skew, room)
+
+
+def _ledger(asked: Request, ruled: Sequence[_Ruled], now: float) -> LedgerRow | None:
+    """The ledger as it is to be kept; None when there is none, or no product to keep it under."""
+    known = [each for each in ruled if each.product is not None]
+    if not asked.ledger or not known or known[0].product is None:
+        return None
+    text = json.dumps(asked.ledger, default=str, skipkeys=True)
+    if len(text) > MAX_LEDGER:
+        raise WireError(f"request.ledger: has {len(text)} characters, at most {MAX_LEDGER} are taken")
+    first = known[0].offer
+    source = first.info.host or first.installation
+    return LedgerRow(known[0].product, source, asked.agent, json.loads(text), now)
+
+
+def _decide(ruled: _Ruled, held: Sequence[SegmentRow]) -> Decision:
+    """The answer for one offer, given the segments that the server knows of."""
+    session_id = ruled.offer.session_id
+    segments = {each.index: each for each in held}
+    listed = [segments.get(state.index) for state in ruled.offer.segments]
+    spoilt = next((each for each in listed if each and each.verification is Verification.REJECTED), None)
+    if spoilt is not None:
+        reason = spoilt.reason or Reason.CORRUPTED.value
+        return Decision(session_id, Verdict.REJECT, reason, f"segment {spoilt.index}: {spoilt.detail}"[:1000])
+    stands = tuple(_stand(each) for each in listed if each is not None)
+    sealed = all(state.sealed for state in ruled.offer.segments) and ruled.offer.segments
+    if sealed and len(stands) == len(listed) and all(stand.complete for stand in stands):
+        return Decision(session_id, Verdict.HAVE, segments=stands)
+    if ruled.ruling.state is SessionState.REJECTED:
+        reason = ruled.ruling.reason.value if ruled.ruling.reason else ""
+        return Decision(session_id, Verdict.REJECT, reason, ruled.ruling.explanation)
+    if ruled.ruling.state is SessionState.DECLINED:
+        return Decision(session_id, Verdict.DECLINE)
+    if len(stands) < len(listed):
+        return Decision(session_id, Verdict.LATER, explanation="the server's disk is nearly full", after=LATER)
+    return Decision(session_id, Verdict.SEND, priority=int(ruled.offer.errors > 0), segments=stands)
+
+
+def _stand(segment: SegmentRow) -> SegmentDecision:
+    """Where one segment stands; complete only when its bytes were verified."""
+    verified = segment.verification is Verification.VERIFIED
+    return SegmentDecision(
+        index=segment.index,
+        url=f"{PATH}/{segment.upload_id}",
+        offset=segment.offset,
+        complete=verified,
+        sha256=segment.sha256 if verified else "",
+    )

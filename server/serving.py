@@ -1,0 +1,102 @@
+"""Running a server: on a socket, until it is told to stop.
+
+`run` is ``mailboat serve``; `running` is the same inside an event loop of somebody else (tests, the demo).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from mailboat.server.access_log import AccessLogger
+from mailboat.server.app import create_app
+from mailboat.server.catalog import Catalog, Role
+from mailboat.server.config import ServerConfig
+from mailboat.server.context import CATALOG
+from mailboat.server.keys import make_key
+
+Echo = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that listens at `url` (``http://host:port``, with the port that was really taken)."""
+
+    app: web.Application
+    url: str
+
+
+def run(config: ServerConfig, *, echo: Echo = print) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status.
+
+    On the first start an admin token and a key of the first product are made and told through `echo`, as is the
+    address. Raises `StoreError` when the data folder cannot be used, or is in use; `OSError` when the address cannot.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    return asyncio.run(_serve(config, echo))
+
+
+async def _serve(config: ServerConfig, echo: Echo) -> int:
+    stop = asyncio.Event()
+    _on_signals(stop)
+    async with running(config) as server:
+        for line in await first_keys(server.app[CATALOG], config, time.time()):
+            echo(line)
+        echo(f"listening on {server.url}")
+        await stop.wait()
+        echo("stopping")
+    return 0
+
+
+@asynccontextmanager
+async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
+    """A server on a real socket, for as long as the context lasts; on leaving it, transfers are ended at a durable
+    offset and requests in progress get `stop_timeout`.
+    """
+    app = create_app(config)
+    runner = web.AppRunner(
+        app, access_log_class=AccessLogger, handle_signals=False, shutdown_timeout=config.stop_timeout
+    )
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, config.host, config.port).start()
+        host, port = runner.addresses[0][:2]
+        yield RunningServer(app, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    finally:
+        await runner.cleanup()
+
+
+async def first_keys(catalog: Catalog, config: ServerConfig, now: float) -> list[str]:
+    """Make what a new server needs to be used, and say so: an admin token, and a key of the first product.
+
+    Each is made only where there is none of its kind. The texts are not kept: this is the one time they can be seen.
+    """
+    keys = [row for row in await catalog.keys() if row.revoked is None]
+    lines = []
+    if not any(row.role is Role.ADMIN for row in keys):
+        token, row = make_key(None, Role.ADMIN, now)
+        await catalog.put_key(row)
+        lines.append(f"admin token: {token}")
+    if not any(row.role is Role.AGENT for row in keys):
+        key, row = make_key(config.first_product, Role.AGENT, now)
+        await catalog.put_key(row)
+        lines.append(f"key of product {config.first_product}: {key}")
+    if lines:
+        lines.append("they are shown this once; more are made with `mailboat keys create`")
+    return lines
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, stop.set)
+        except NotImplementedError:  # Windows: the handler runs between bytecodes, and has to wake the loop itself
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))

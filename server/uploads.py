@@ -1,0 +1,359 @@
+"""Uploads over HTTP: what the protocol decides, carried out on blobs and the catalog.
+
+Where the durable offset lives
+------------------------------
+The bytes are in the blob, the *announced* offset is in the catalog. An offset is told to anybody (in an answer to an
+append or a query, in a negotiation) only after the blob was synced up to it **and** the catalog's commit of it
+returned. The catalog costs one row in a shared commit for each append, not for each piece of a body, so one long
+append, which is what agents send, costs one commit.
+
+Three things can come in between, and `recovery` deals with the first two at the next start:
+
+* *Killed* (same boot of the machine): what was written is in the page cache and in order, so the blob is longer than
+  announced, by bytes that are right. It is synced, and its whole size announced: the agent goes on at the very byte.
+* *Power loss* (another boot): nothing beyond the announced offset can be trusted. A file's size may have reached the
+  disk before its bytes, whatever the file system's mode promises. So the blob is cut to the whole frames that check,
+  if they reach beyond the announced offset, else to the announced offset; never below it, since those bytes were
+  synced.
+* *A sync that failed* (the server runs on): the kernel may have dropped the pages and forgotten the error. Nothing is
+  announced, the blob is cut back to the announced offset, and the bytes have to come again.
+
+Completion: synced, verified, and stored with its digest, in this order, before the final answer. Killed in between,
+the upload is found open with all its bytes; the agent asks for the offset, and completes it with an empty append.
+
+The epoch is stored with the outcome of each append rather than before its body, as `decisions` has it for servers that
+share a catalog: here one process owns the folder, and `turns` ends an older transfer before a newer request is
+decided. The catalog refuses older epochs all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar, TypeVarTuple
+
+from aiohttp import web
+
+from mailboat.protocol.errors import Code, Problem
+from mailboat.protocol.ids import is_canonical
+from mailboat.protocol.uploads import rufh, rufh_server
+from mailboat.protocol.uploads.decisions import (
+    Accepted,
+    Appended,
+    BodyEnd,
+    Cancelled,
+    Found,
+    Refusal,
+    Refused,
+    decide_append,
+    decide_cancel,
+    decide_create,
+    decide_query,
+    finish_append,
+)
+from mailboat.protocol.uploads.rufh import CURRENT, Version
+from mailboat.protocol.uploads.state import Event, UploadState
+from mailboat.protocol.uploads.values import Append, Cancel, Create, Discover, Limits, Query
+from mailboat.server.blobs import BlobLost, Blobs, BlobWriter
+from mailboat.server.bodies import Stopping, Superseded, Transfer, WriteFailed
+from mailboat.server.catalog import Role, UploadRow, Verification
+from mailboat.server.context import (
+    BLOBS,
+    CATALOG,
+    CLOCK,
+    CONFIG,
+    COUNTERS,
+    NEW_ID,
+    VERIFIERS,
+    WORKERS,
+    Principal,
+    ProblemError,
+    notify_ingest,
+    require,
+)
+from mailboat.server.problems import problem_response
+from mailboat.server.turns import TURNS, Turn
+from mailboat.server.verification import verify
+
+PATH: Final = "/v1/uploads"
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_LOG: Final = logging.getLogger("mailboat.server")
+
+
+def add_routes(app: web.Application) -> None:
+    """The place where uploads are made, and each upload; which methods they take is for the protocol to say."""
+    app.router.add_route("*", PATH, create)
+    app.router.add_route("*", PATH + "/{id}", act)
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    """POST (or PUT): make an upload, with the body as its first bytes. OPTIONS: what is supported."""
+    principal = require(request, Role.AGENT)
+    version = rufh_server.request_version(request.headers)
+    limits = _limits_of_strangers(request)
+    asked = rufh_server.read_request(request.method, request.headers)
+    now = request.app[CLOCK]()
+    match asked:
+        case Discover():
+            return _response(rufh_server.answer_options(limits, version=version))
+        case Refused():
+            return _response(rufh_server.answer(asked, version=version, now=now))
+        case Create():
+            return await _create(request, principal, asked, limits, version)
+        case _:
+            raise web.HTTPMethodNotAllowed(request.method, ["OPTIONS", "POST"])
+
+
+async def act(request: web.Request) -> web.StreamResponse:
+    """PATCH, HEAD, GET, DELETE, OPTIONS on one upload."""
+    principal = require(request, Role.AGENT)
+    upload_id = request.match_info["id"]
+    stated = rufh_server.request_version(request.headers)
+    if not is_canonical(upload_id):
+        return _response(rufh_server.answer_unknown(version=stated))
+    async with request.app[TURNS].take(upload_id) as turn:
+        row = await request.app[CATALOG].upload(upload_id)
+        if row is None or not principal.reaches(row.product):
+            return _response(rufh_server.answer_unknown(version=stated))
+        default = rufh.version_by_tag(row.state.dialect) or CURRENT
+        version = rufh_server.request_version(request.headers, default=default)
+        asked = rufh_server.read_request(request.method, request.headers, default=default)
+        return await _act(request, _Upload(request, row, turn, version), asked)
+
+
+async def _act(
+    request: web.Request, upload: _Upload, asked: Create | Append | Query | Cancel | Discover | Refused
+) -> web.StreamResponse:
+    state, now = upload.row.state, request.app[CLOCK]()
+    match asked:
+        case Append():
+            verdict = decide_append(state, asked, now=now)
+            return await (upload.refuse(verdict) if isinstance(verdict, Refused) else upload.append(verdict))
+        case Query():
+            found = decide_query(state, now=now)
+            return await (upload.refuse(found) if isinstance(found, Refused) else upload.tell(found))
+        case Cancel():
+            cancelled = decide_cancel(state, now=now)
+            return await (upload.refuse(cancelled) if isinstance(cancelled, Refused) else upload.cancel(cancelled))
+        case Discover():
+            return _response(rufh_server.answer_options(state.limits, version=upload.version, upload=True))
+        case Refused():
+            return _response(rufh_server.answer(asked, version=upload.version, now=now))
+        case _:
+            raise web.HTTPMethodNotAllowed(request.method, ["OPTIONS", "HEAD", "GET", "PATCH", "DELETE"])
+
+
+async def _create(
+    request: web.Request, principal: Principal, asked: Create, limits: Limits, version: Version
+) -> web.StreamResponse:
+    if principal.product is None:
+        raise ProblemError(Code.FORBIDDEN, "an admin's key belongs to no product: upload with a key of the product")
+    app, now = request.app, request.app[CLOCK]()
+    if await _run(request, app[BLOBS].free) < app[CONFIG].min_free_bytes:
+        raise ProblemError(Code.STORAGE_FULL, "the server's disk is nearly full: it begins no new upload now")
+    verdict = decide_create(asked, upload_id=app[NEW_ID](), limits=limits, now=now, dialect=version.tag)
+    if isinstance(verdict, Refused):
+        return _response(rufh_server.answer(verdict, version=version, now=now))
+    async with app[TURNS].take(verdict.state.id) as turn:
+        row = UploadRow(verdict.state, principal.product, created=now, updated=now)
+        await app[CATALOG].make_upload(row)
+        app[COUNTERS]["uploads_made"] += 1
+        return await _Upload(request, row, turn, version, location=f"{PATH}/{row.id}").append(verdict)
+
+
+@dataclass(slots=True)
+class _Upload:
+    """One request's dealings with one upload, in its turn. `location` is set where a creation is answered."""
+
+    request: web.Request
+    row: UploadRow
+    turn: Turn
+    version: Version
+    location: str | None = None
+
+    # -- without a body ------------------------------------------------------------------------------------------
+
+    async def refuse(self, verdict: Refused) -> web.StreamResponse:
+        """Store the state that the refusal tells, and answer."""
+        state = verdict.state
+        # A new epoch alone needs no commit of its own here: this turn is the fence.
+        if state is not None and replace(state, epoch=self.row.state.epoch) != self.row.state:
+            await self._store(state)
+        self._count(f"uploads_refused_{verdict.refusal.name.lower()}")
+        return self._answer(verdict)
+
+    async def tell(self, verdict: Found) -> web.StreamResponse:
+        """Answer where the upload stands."""
+        return self._answer(verdict)
+
+    async def cancel(self, verdict: Cancelled) -> web.StreamResponse:
+        """End the resource; the bytes go with it unless they were handed over."""
+        if not await self._store(verdict.state):
+            return self._overtaken(verdict.state)
+        if verdict.discard:
+            await _run(self.request, self.request.app[BLOBS].remove, self.row.id)
+        self._count("uploads_cancelled")
+        return self._answer(verdict)
+
+    # -- with a body ---------------------------------------------------------------------------------------------
+
+    async def append(self, accepted: Accepted) -> web.StreamResponse:
+        """Take the body, make it durable, finish, answer."""
+        app = self.request.app
+        try:
+            writer = await _run(self.request, app[BLOBS].append, self.row.id, accepted.from_offset)
+        except BlobLost as error:
+            return await self._lost(accepted.state, error)
+        transfer = Transfer(self.request.content)
+        end, failure = await self._receive(transfer, writer, accepted)
+        durable = await self._sync(writer)
+        self._count("bytes_received", durable - accepted.from_offset)
+        if failure is not None:
+            end = BodyEnd.CUT
+        verdict = finish_append(accepted.state, accepted, offset=durable, end=end, now=app[CLOCK]())
+        response = await self._finish(verdict)
+        if failure is not None:
+            raise failure  # what was kept is kept; the sender is told why no more was
+        if transfer.ended is not None and end is BodyEnd.CUT:
+            return await self._hang_up(transfer.ended, response, verdict)
+        return response
+
+    async def _receive(
+        self, transfer: Transfer, writer: BlobWriter, accepted: Accepted
+    ) -> tuple[BodyEnd, OSError | None]:
+        """The body's end, and what the disk said if it was that."""
+        if accepted.request.content_length == 0:
+            return BodyEnd.WHOLE, None
+        config = self.request.app[CONFIG]
+        self.turn.begin(transfer)
+        try:
+            end = await transfer.receive(
+                writer, accepted.max_bytes, patience=config.body_timeout, minimum=config.min_body_bytes
+            )
+            return end, None
+        except WriteFailed as error:
+            failure = error.__cause__
+            return BodyEnd.CUT, failure if isinstance(failure, OSError) else OSError(str(failure))
+        except BaseException:
+            writer.close()
+            raise
+        finally:
+            self.turn.over()
+
+    async def _sync(self, writer: BlobWriter) -> int:
+        """The offset that is durable now; the writer is closed."""
+        try:
+            return await _run(self.request, _sync_and_close, writer)
+        except OSError:
+            self._count("storage_sync_failed")
+            await _run(self.request, _cut_back, self.request.app[BLOBS], self.row.id, self.row.state.offset)
+            raise
+
+    async def _finish(self, verdict: Appended | Refused) -> web.StreamResponse:
+        """Store what has become of the upload, verified if it is complete."""
+        state = verdict.state
+        if state is None:
+            return self._answer(verdict)
+        grown = state.offset > self.row.state.offset
+        stored = await (self._complete(state) if state.complete else self._store(state))
+        if not stored:
+            return self._overtaken(state)
+        if grown:
+            notify_ingest(self.request.app)
+        return self._answer(verdict)
+
+    async def _complete(self, state: UploadState) -> bool:
+        app, loop = self.request.app, asyncio.get_running_loop()
+        row = replace(self.row, state=state, updated=app[CLOCK]())
+        finding = await loop.run_in_executor(app[VERIFIERS], verify, app[BLOBS], row)
+        row = replace(
+            row,
+            verification=finding.verification,
+            sha256=finding.sha256,
+            records=finding.records,
+            reason=finding.reason,
+            detail=finding.detail,
+        )
+        self._count(f"uploads_{finding.verification}")
+        if finding.verification is not Verification.VERIFIED:
+            _LOG.warning("upload %s is %s: %s", row.id, finding.verification, finding.detail)
+        if finding.summary is None:
+            return await app[CATALOG].finish_upload(row)
+        stranger = replace(row, session_id=finding.session_id, index=finding.index)
+        if await app[CATALOG].adopt(stranger, finding.summary):
+            return True
+        double = replace(row, verification=Verification.QUARANTINED, detail="that segment is here already")
+        return await app[CATALOG].finish_upload(double)
+
+    async def _lost(self, state: UploadState, error: BlobLost) -> web.StreamResponse:
+        """The bytes announced are gone: the resource goes too, so that the next negotiation makes a fresh one."""
+        _LOG.error("upload %s is lost: %s", self.row.id, error)
+        self._count("uploads_lost")
+        gone = state.after(Event.OVERRUN)
+        await self._store(gone)
+        return self._answer(Refused(Refusal.GONE, "the server has lost the bytes of this upload", gone))
+
+    async def _hang_up(
+        self, reason: Exception, response: web.StreamResponse, verdict: Appended | Refused
+    ) -> web.StreamResponse:
+        """Answer a transfer that the server has ended, and close its connection: the rest of its body is not wanted."""
+        self._count(f"transfers_{type(reason).__name__.lower()}")
+        if isinstance(reason, Superseded):
+            response = self._answer(Refused(Refusal.SUPERSEDED, str(reason), verdict.state))
+        elif isinstance(reason, Stopping):
+            response = problem_response(Problem(Code.UNAVAILABLE, str(reason)))
+        response.force_close()
+        await response.prepare(self.request)
+        await response.write_eof()
+        self.request.protocol.force_close()
+        return response
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    async def _store(self, state: UploadState) -> bool:
+        return await self.request.app[CATALOG].store(state, self.request.app[CLOCK]())
+
+    def _overtaken(self, state: UploadState) -> web.StreamResponse:
+        return self._answer(Refused(Refusal.SUPERSEDED, "the upload has been changed meanwhile", state))
+
+    def _answer(self, verdict: Appended | Found | Cancelled | Refused) -> web.StreamResponse:
+        now = self.request.app[CLOCK]()
+        return _response(rufh_server.answer(verdict, version=self.version, now=now, location=self.location))
+
+    def _count(self, name: str, by: int = 1) -> None:
+        self.request.app[COUNTERS][name] += by
+
+
+def _limits_of_strangers(request: web.Request) -> Limits:
+    config = request.app[CONFIG]
+    return Limits(max_size=config.max_upload_bytes, max_age=config.upload_max_age)
+
+
+def _response(answer: rufh_server.HttpAnswer) -> web.StreamResponse:
+    return web.Response(status=answer.status, headers=answer.headers, body=answer.body or None)
+
+
+async def _run(request: web.Request, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    """Run a blocking function in a worker thread."""
+    return await asyncio.get_running_loop().run_in_executor(request.app[WORKERS], function, *arguments)
+
+
+def _sync_and_close(writer: BlobWriter) -> int:
+    # In one call: a cancelled request must not close a descriptor that is being synced.
+    try:
+        return writer.sync()
+    finally:
+        writer.close()
+
+
+def _cut_back(blobs: Blobs, blob_id: str, offset: int) -> None:
+    try:
+        blobs.settle(blob_id, offset)
+    except OSError:
+        # The next append cuts it back again, before it writes; until then only a restart could be misled.
+        _LOG.exception("blob %s cannot be cut back to %d", blob_id, offset)

@@ -1,0 +1,142 @@
+"""Is a complete upload the segment it should be? Answered once, before its completion is acknowledged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from mailboat.protocol.errors import SegmentError, WireError
+from mailboat.protocol.limits import MAX_SEGMENT, MAX_SEGMENTS, MIB
+from mailboat.protocol.negotiation import Reason
+from mailboat.protocol.reader import SegmentReader
+from mailboat.protocol.segment import FORMAT_VERSION, PREAMBLE_MAGIC, SKIPPABLE, Preamble, Seal
+from mailboat.protocol.summary import Info, Summary, summarise
+from mailboat.server.blobs import Blobs
+from mailboat.server.catalog import UploadRow, Verification
+
+_READ: Final = MIB
+"""Bytes read at a time: a block is at most a few MiB, and the reader holds one."""
+
+_TAG: Final = b"mailboat"
+_HEAD: Final = 18
+"""Bytes of a segment up to and including its format version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What an upload's bytes are. `summary` is that of the session, as far as this one segment knows it, for a
+    segment that was not asked for.
+    """
+
+    verification: Verification
+    session_id: str | None = None
+    index: int | None = None
+    sha256: str = ""
+    records: int = 0
+    reason: str = ""
+    detail: str = ""
+    summary: Summary | None = None
+
+
+def verify(blobs: Blobs, row: UploadRow) -> Finding:
+    """Read the whole upload `row`, and say what it is. Blocks; for a thread. Raises `OSError` when it cannot be read.
+
+    Memory: one block and `_READ` bytes, whatever the upload's size. Checksums and the digest are checked; records are
+    not decoded here.
+    """
+    if row.state.offset > MAX_SEGMENT:
+        return _refused(row, Reason.CORRUPTED, f"{row.state.offset} bytes are more than a segment may have")
+    reader = _read(blobs, row.id, row.state.offset)
+    fault = _newer(blobs.read(row.id, 0, _HEAD)) or _fault(reader)
+    if fault is not None:
+        return _refused(row, *fault)
+    return _found(row, reader)
+
+
+def whole_frames(blobs: Blobs, blob_id: str, size: int) -> int:
+    """The offset up to which the first `size` bytes of a blob are whole frames that check, without a gap."""
+    reader = _read(blobs, blob_id, size)
+    return reader.gaps[0].offset if reader.gaps else reader.offset
+
+
+def _read(blobs: Blobs, blob_id: str, size: int) -> SegmentReader:
+    reader = SegmentReader()
+    for offset in range(0, size, _READ):
+        reader.feed(blobs.read(blob_id, offset, min(_READ, size - offset)))
+        _pass_over(reader)
+    reader.close()
+    _pass_over(reader)
+    return reader
+
+
+def _pass_over(reader: SegmentReader) -> None:
+    for _ in reader.blocks():
+        pass
+
+
+def _newer(head: bytes) -> tuple[Reason, str] | None:
+    """Whether a segment's first bytes say that it has a format version to come."""
+    ours = len(head) == _HEAD and SKIPPABLE.unpack_from(head)[0] == PREAMBLE_MAGIC and head[8:16] == _TAG
+    version = int.from_bytes(head[16:18], "little")
+    if not ours or version <= FORMAT_VERSION:
+        return None
+    return Reason.UNSUPPORTED_VERSION, f"the segment has format version {version}, this server reads {FORMAT_VERSION}"
+
+
+def _fault(reader: SegmentReader) -> tuple[Reason, str] | None:
+    if reader.preamble is None:
+        return Reason.CORRUPTED, "the bytes do not begin with an intact preamble: they are no segment"
+    if reader.gaps:
+        gap = reader.gaps[0]
+        return Reason.CORRUPTED, f"damaged at byte {gap.offset}: {gap.reason}"
+    if reader.seal is None:
+        return Reason.CORRUPTED, "the segment is not sealed"
+    if reader.torn:
+        return Reason.CORRUPTED, f"{reader.torn} bytes follow the seal"
+    if not reader.intact:
+        return Reason.CORRUPTED, "the bytes do not match the digest in the seal"
+    return None
+
+
+def _found(row: UploadRow, reader: SegmentReader) -> Finding:
+    preamble, seal = reader.preamble, reader.seal
+    if preamble is None or seal is None:
+        raise ValueError("only a reader without fault has found something")
+    if row.session_id is None:
+        return _stranger(row, preamble, seal)
+    if (preamble.session_id, preamble.index) != (row.session_id, row.index):
+        what = f"segment {preamble.index} of session {preamble.session_id}"
+        return _refused(row, Reason.CORRUPTED, f"the upload holds {what}, not segment {row.index} of {row.session_id}")
+    return _verified(preamble, seal, None)
+
+
+def _stranger(row: UploadRow, preamble: Preamble, seal: Seal) -> Finding:
+    """A segment that no negotiation asked for: taken when it belongs to the key's product."""
+    try:
+        summary = summarise([(preamble, seal, row.state.offset)])
+        product = Info.from_wire(dict(preamble.info)).product
+    except (WireError, SegmentError) as error:
+        return _refused(row, Reason.CORRUPTED, str(error))
+    if product != row.product:
+        return _refused(row, Reason.UNKNOWN_PRODUCT, f"a segment of product {product!r:.100}")
+    if not 0 <= preamble.index <= MAX_SEGMENTS:
+        return _refused(row, Reason.CORRUPTED, f"a session has no segment {preamble.index}")
+    return _verified(preamble, seal, summary)
+
+
+def _verified(preamble: Preamble, seal: Seal, summary: Summary | None) -> Finding:
+    return Finding(
+        Verification.VERIFIED,
+        session_id=preamble.session_id,
+        index=preamble.index,
+        sha256=seal.sha256.hex(),
+        records=seal.records,
+        summary=summary,
+    )
+
+
+def _refused(row: UploadRow, reason: Reason, detail: str) -> Finding:
+    """Bytes promised as a segment are rejected with their session; others are merely no segment."""
+    asked = row.session_id is not None
+    verification = Verification.REJECTED if asked else Verification.QUARANTINED
+    return Finding(verification, row.session_id, row.index, reason=reason.value, detail=detail)
