@@ -45,7 +45,7 @@ from mailboat.protocol.uploads.outcomes import (
     Retry,
     Unauthorised,
 )
-from mailboat.protocol.uploads.replies import ClientDialect, HttpRequest, Meaning, Reply, resolve
+from mailboat.protocol.uploads.replies import ClientDialect, Complaint, HttpRequest, Meaning, Reply, resolve
 from mailboat.protocol.uploads.retry import Backoff
 from mailboat.protocol.uploads.state import UploadMisuse
 from mailboat.protocol.uploads.tasks import STEPS, Done, Failed, Source, Step, Task, Wait
@@ -98,6 +98,8 @@ class UploadClient:
         self._resume_at: float | None = None
         self._expires_at: float | None = None
         self._flight: Request | None = None
+        # A refusal that may only mean that the upload is complete already: it stands unless the next query clears it.
+        self._doubt: Bad | None = None
         self._cancelling = False
         self._end: Good | Bad | None = None
         if resource is None:
@@ -277,7 +279,8 @@ class UploadClient:
         if reply.limits is None:
             return
         self._limits = reply.limits
-        if reply.limits.max_age is not None:
+        made = self._resource is not None or reply.meaning is Meaning.SUCCESS
+        if made and reply.limits.max_age is not None:
             self._expires_at = now + reply.limits.max_age
 
     def _after_cancel(self, reply: Reply, pause: _Pause) -> Outcome:
@@ -336,6 +339,9 @@ class UploadClient:
             return self._finish(Completed(offset))
         if progress:
             self._backoff = self._backoff.succeeded()
+            self._doubt = None
+        elif self._doubt is not None and offset != self._source.final_length:
+            return self._fail(self._doubt)
         elif isinstance(flight, Append):
             # A success that changed nothing: to repeat it at once could go on for ever.
             return self._retry("the server took nothing of an append", pause)
@@ -343,22 +349,31 @@ class UploadClient:
         return Advanced(offset)
 
     def _after_failure(self, flight: Request, reply: Reply, pause: _Pause) -> Outcome:
-        if reply.completed_before and not isinstance(flight, Create):
-            return self._completed_before(flight, pause)
+        if reply.complaint is not None and isinstance(flight, Append):
+            return self._complaint(flight, reply, reply.complaint)
         match reply.meaning:
             case Meaning.CONFLICT if isinstance(flight, Append):
                 return self._conflict(flight, reply, pause)
-            case Meaning.TOO_LARGE if isinstance(flight, Append):
+            case Meaning.TOO_LARGE if isinstance(flight, Append) and reply.complete is not True:
                 return self._shrink(flight, reply)
             case Meaning.RETRY | Meaning.CONFLICT:
                 return self._retry(f"status {reply.status}", pause)
         return self._fail(self._bad(reply))
 
-    def _completed_before(self, flight: Request, pause: _Pause) -> Outcome:
-        """The server says that the upload is complete. It is believed where everything was acknowledged before."""
-        if isinstance(flight, Append) and flight.complete and flight.content_length == 0:
+    def _complaint(self, flight: Append, reply: Reply, complaint: Complaint) -> Outcome:
+        """The server says that the upload is complete, or that its length is another one.
+
+        Where everything was acknowledged before, the first is the answer to a completion that came through unseen.
+        Otherwise an earlier request may have arrived late and done the work of this one: the server is asked, once.
+        """
+        if complaint is Complaint.COMPLETED and flight.complete and flight.content_length == 0:
             return self._finish(Completed(self._offset))
-        return self._retry("the upload is complete for the server", pause)
+        refused = Refused(reply.status, reply.problem, reply.detail)
+        if self._doubt is not None:
+            return self._fail(refused)
+        self._doubt = refused
+        self._move(Step.UNSURE)
+        return Retry(0.0, complaint.value)
 
     def _conflict(self, flight: Append, reply: Reply, pause: _Pause) -> Outcome:
         """409: the server's offset is another one, and mostly told."""

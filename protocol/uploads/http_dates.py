@@ -84,4 +84,4 @@ def retry_after(value: str | None, date: str | None, wall: float) -> float:
     if until is None:
         return 0.0
     answered = parse_http_date(date.strip(" \t"), wall) if date is not None else None
-    return min(max(until - (wall if answered is None else answered), 0.0), MAX_RETRY_AFTER)
+    return min(max(0.0, until - (wall if answered is None else answered)), MAX_RETRY_AFTER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -57,13 +58,20 @@ def meaning_of(status: int) -> Meaning:
     return _BY_STATUS.get(status) or _BY_CLASS.get(status // 100, Meaning.NOT_OURS)
 
 
+class Complaint(Enum):
+    """Problems of uploads that a dialect recognises by their type, whatever the status."""
+
+    COMPLETED = "the upload is complete already"
+    INCONSISTENT_LENGTH = "statements about its length contradict each other"
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What an HTTP answer says in terms of uploads; None where it says nothing.
 
     `ours`: it bears the marks of an upload server, so that a success can be believed. `garbled`: a field that tells
-    where the upload stands is there, but unreadable. `completed_before`: it refuses because the upload is complete,
-    whatever the status. `problem` and `detail` are of its problem document.
+    where the upload stands is there, but unreadable. `problem` and `detail` are of its problem document, `complaint`
+    what its type means to us.
     """
 
     status: int
@@ -73,7 +81,7 @@ class Reply:
     complete: bool | None = None
     limits: Limits | None = None
     location: str | None = None
-    completed_before: bool = False
+    complaint: Complaint | None = None
     problem: str | None = None
     detail: str = ""
 
@@ -102,15 +110,23 @@ class ClientDialect(Protocol):
         """What the answer to `request` says. Never raises, whatever the answer holds."""
 
 
+_URL_CHARACTERS: Final = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]*")
+
+
 def resolve(base: str, location: str) -> str | None:
     """The URL that `location` means in an answer from `base`; None when unreadable or of another origin.
 
     Another origin is never followed: the key that goes with every request is meant for one server only. `base` may be a
     mere path; then `location` must be one as well.
     """
+    # What RFC 3986 does not allow in a URL is read differently by different libraries, and so is a user before the
+    # host: the library that connects must not find another host than this one did.
+    if not _URL_CHARACTERS.fullmatch(location):
+        return None
     try:
         url = urljoin(base, location)
-        return url if _origin(urlsplit(url)) == _origin(urlsplit(base)) else None
+        parts = urlsplit(url)
+        return url if _origin(parts) == _origin(urlsplit(base)) and "@" not in parts.netloc else None
     except ValueError:  # an unbalanced bracket, a port that is no number
         return None
 

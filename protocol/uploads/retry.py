@@ -53,4 +53,4 @@ class Backoff:
         `floor` is a server's Retry-After, of which at most a day is obeyed. The window is added to it, not hidden by
         it: agents sent away together must not come back together.
         """
-        return min(max(floor, 0.0), MAX_RETRY_AFTER) + entropy * self.window
+        return min(max(0.0, floor), MAX_RETRY_AFTER) + entropy * self.window

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE
 from mailboat.protocol.uploads import rufh
 from mailboat.protocol.uploads.fields import serialise_boolean, serialise_integer
-from mailboat.protocol.uploads.replies import HttpRequest, Meaning, Reply, meaning_of
+from mailboat.protocol.uploads.replies import Complaint, HttpRequest, Meaning, Reply, meaning_of
 from mailboat.protocol.uploads.rufh import CURRENT, Version
 from mailboat.protocol.uploads.values import Append, Create, Limits, Query, Request
 
+_COMPLAINTS: Final[Mapping[str, Complaint]] = MappingProxyType(
+    {rufh.COMPLETED_UPLOAD: Complaint.COMPLETED, rufh.INCONSISTENT_LENGTH: Complaint.INCONSISTENT_LENGTH}
+)
 _CREATED: Final = 201
 _MAX_DETAIL: Final = 500
 """Characters kept of a server's explanation: it goes to logs and status lines."""
@@ -71,7 +75,7 @@ class RufhDialect:
             complete=complete,
             limits=limits,
             location=location,
-            completed_before=problem == rufh.COMPLETED_UPLOAD,
+            complaint=_COMPLAINTS.get(problem),
             problem=problem or None,
             detail=detail,
         )

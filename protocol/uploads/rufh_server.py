@@ -89,7 +89,7 @@ def answer(
             return HttpAnswer(204, {**_standing(state, version, now), **_NO_STORE})
         case Cancelled():
             return HttpAnswer(204)
-        case Refused():
+        case _:
             return _refusal(verdict, version, now)
 
 
