@@ -1,1 +1,23 @@
-"""Embedded in the host application: record, store, negotiate, upload."""
+"""The agent that applications embed: records sessions safely on disk, and delivers them."""
+
+from mailboat.agent.agent import Agent
+from mailboat.agent.config import AgentConfig
+from mailboat.agent.report import AgentState, SessionOutcome, SessionState, Status, SyncProgress, SyncReport
+from mailboat.protocol.errors import ConfigError, MailboatError, StoreError
+from mailboat.protocol.records import Kind, Level
+
+__all__ = [
+    "Agent",
+    "AgentConfig",
+    "AgentState",
+    "ConfigError",
+    "Kind",
+    "Level",
+    "MailboatError",
+    "SessionOutcome",
+    "SessionState",
+    "Status",
+    "StoreError",
+    "SyncProgress",
+    "SyncReport",
+]

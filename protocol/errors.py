@@ -46,7 +46,8 @@ class SegmentError(MailboatError, ValueError):
 
 class WireError(MailboatError, ValueError):
     """A message does not keep to the protocol; the message names the place inside it, such as
-    ``offers[3].summary.id``."""
+    ``offers[3].summary.id``.
+    """
 
 
 class DeliveryError(MailboatError):

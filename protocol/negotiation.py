@@ -95,7 +95,8 @@ class Policy:
 class SegmentDecision:
     """Where one segment stands at the server: its upload resource (a path, or an absolute URL), the bytes held
     durably, and whether it is complete; then `sha256` (hex) is the digest in the seal of the bytes that the server
-    verified."""
+    verified.
+    """
 
     index: int
     url: str
@@ -173,7 +174,8 @@ class Decision:
 class Request:
     """What an agent says: `agent` is its kind and version (``mailboat-python/0.1.0``), `offers` the sessions that
     wait, `sent` the wall clock in seconds when this was sent (the server measures the machine's clock by it),
-    `ledger` the account of its records."""
+    `ledger` the account of its records.
+    """
 
     agent: str
     offers: tuple[Summary, ...]
@@ -201,7 +203,8 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What the server answers: a decision for each offer, sessions it now wants that it had declined, and its
-    policy."""
+    policy.
+    """
 
     decisions: tuple[Decision, ...]
     wanted: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ import zstandard
 
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
-from mailboat.protocol.records import Kind, Record, Schema, decode, schema_of
+from mailboat.protocol.records import SCHEMA_COUNTER, Kind, Record, Schema, decode, schema_of
 from mailboat.protocol.segment import (
     BLOCK_HEADER_SIZE,
     BLOCK_MAGIC,
@@ -38,6 +38,9 @@ from mailboat.protocol.segment import (
     Preamble,
     Seal,
 )
+
+SHORTEST_RECORD: Final = 3
+"""Kind, time and name."""
 
 _MAX_FRAME: Final = {PREAMBLE_MAGIC: MAX_PREAMBLE + 1024, SEAL_MAGIC: MAX_SEAL + 1024}
 _KEEP_IN_SEARCH: Final = MAX_SEAL + 1024 + SKIPPABLE.size
@@ -98,7 +101,7 @@ def unpack(raw: bytes) -> Iterator[list[Any]]:
     unpacker.feed(raw)
     try:
         for record in unpacker:
-            if not isinstance(record, list) or len(record) < 3 or not isinstance(record[0], int):
+            if not isinstance(record, list) or len(record) < SHORTEST_RECORD or not isinstance(record[0], int):
                 raise SegmentError(f"expected a record, got {record!r:.80}")
             yield record
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
@@ -111,12 +114,13 @@ def unpack(raw: bytes) -> Iterator[list[Any]]:
 
 def raw_records(block: Block, schemas: dict[int, Schema]) -> list[list[Any]]:
     """The raw fields of a block's records, all of them or `SegmentError`; declarations among them are added to
-    `schemas`."""
+    `schemas`.
+    """
     records = list(unpack(decompress(block)))
-    declared = [schema_of(record) for record in records if record[0] == Kind.SCHEMA]
-    schemas.update((schema.number, schema) for schema in declared)
-    if block.header.records == 0 and len(declared) == len(records):
-        return []
+    if block.header.counts[SCHEMA_COUNTER]:
+        declared = [schema_of(record) for record in records if record[0] == Kind.SCHEMA]
+        schemas.update((schema.number, schema) for schema in declared)
+        records = [record for record in records if record[0] != Kind.SCHEMA]
     if len(records) != block.header.records:
         raise SegmentError(
             f"the block at {block.offset} holds {len(records)} records, its header says {block.header.records}"
@@ -195,7 +199,8 @@ class SegmentReader:
 
     def _step(self) -> Block | bool | None:
         """Consume one frame or one stretch of damage: a block, True for anything else, None when more bytes are
-        needed."""
+        needed.
+        """
         if self._damage_from is not None:
             return self._search(self._damage_from)
         if len(self._buffer) < SKIPPABLE.size:

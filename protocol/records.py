@@ -17,7 +17,8 @@ Every record is one msgpack array that begins with ``[kind, time, name, attribut
 * *stack* is an array of ``[file, line, function]``, outermost call first; *causes* an array of
   ``[relation, type, message, stack]`` with the relation ``cause`` or ``context`` (PEP 3134).
 * SCHEMA declares the field names of an emitter once; POSITIONAL records of that number carry the values alone and are
-  read back as records of the declared kind.
+  read back as records of the declared kind. A declaration is nobody's record: it is not counted as one and has no
+  sequence number.
 
 Evolution: fields are only ever added at the end. A reader ignores fields it does not know, takes the default for
 those that are missing, and hands out a kind it does not know with its raw fields, never failing over it.
@@ -58,17 +59,32 @@ class Level(IntEnum):
 
 KIND_NAMES: Final = {kind.value: kind.name.lower() for kind in Kind}
 
+COUNTED_KINDS: Final = (Kind.FEATURE, Kind.VALUE, Kind.TIMING, Kind.EVENT, Kind.EXCEPTION, Kind.INSTALLATION)
+
 COUNTERS: Final = (
-    *(kind.name.lower() for kind in Kind if kind is not Kind.POSITIONAL),
+    *(kind.name.lower() for kind in COUNTED_KINDS),
     *(level.name.lower() for level in Level),
+    "schema",
 )
 """What is counted of a block, a segment and a session, in this order: records by kind (positional ones under the kind
-they were declared with), then events and exceptions by level."""
+they were declared with), then events and exceptions by level, then declarations.
+"""
 
-KIND_COUNTERS: Final = len(Kind) - 1
+KIND_COUNTERS: Final = len(COUNTED_KINDS)
 """The first so many counters are by kind and add up to the number of records."""
 
+SCHEMA_COUNTER: Final = len(COUNTERS) - 1
+
 LEVELS: Final = tuple(Level)
+
+
+def counter(kind: int) -> int:
+    """The index in `COUNTERS` under which a record of `kind` is counted; `SegmentError` for a kind that is unknown."""
+    if kind == Kind.SCHEMA:
+        return SCHEMA_COUNTER
+    if kind not in COUNTED_KINDS:
+        raise SegmentError(f"a record of the unknown kind {kind!r} cannot be counted")
+    return kind - 1
 
 
 def level_counter(level: int) -> int:
@@ -88,9 +104,7 @@ def count_raw(raw: Sequence[Any], counts: list[int], schemas: Mapping[int, Schem
     if kind == Kind.POSITIONAL:
         schema = schemas.get(raw[2])
         kind = schema.kind if schema else Kind.FEATURE
-    if not Kind.FEATURE <= kind <= KIND_COUNTERS:
-        raise SegmentError(f"a record of the unknown kind {kind!r} cannot be counted")
-    counts[kind - 1] += 1
+    counts[counter(kind)] += 1
     if kind in (Kind.EVENT, Kind.EXCEPTION):
         counts[level_counter(raw[4])] += 1
 
@@ -131,7 +145,8 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a plain map without the fields that are empty; always with sequence, time, kind, name,
-        attributes."""
+        attributes.
+        """
         always = {"sequence", "time", "kind", "name", "attributes"}
         values = {slot: getattr(self, slot) for slot in self.__slots__}
         return {key: value for key, value in values.items() if key in always or value not in (None, (), [])}

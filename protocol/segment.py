@@ -15,7 +15,8 @@ over::
 
 * *first* is the sequence number of the block's first record; the session's records are numbered from zero through all
   its segments, so a lost block shows as a gap in the numbers.
-* A block of zero *records* holds SCHEMA records repeated from earlier segments. They have no sequence numbers.
+* Declarations (SCHEMA) have no sequence numbers. Those of earlier segments are repeated in a first block of zero
+  *records*.
 * *clock* is wall clock minus monotonic clock in nanoseconds when the block was closed; added to a record's time it
   gives nanoseconds since the Unix epoch. Each block has its own, because the wall clock may be set while a session
   runs.
@@ -233,6 +234,7 @@ class Seal:
     ended_monotonic: int
     sha256: bytes
     installation: Mapping[str, Any] | None = None
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def records(self) -> int:
@@ -252,6 +254,7 @@ class Seal:
                 "monotonic": self.ended_monotonic,
                 "sha256": self.sha256,
                 "installation": dict(self.installation) if self.installation else None,
+                "lost": dict(self.lost),
             }
         )
         if len(content) > MAX_SEAL - _SEAL_TAIL.size:
@@ -289,6 +292,7 @@ class Seal:
                 ended_monotonic=int(values["monotonic"]),
                 sha256=bytes(values["sha256"]),
                 installation=values.get("installation"),
+                lost={str(reason): int(count) for reason, count in (values.get("lost") or {}).items()},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SegmentError(f"the seal lacks a field or has a wrong one: {error}") from error
@@ -296,7 +300,8 @@ class Seal:
     @classmethod
     def at_end_of(cls, tail: bytes) -> tuple[Seal, int] | None:
         """The seal that ends `tail`, the last bytes of a segment file (`MAX_SEAL` are always enough), and the length
-        of its frame; None when there is none."""
+        of its frame; None when there is none.
+        """
         if len(tail) < SKIPPABLE.size + _SEAL_TAIL.size:
             return None
         length, _, tag = _SEAL_TAIL.unpack_from(tail, len(tail) - _SEAL_TAIL.size)
@@ -320,61 +325,66 @@ def _unpack_map(content: bytes, what: str) -> dict[str, Any]:
 class SegmentWriter:
     """Makes a segment's bytes, and keeps the totals and the running digest that its seal needs.
 
-    Call `preamble` once, then `block` any number of times, then `seal` once; append what each returns to the file in
-    that order. A writer whose bytes could not all be written is of no more use: begin another segment.
+    Make `preamble` once, then `block` any number of times, then `seal` once. Each returns bytes and changes nothing;
+    when they are in the file, say so with `add`. So a write that failed may be tried again, and a segment that
+    another process left is taken over by adding the frames that stand in it.
     """
 
-    def __init__(self, preamble: Preamble, level: int = 1) -> None:
+    def __init__(self, description: Preamble, level: int = 1) -> None:
         """`level` is zstd's compression level."""
-        self.description = preamble
+        self.description = description
         self.size = 0
-        self.next = preamble.first
+        self.next = description.first
         self.blocks = 0
         self.raw_bytes = 0
         self.counts = [0] * len(COUNTERS)
         self._digest = hashlib.sha256()
         self._compress = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False).compress
 
+    @property
+    def records(self) -> int:
+        """Records in the segment."""
+        return records_counted(self.counts)
+
+    @property
+    def sha256(self) -> bytes:
+        """The digest of all bytes so far: what the seal will say."""
+        return self._digest.digest()
+
     def preamble(self) -> bytes:
         """The bytes that begin the segment."""
-        return self._keep(self.description.encode())
+        return self.description.encode()
 
-    def block(self, raw: bytes | memoryview, counts: Sequence[int], clock: int) -> bytes:
-        """One block of the records packed in `raw`, which takes the next sequence numbers.
+    def block(self, raw: bytes | memoryview, counts: Sequence[int], clock: int) -> tuple[BlockHeader, bytes]:
+        """One block of the records packed in `raw`, which take the next sequence numbers: its header, and all its
+        bytes.
 
-        `counts` are the records in it in the order of `records.COUNTERS`; all zero for repeated schemas.
+        `counts` are the records and declarations in it in the order of `records.COUNTERS`.
         """
         payload = self._compress(raw)
-        salt, records = self.description.salt, records_counted(counts)
+        salt = self.description.salt
         header = BlockHeader(
-            salt, self.next, records, len(raw), len(payload), clock, tuple(counts), crc32(payload, salt)
-        ).encode()
-        self.next += records
-        self.blocks += 1
-        self.raw_bytes += len(raw)
-        for index, count in enumerate(counts):
-            self.counts[index] += count
-        return self._keep(header + payload)
-
-    def resume(self, header: BlockHeader, frame: bytes | memoryview) -> None:
-        """Take over a block that an earlier writer wrote: `frame` is its header and payload as they stand in the
-        file."""
-        self.next = header.first + header.records
-        self.blocks += 1
-        self.raw_bytes += header.raw_length
-        for index, count in enumerate(header.counts):
-            self.counts[index] += count
-        self._keep(frame)
-
-    def resume_preamble(self, frame: bytes | memoryview) -> None:
-        """Take over the preamble as it stands in the file."""
-        self._keep(frame)
+            salt=salt,
+            first=self.next,
+            records=records_counted(counts),
+            raw_length=len(raw),
+            length=len(payload),
+            clock=clock,
+            counts=tuple(counts),
+            payload_crc=crc32(payload, salt),
+        )
+        return header, header.encode() + payload
 
     def seal(
-        self, reason: SealReason, wall: int, monotonic: int, installation: Mapping[str, Any] | None = None
+        self,
+        reason: SealReason,
+        wall: int,
+        monotonic: int,
+        installation: Mapping[str, Any] | None = None,
+        lost: Mapping[str, int] | None = None,
     ) -> bytes:
-        """The bytes that end the segment; `wall` and `monotonic` are the two clocks now, in nanoseconds."""
-        seal = Seal(
+        """The bytes that end the segment; `wall` and `monotonic` are the two clocks at its end, in nanoseconds."""
+        return Seal(
             reason=reason,
             next=self.next,
             blocks=self.blocks,
@@ -382,12 +392,19 @@ class SegmentWriter:
             counts=tuple(self.counts),
             ended_wall=wall,
             ended_monotonic=monotonic,
-            sha256=self._digest.digest(),
+            sha256=self.sha256,
             installation=installation,
-        )
-        return self._keep(seal.encode())
+            lost=lost or {},
+        ).encode()
 
-    def _keep(self, written: bytes | memoryview) -> Any:  # noqa: ANN401 - the very argument
-        self._digest.update(written)
-        self.size += len(written)
-        return written
+    def add(self, data: bytes | memoryview, header: BlockHeader | None = None) -> None:
+        """Count `data` as part of the segment; with its `header` when it is a block."""
+        self._digest.update(data)
+        self.size += len(data)
+        if header is None:
+            return
+        self.next = header.first + header.records
+        self.blocks += 1
+        self.raw_bytes += header.raw_length
+        for index, count in enumerate(header.counts):
+            self.counts[index] += count

@@ -100,7 +100,8 @@ class Info:
 @dataclass(frozen=True, slots=True)
 class SegmentState:
     """One segment of a session as it stands: `size` bytes so far; `sha256` (hex) is that of its seal, empty until
-    sealed."""
+    sealed.
+    """
 
     index: int
     size: int
@@ -149,6 +150,7 @@ class Summary:
     segments: tuple[SegmentState, ...]
     installation: str = ""
     installation_properties: Mapping[str, Any] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def records(self) -> int:
@@ -179,6 +181,7 @@ class Summary:
             "segments": [segment.to_wire() for segment in self.segments],
             "installation": self.installation,
             "installation_properties": dict(self.installation_properties),
+            "lost": dict(self.lost),
         }
 
     @classmethod
@@ -197,7 +200,13 @@ class Summary:
             segments=fields.each("segments", MAX_SEGMENTS, SegmentState.read),
             installation=fields.text("installation", ""),
             installation_properties=properties_of(fields, "installation_properties"),
+            lost=_lost(fields),
         )
+
+
+def _lost(fields: Fields) -> dict[str, int]:
+    reasons = Fields(fields.mapping("lost"), fields.place("lost"))
+    return {reason: reasons.whole(reason) for reason in fields.mapping("lost")}
 
 
 def _status(fields: Fields) -> Status:
@@ -240,6 +249,7 @@ def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
         segments=tuple(sealed_state(preamble.index, seal, size) for preamble, seal, size in parts),
         installation=str(installation.get("id", "")),
         installation_properties=cut_properties(installation.get("properties") or {}),
+        lost=dict(last.lost),
     )
 
 

@@ -1,0 +1,219 @@
+"""The agent's configuration: one frozen object, each field with its default, unit and reason.
+
+Where a value comes from, first found: the arguments, ``MAILBOAT_*`` in the environment, ``mailboat.toml`` or
+``[tool.mailboat]`` in ``pyproject.toml`` of the working directory, the default.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl as tls
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from mailboat.protocol.errors import ConfigError
+from mailboat.protocol.limits import MAX_JOURNAL, MAX_SEGMENT, MIB, MIN_JOURNAL
+
+_ENVIRONMENT: Final = "MAILBOAT_"
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+_NOT_FROM_TEXT: Final = frozenset({"properties", "scrub", "ssl"})
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """How an agent records and delivers. Times are seconds, sizes bytes.
+
+    Raises `ConfigError` for an impossible value, naming field, value and what would do.
+    """
+
+    server: str | None = None
+    """URL of the server; None: record only."""
+    api_key: str = ""
+    """The product's key, as the server made it."""
+    product: str = ""
+    """What is sold or run; its applications share a sender and a dashboard."""
+    application: str = ""
+    """Which program of the product this is."""
+    version: str = ""
+    """The application's version."""
+    environment: str = ""
+    """Such as production or staging."""
+    store: Path | None = None
+    """Folder for the sessions; None: the user's data folder of the platform."""
+    enabled: bool = True
+    """False: no file, no connection. ``DO_NOT_TRACK=1`` in the environment does the same."""
+    test_mode: bool = False
+    """Marks the data as internal, shown apart."""
+    anonymous: bool = False
+    """Says nothing of user, host and command line."""
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    """The application's own description of the session."""
+    scrub: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
+    """Called with name and attributes before they are kept; gives the attributes to keep."""
+    synchronize_automatically: bool = True
+    """False: only `force_sync` sends."""
+    sync_interval: float = 60.0
+    """Between attempts while something waits."""
+    startup_delay: float = 5.0
+    """Before the first attempt, so that the host's start is left alone."""
+    send_on_error: bool = True
+    """Whether an error makes the running session eligible at once."""
+    alert_interval: float = 300.0
+    """Between two sends on error."""
+    stop_timeout: float = 2.0
+    """How long `stop` tries to deliver; zero: not at all."""
+    save_interval: float = 5.0
+    """How much may be lost with the machine's power."""
+    journal_bytes: int = 1 * MIB
+    """Both halves of the journal: larger blocks compress better and cost memory."""
+    segment_bytes: int = 16 * MIB
+    """A segment is ended beyond this: the unit that is confirmed and deleted."""
+    segment_age: float = 24 * 3600.0
+    """A segment is ended after this."""
+    compression_level: int = 1
+    """zstd's; above 3 the host would notice."""
+    max_store_bytes: int | None = 512 * MIB
+    """The store's quota; None: none."""
+    max_store_age: float = 30 * 24 * 3600.0
+    """Sessions older than this are given up: servers refuse them by then."""
+    min_free_bytes: int = 256 * MIB
+    """Space that the store leaves on its disk."""
+    purge_sent: bool = False
+    """Delete sessions once the server has answered, instead of keeping them while there is room."""
+    send_all_applications: bool = False
+    """One agent sends for every application of the product on the machine."""
+    sender: bool = True
+    """False: this agent only records; another one sends."""
+    upload_concurrency: int = 2
+    """Segments sent at the same time."""
+    max_upload_rate: int | None = None
+    """Bytes a second; None: as fast as it goes."""
+    ssl: tls.SSLContext | bool = True
+    """As in aiohttp: a context of the application's own, for a private authority."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without touching anything."""
+        if self.store is not None and not isinstance(self.store, Path):
+            object.__setattr__(self, "store", Path(self.store))
+        if self.server is not None:
+            _check_server(self.server)
+        for name, low, high, unit in _BOUNDS:
+            _check_bound(name, getattr(self, name), low, high, unit)
+        if not isinstance(self.properties, Mapping):
+            raise ConfigError(f"properties={self.properties!r}: expected a mapping of names to plain values")
+        if self.scrub is not None and not callable(self.scrub):
+            raise ConfigError(f"scrub={self.scrub!r}: expected a callable that takes a name and a map, or None")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything may be recorded."""
+        return self.enabled and os.environ.get("DO_NOT_TRACK", "").strip().lower() in _FALSE
+
+    @property
+    def store_root(self) -> Path:
+        """The folder that holds the stores of all products."""
+        return self.store if self.store is not None else platformdirs.user_data_path("mailboat", appauthor=False)
+
+    @classmethod
+    def load(cls, **overrides: Any) -> AgentConfig:  # noqa: ANN401 - fields of this class, checked below
+        """The configuration from arguments, environment, file and defaults. Raises `ConfigError`."""
+        known = {each.name for each in fields(cls)}
+        for name in overrides:
+            if name not in known:
+                raise ConfigError(f"{name}: there is no such setting; there are: {', '.join(sorted(known))}")
+        values = {**_from_files(known), **_from_environment(known), **overrides}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(str(error)) from error
+
+
+_DAY: Final = 24 * 3600.0
+_BOUNDS: Final = (
+    ("sync_interval", 1.0, 7 * _DAY, "seconds"),
+    ("startup_delay", 0.0, _DAY, "seconds"),
+    ("alert_interval", 0.0, 7 * _DAY, "seconds"),
+    ("stop_timeout", 0.0, _DAY, "seconds"),
+    ("save_interval", 0.0, 3600.0, "seconds"),
+    ("journal_bytes", MIN_JOURNAL, MAX_JOURNAL, "bytes"),
+    ("segment_bytes", 64 * 1024, MAX_SEGMENT // 2, "bytes"),
+    ("segment_age", 1.0, 30 * _DAY, "seconds"),
+    ("compression_level", 1, 3, "(a level of zstd)"),
+    ("max_store_bytes", 1 * MIB, None, "bytes, or None"),
+    ("max_store_age", 60.0, None, "seconds"),
+    ("min_free_bytes", 0, None, "bytes"),
+    ("upload_concurrency", 1, 16, "uploads"),
+    ("max_upload_rate", 1024, None, "bytes a second, or None"),
+)
+_MAY_BE_NONE: Final = frozenset({"max_store_bytes", "max_upload_rate"})
+
+
+def _check_bound(name: str, value: object, low: float, high: float | None, unit: str) -> None:
+    if value is None and name in _MAY_BE_NONE:
+        return
+    wrong_type = isinstance(value, bool) or not isinstance(value, int | float)
+    if wrong_type or value < low or (high is not None and value > high):  # type: ignore[operator] # a number by now
+        wanted = f"from {low:g} to {high:g}" if high is not None else f"of at least {low:g}"
+        raise ConfigError(f"{name}={value!r}: expected a number {wanted} {unit}")
+
+
+def _check_server(server: object) -> None:
+    parts = urlsplit(server) if isinstance(server, str) else None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(
+            f"server={server!r}: expected a URL such as https://collect.example.com, or None to record only"
+        )
+    if parts.username or parts.password:
+        raise ConfigError("server=...: put the key into api_key, a URL is written to logs")
+
+
+def _from_environment(known: set[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in known - _NOT_FROM_TEXT:
+        text = os.environ.get(_ENVIRONMENT + name.upper())
+        if text is not None:
+            values[name] = _parse(name, text)
+    return values
+
+
+def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - as the field's type says
+    kind = {each.name: str(each.type) for each in fields(AgentConfig)}[name]
+    lowered = text.strip().lower()
+    if "None" in kind and lowered in ("", "none"):
+        return None
+    try:
+        if kind == "bool":
+            return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}[lowered]
+        if kind.startswith("int"):
+            return int(text)
+        if kind.startswith("float"):
+            return float(text)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{_ENVIRONMENT}{name.upper()}={text!r}: expected a value of type {kind}") from error
+    return Path(text) if kind.startswith("Path") else text
+
+
+def _from_files(known: set[str]) -> dict[str, Any]:
+    for path, section in ((Path("mailboat.toml"), ()), (Path("pyproject.toml"), ("tool", "mailboat"))):
+        try:
+            values: Any = tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            if section:
+                continue  # the host's own file, whose faults are not ours to report
+            raise ConfigError(f"{path} cannot be read: {error}") from error
+        for name in section:
+            values = values.get(name, {})
+        unknown = set(values) - known
+        if unknown:
+            raise ConfigError(f"{path}: there is no setting {', '.join(sorted(unknown))}")
+        if values:
+            return dict(values)
+    return {}

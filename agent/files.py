@@ -1,0 +1,223 @@
+"""The file system as the agent uses it: one narrow port, so that a test can put a failing disk behind it.
+
+Every call may raise `OSError`; callers decide what that means for the records at hand. All calls block and are made
+from the store's own thread (or, where noted, under a recorder's lock), never from the event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import portalocker
+
+FOLDER_MODE: Final = 0o700
+FILE_MODE: Final = 0o600
+
+
+class FileSystem(Protocol):
+    """What the agent needs of a file system. Descriptors are plain integers, as in `os`."""
+
+    def make_folder(self, path: Path) -> None:
+        """Make a folder (and those above it) that only its owner may enter; fine if it exists."""
+
+    def create(self, path: Path) -> int:
+        """Create a file that must not exist yet, for reading and writing; returns its descriptor."""
+
+    def open(self, path: Path) -> int:
+        """Open an existing file for reading and writing; returns its descriptor."""
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+
+    def append(self, fd: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at the file's position with one call; a short write raises."""
+
+    def seek_end(self, fd: int) -> int:
+        """Set the position to the end; returns the file's size."""
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Cut the file to `size` bytes and set the position there."""
+
+    def sync(self, fd: int) -> None:
+        """Return when the file's data is on the disk."""
+
+    def sync_folder(self, path: Path) -> None:
+        """Return when the folder's entries are on the disk."""
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        """Make sure that a range of the file has blocks of its own, so that storing to its mapping cannot fail."""
+
+    def map(self, fd: int, offset: int, length: int) -> mmap.mmap:
+        """Map a range of the file, shared with the file."""
+
+    def lock(self, fd: int) -> bool:
+        """Take the file's lock without waiting; False when another process has it. Closing the descriptor frees it."""
+
+    def same_file(self, fd: int, path: Path) -> bool:
+        """Whether `path` still names the file behind `fd`."""
+
+    def read(self, path: Path) -> bytes:
+        """The whole content of a file."""
+
+    def read_range(self, path: Path, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset` on."""
+
+    def replace_content(self, path: Path, content: bytes) -> None:
+        """Give a file new content, durably and all or nothing (temporary file, sync, rename, sync of the folder)."""
+
+    def size(self, path: Path) -> int:
+        """A file's size."""
+
+    def names(self, folder: Path) -> Sequence[str]:
+        """The names in a folder, sorted; none if it does not exist."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Move a file or folder within the store."""
+
+    def remove(self, path: Path) -> None:
+        """Delete a file; fine if it does not exist."""
+
+    def remove_tree(self, path: Path) -> None:
+        """Delete a folder and all in it; fine if it does not exist."""
+
+    def free_bytes(self, path: Path) -> int:
+        """Bytes that may still be written on the disk that holds `path`."""
+
+
+class OsFileSystem:
+    """The real file system."""
+
+    def make_folder(self, path: Path) -> None:
+        """See `FileSystem`."""
+        path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+
+    def create(self, path: Path) -> int:
+        """See `FileSystem`."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _NO_FOLLOW, FILE_MODE)
+
+    def open(self, path: Path) -> int:
+        """See `FileSystem`."""
+        return os.open(path, os.O_RDWR | _BINARY | _NO_FOLLOW)
+
+    def close(self, fd: int) -> None:
+        """See `FileSystem`."""
+        os.close(fd)
+
+    def append(self, fd: int, data: bytes | memoryview) -> None:
+        """See `FileSystem`."""
+        written = os.write(fd, data)
+        if written != len(data):
+            raise OSError(f"short write: {written} of {len(data)} bytes")
+
+    def seek_end(self, fd: int) -> int:
+        """See `FileSystem`."""
+        return os.lseek(fd, 0, os.SEEK_END)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """See `FileSystem`."""
+        os.ftruncate(fd, size)
+        os.lseek(fd, size, os.SEEK_SET)
+
+    def sync(self, fd: int) -> None:
+        """See `FileSystem`."""
+        _fdatasync(fd)
+
+    def sync_folder(self, path: Path) -> None:
+        """See `FileSystem`."""
+        if os.name == "nt":
+            return  # a folder cannot be opened there; NTFS journals its entries
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        """See `FileSystem`."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, offset, length)
+            return
+        os.lseek(fd, offset, os.SEEK_SET)
+        self.append(fd, bytes(length))
+
+    def map(self, fd: int, offset: int, length: int) -> mmap.mmap:
+        """See `FileSystem`."""
+        return mmap.mmap(fd, length, offset=offset)
+
+    def lock(self, fd: int) -> bool:
+        """See `FileSystem`."""
+        try:
+            portalocker.lock(fd, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+        except portalocker.LockException:
+            return False
+        return True
+
+    def same_file(self, fd: int, path: Path) -> bool:
+        """See `FileSystem`."""
+        try:
+            return os.path.samestat(os.fstat(fd), path.stat())
+        except FileNotFoundError:
+            return False
+
+    def read(self, path: Path) -> bytes:
+        """See `FileSystem`."""
+        return path.read_bytes()
+
+    def read_range(self, path: Path, offset: int, length: int) -> bytes:
+        """See `FileSystem`."""
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def replace_content(self, path: Path, content: bytes) -> None:
+        """See `FileSystem`."""
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        self.remove(temporary)
+        fd = self.create(temporary)
+        try:
+            self.append(fd, content)
+            self.sync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+        self.sync_folder(path.parent)
+
+    def size(self, path: Path) -> int:
+        """See `FileSystem`."""
+        return path.stat().st_size
+
+    def names(self, folder: Path) -> Sequence[str]:
+        """See `FileSystem`."""
+        try:
+            return sorted(entry.name for entry in os.scandir(folder))
+        except FileNotFoundError:
+            return ()
+
+    def rename(self, source: Path, target: Path) -> None:
+        """See `FileSystem`."""
+        source.rename(target)
+
+    def remove(self, path: Path) -> None:
+        """See `FileSystem`."""
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+    def remove_tree(self, path: Path) -> None:
+        """See `FileSystem`."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+    def free_bytes(self, path: Path) -> int:
+        """See `FileSystem`."""
+        return shutil.disk_usage(path).free
+
+
+_BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
+_fdatasync = getattr(os, "fdatasync", os.fsync)

@@ -1,0 +1,89 @@
+"""What a connectivity window achieved, and how the agent stands: the values handed to the application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mailboat.agent.ledger import Ledger
+
+
+class SessionState(StrEnum):
+    """What became of a session."""
+
+    ACCEPTED = "accepted"
+    DECLINED = "declined"
+    REJECTED = "rejected"
+    PENDING = "pending"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOutcome:
+    """One session: `reason` explains a rejection, a quarantine, or why it is still pending. Sizes are bytes as sent."""
+
+    session_id: str
+    state: SessionState
+    reason: str = ""
+    records: int = 0
+    bytes_sent: int = 0
+    bytes_left: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What `force_sync` did. `duration` is seconds; `complete` means that the server has all that it wants; `error`
+    says in a sentence why not, where there is a reason.
+    """
+
+    sessions: tuple[SessionOutcome, ...] = ()
+    bytes_sent: int = 0
+    bytes_left: int = 0
+    duration: float = 0.0
+    complete: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncProgress:
+    """How far a connectivity window is: sessions that have ended out of all, bytes sent in it, bytes still to send."""
+
+    sessions_done: int
+    sessions: int
+    bytes_sent: int
+    bytes_left: int
+
+
+class AgentState(StrEnum):
+    """Where the agent's life stands."""
+
+    NEW = "new"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DISABLED = "disabled"
+    """By configuration or ``DO_NOT_TRACK``: no file, no connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A snapshot of the agent.
+
+    `connectivity` is one of ``connectivity.Link``; `reason` says why nothing is being sent; `next_attempt` is seconds
+    from now. `waiting_sessions` and `waiting_bytes` are what the last look into the store found. `crash_proof` is
+    False when records are kept in plain memory because the disk refuses; `trouble` then says why. `lost` counts
+    records that could not be kept, by reason.
+    """
+
+    state: AgentState
+    session_id: str | None = None
+    connectivity: str = "unknown"
+    reason: str = ""
+    next_attempt: float | None = None
+    waiting_sessions: int = 0
+    waiting_bytes: int = 0
+    recorded: int = 0
+    lost: Mapping[str, int] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    crash_proof: bool = False
+    trouble: str = ""

@@ -1,0 +1,138 @@
+"""One running session: journal, recorder and writer put together, and its summary as it stands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+
+from mailboat.agent.clocks import Clocks
+from mailboat.agent.config import AgentConfig
+from mailboat.agent.files import FileSystem
+from mailboat.agent.host import boot_id, describe, process_start
+from mailboat.agent.journal import Journal
+from mailboat.agent.recorder import Recorder
+from mailboat.agent.segment_file import SegmentFile
+from mailboat.agent.store import JOURNAL, SessionFolder, Store
+from mailboat.agent.synchronizer import Live
+from mailboat.agent.writer import Writer, WriterSettings
+from mailboat.protocol.errors import StoreError
+from mailboat.protocol.segment import Preamble, SealReason
+from mailboat.protocol.summary import Info, Status, Summary
+
+SALT_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What `open_session` made: `trouble` says why the journal is in plain memory, if it is."""
+
+    session: Session
+    trouble: str
+
+
+class Session:
+    """The session of this run of the application."""
+
+    def __init__(self, preamble: Preamble, recorder: Recorder, writer: Writer, pid: int) -> None:
+        """Use `open_session`."""
+        self.preamble = preamble
+        self.recorder = recorder
+        self.writer = writer
+        self.pid = pid
+        self._info = preamble.info
+
+    @property
+    def id(self) -> str:
+        """The session's id."""
+        return self.preamble.session_id
+
+    async def flush(self, *, durable: bool) -> bool:
+        """Have all that was recorded so far in blocks (and synced, if `durable`); False if the disk refused."""
+        return await asyncio.wrap_future(self.writer.flush(durable=durable))
+
+    def end(self, reason: SealReason) -> Future[bool]:
+        """Take no more records, seal, and move the session to those that wait; False if that is left to recovery."""
+        self.recorder.stop()
+        return self.writer.seal(reason)
+
+    def summary(self, clocks: Clocks) -> Summary:
+        """The session as it stands."""
+        installation = self.recorder.installation or {}
+        return Summary(
+            session_id=self.id,
+            info=Info.from_wire(dict(self._info)),
+            started=self.preamble.started_wall / 1e9,
+            ended=clocks.wall() / 1e9,
+            duration=max(0, clocks.monotonic() - self.preamble.started_monotonic) / 1e9,
+            status=Status.RUNNING,
+            counts=tuple(self.recorder.counts),
+            segments=self.writer.states,
+            installation=str(installation.get("id", "")),
+            installation_properties=installation.get("properties", {}),
+            lost=dict(self.recorder.lost),
+        )
+
+    async def live(self, clocks: Clocks) -> Live | None:
+        """The session as it may be offered: flushed and synced first; None if nothing of it is on disk."""
+        await self.flush(durable=True)
+        folder = self.writer.folder
+        return Live(self.summary(clocks), folder) if folder is not None and self.writer.states else None
+
+
+def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, urgent: Callable[[], None]) -> Opened:
+    """Begin a session. Blocks, and never raises for the disk's sake: what it refuses is kept in memory, and tried
+    again.
+
+    `urgent` is called after each record of level error and up, on the thread that recorded it.
+    """
+    preamble = Preamble(
+        session_id=clocks.new_id(),
+        index=0,
+        salt=int.from_bytes(clocks.entropy(SALT_BYTES), "little"),
+        first=0,
+        started_wall=clocks.wall(),
+        started_monotonic=clocks.monotonic(),
+        pid=pid,
+        process_started=process_start(),
+        boot_id=boot_id(),
+        info=describe(config).to_wire(),
+    )
+    settings = WriterSettings(config.save_interval, config.segment_bytes, config.segment_age, config.compression_level)
+
+    def begin() -> tuple[SessionFolder, SegmentFile]:
+        return store.begin(preamble, config.compression_level)
+
+    writer = Writer(store, begin, settings, clocks)
+    journal, trouble = _journal(config, store.files, writer, begin, preamble.boot_id)
+
+    def on_urgent() -> None:
+        writer.urgent()
+        urgent()
+
+    recorder = Recorder(journal, on_full=writer.closed, on_urgent=on_urgent, clock=clocks.monotonic)
+    writer.trouble = trouble
+    writer.start(recorder)
+    return Opened(Session(preamble, recorder, writer, pid), trouble)
+
+
+def _journal(
+    config: AgentConfig,
+    files: FileSystem,
+    writer: Writer,
+    begin: Callable[[], tuple[SessionFolder, SegmentFile]],
+    boot: str,
+) -> tuple[Journal, str]:
+    """The journal in the session's folder, or in plain memory together with the reason."""
+    fd = None
+    try:
+        session, segment = begin()
+        writer.adopt(session, segment)
+        fd = files.create(session.path / JOURNAL)
+        return Journal(files, fd, config.journal_bytes, boot), ""
+    except (OSError, StoreError) as error:
+        if fd is not None:
+            files.close(fd)
+        return Journal(files, None, config.journal_bytes, boot), f"{type(error).__name__}: {error}"

@@ -1,0 +1,276 @@
+"""The store: the folder that holds the sessions of one application.
+
+::
+
+    ROOT/PRODUCT/APPLICATION/
+        new/ID/           a session being made
+        live/ID/          a session whose process runs, or crashed
+            lock          held (flock) by that process for life
+            journal       see `journal`
+            000000.zst    its segments, see `mailboat.protocol.segment`
+        waiting/ID/       an ended session that the server has not answered for
+        sent/ID/          one that it has, kept until the space is wanted
+        quarantined/ID/   one that cannot be read or sent, with the reason in `reason`
+        ledger.json       see `ledger`
+        sender.lock       held by the one process that sends
+
+Where a session stands is told by its folder alone, and it moves by one rename. Segments are the only truth:
+everything that is said of a session is read from them, so no other file can be lost or disagree.
+
+All functions block; they are called on the store's thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from mailboat.agent.files import FileSystem
+from mailboat.agent.ledger import Ending, LedgerFile
+from mailboat.agent.segment_file import SegmentFile, segment_paths
+from mailboat.protocol.errors import SegmentError, StoreError, WireError
+from mailboat.protocol.ids import is_canonical
+from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL
+from mailboat.protocol.segment import SKIPPABLE, Preamble, Seal
+from mailboat.protocol.summary import Summary, summarise
+
+LOCK: Final = "lock"
+JOURNAL: Final = "journal"
+REASON: Final = "reason"
+SENDER_LOCK: Final = "sender.lock"
+NEW, LIVE, WAITING, SENT, QUARANTINED = "new", "live", "waiting", "sent", "quarantined"
+_FIRST_READ: Final = 4096
+
+
+def folder_name(text: str) -> str:
+    """`text` as the name of a folder: itself where that is harmless, else made so, with a digest to keep names
+    apart.
+    """
+    harmless = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64].strip(".")
+    if harmless == text and harmless:
+        return harmless
+    return f"{harmless or '_'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+@dataclass(slots=True)
+class SessionFolder:
+    """A session in ``live/`` whose lock this process holds."""
+
+    path: Path
+    lock_fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An ended session that waits for the server."""
+
+    path: Path
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look into the store found; `unreadable` are sessions by id, with the reason."""
+
+    waiting: tuple[Waiting, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+class Store:
+    """The sessions of one application on this machine."""
+
+    def __init__(self, files: FileSystem, root: Path, product: str, application: str) -> None:
+        """Names the folders; nothing is touched before `open`."""
+        self.files = files
+        self.folder = root / folder_name(product or "default") / folder_name(application or "default")
+        self._sender_fd: int | None = None
+        self._ledger: LedgerFile | None = None
+        self._known: dict[str, Waiting] = {}
+
+    def open(self) -> None:
+        """Make the folders where they are missing; `StoreError` when that cannot be done."""
+        try:
+            for name in (NEW, LIVE, WAITING, SENT, QUARANTINED):
+                self.files.make_folder(self.folder / name)
+        except OSError as error:
+            raise StoreError(
+                f"the store folder {self.folder} cannot be used: {error}. "
+                "Make it writable for this user, or name another one with store=... or MAILBOAT_STORE"
+            ) from error
+
+    # -- live ----------------------------------------------------------------------------------------------------
+
+    def begin(self, preamble: Preamble, level: int) -> tuple[SessionFolder, SegmentFile]:
+        """Make the folder of a new session, with its lock held and its first segment begun. Raises `OSError`.
+
+        It appears in ``live/`` only when both are there, so no other process takes it for a crashed one.
+        """
+        self.open()
+        made = self.folder / NEW / preamble.session_id
+        self.files.make_folder(made)
+        lock_fd = self.files.create(made / LOCK)
+        if not self.files.lock(lock_fd):
+            raise StoreError(
+                f"the new lock file {made / LOCK} is locked already: is the store on a disk without locks?"
+            )
+        segment = SegmentFile.create(self.files, made, preamble, level)
+        path = self.folder / LIVE / preamble.session_id
+        self.files.rename(made, path)
+        segment.path = path / segment.path.name
+        return SessionFolder(path, lock_fd), segment
+
+    def retire(self, session: SessionFolder) -> Path:
+        """Move a sealed live session to those that wait, durably, and let go of its lock; returns its new folder."""
+        path = self.retire_folder(session.path)
+        self.files.close(session.lock_fd)
+        return path
+
+    def retire_folder(self, path: Path) -> Path:
+        """Move the folder of a sealed session from live to waiting, durably."""
+        target = self.folder / WAITING / path.name
+        self.files.sync_folder(path)
+        self.files.rename(path, target)
+        self.files.sync_folder(self.folder / WAITING)
+        self.files.sync_folder(self.folder / LIVE)
+        self.files.remove(target / JOURNAL)
+        self.files.remove(target / LOCK)
+        return target
+
+    def crashed(self) -> Iterable[SessionFolder]:
+        """The live sessions whose process is dead, one by one, each with its lock now held by the caller (who closes
+        it).
+        """
+        for name in self.files.names(self.folder / LIVE):
+            path = self.folder / LIVE / name
+            lock_fd = self._lock_of(path) if is_canonical(name) else None
+            if lock_fd is not None:
+                yield SessionFolder(path, lock_fd)
+
+    def _lock_of(self, path: Path) -> int | None:
+        """The lock of a dead process's session, taken; None when that process lives, or another one was faster."""
+        try:
+            fd = self.files.open(path / LOCK)
+        except FileNotFoundError:
+            return None
+        if self.files.lock(fd) and self.files.same_file(fd, path / LOCK):
+            return fd
+        self.files.close(fd)
+        return None
+
+    def sweep(self) -> None:
+        """Delete what a crash left of sessions that were never begun."""
+        for name in self.files.names(self.folder / NEW):
+            fd = self._lock_of(self.folder / NEW / name)
+            if fd is not None:
+                self.files.remove_tree(self.folder / NEW / name)
+                self.files.close(fd)
+
+    # -- waiting -------------------------------------------------------------------------------------------------
+
+    def look(self) -> Found:
+        """The sessions that wait. What was read of one before is not read again."""
+        names = [name for name in self.files.names(self.folder / WAITING) if is_canonical(name)]
+        unreadable: dict[str, str] = {}
+        for name in names:
+            if name not in self._known:
+                try:
+                    self._known[name] = read_waiting(self.files, self.folder / WAITING / name)
+                except (SegmentError, WireError, OSError) as error:
+                    unreadable[name] = str(error)
+        self._known = {name: self._known[name] for name in names if name in self._known}
+        return Found(tuple(self._known.values()), unreadable)
+
+    def quarantine(self, session_id: str, reason: str, source: str = WAITING) -> None:
+        """Put a session aside for good, with the reason beside it; nothing of it is deleted."""
+        target = self.folder / QUARANTINED / session_id
+        self.files.rename(self.folder / source / session_id, target)
+        self.files.replace_content(target / REASON, reason.encode())
+        self._known.pop(session_id, None)
+
+    # -- the one process that sends ------------------------------------------------------------------------------
+
+    def become_sender(self) -> bool:
+        """Try to be the process that sends for this store; True once it is. Ends of its process free the place."""
+        if self._sender_fd is not None:
+            return True
+        path = self.folder / SENDER_LOCK
+        try:
+            fd = self.files.create(path)
+        except FileExistsError:
+            fd = self.files.open(path)
+        if not self.files.lock(fd):
+            self.files.close(fd)
+            return False
+        self._sender_fd = fd
+        self._complete_moves()
+        return True
+
+    def cease_sending(self) -> None:
+        """Leave the place of the sender to another process."""
+        if self._sender_fd is not None:
+            self.files.close(self._sender_fd)
+            self._sender_fd = None
+
+    @property
+    def ledger(self) -> LedgerFile:
+        """The account of sessions that ended."""
+        if self._ledger is None:
+            self._ledger = LedgerFile(self.files, self.folder)
+        return self._ledger
+
+    def _complete_moves(self) -> None:
+        self._ledger = LedgerFile(self.files, self.folder)
+        for session_id in self._ledger.unmoved:
+            if is_canonical(session_id) and (self.folder / WAITING / session_id).exists():
+                self._move_to_sent(session_id)
+
+    def finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
+        """Enter the ends of waiting sessions into the ledger, then move them to sent, or delete them. Raises
+        `OSError`.
+        """
+        if not endings:
+            return
+        self.ledger.add(endings)
+        for ending in endings:
+            self._known.pop(ending.session_id, None)
+            if purge:
+                self.files.remove_tree(self.folder / WAITING / ending.session_id)
+            else:
+                self._move_to_sent(ending.session_id)
+
+    def _move_to_sent(self, session_id: str) -> None:
+        self.files.rename(self.folder / WAITING / session_id, self.folder / SENT / session_id)
+
+
+def read_waiting(files: FileSystem, path: Path) -> Waiting:
+    """The summary of an ended session from its segments; `SegmentError` when one cannot be read."""
+    paths = segment_paths(files, path)
+    if not paths:
+        raise SegmentError(f"{path} holds no segment")
+    return Waiting(path, summarise([_ends_of(files, segment) for segment in paths]))
+
+
+def _ends_of(files: FileSystem, path: Path) -> tuple[Preamble, Seal, int]:
+    """Preamble, seal and size of a sealed segment, without reading what is in between."""
+    size = files.size(path)
+    sealed = Seal.at_end_of(files.read_range(path, max(0, size - _FIRST_READ), _FIRST_READ))
+    if sealed is None:
+        sealed = Seal.at_end_of(files.read_range(path, max(0, size - MAX_SEAL), MAX_SEAL))
+    if sealed is None:
+        raise SegmentError(f"{path.name} has no intact seal")
+    return read_preamble(files, path), sealed[0], size
+
+
+def read_preamble(files: FileSystem, path: Path) -> Preamble:
+    """The preamble of a segment file; `SegmentError` when it is damaged."""
+    head = files.read_range(path, 0, _FIRST_READ)
+    if len(head) < SKIPPABLE.size:
+        raise SegmentError(f"{path.name} is cut before its preamble")
+    length = SKIPPABLE.size + SKIPPABLE.unpack_from(head)[1]
+    if length > len(head):
+        head = files.read_range(path, 0, min(length, MAX_PREAMBLE + _FIRST_READ))
+    return Preamble.decode(head[:length])
