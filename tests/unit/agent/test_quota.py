@@ -1,0 +1,92 @@
+"""Quotas: the order of eviction, and that no more is given up than needed."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailboat.agent.quota import Evicted, Kept, Quota, Standing, evictions
+
+NOW = 1_000_000.0
+WIDE = Quota(max_bytes=None, max_age=1e9, min_free=0)
+
+sessions = st.lists(
+    st.builds(
+        Kept,
+        session_id=st.uuids().map(str),
+        standing=st.sampled_from(Standing),
+        size=st.integers(0, 1000),
+        since=st.floats(0, 2 * NOW),
+    ),
+    unique_by=lambda each: each.session_id,
+    max_size=30,
+)
+quotas = st.builds(
+    Quota, max_bytes=st.none() | st.integers(0, 10_000), max_age=st.floats(0, NOW), min_free=st.integers(0, 10_000)
+)
+
+
+def chosen(kept: list[Kept], quota: Quota, live: int = 0, free: int = 10**12) -> list[tuple[str, Evicted]]:
+    found = evictions(kept, quota, live_bytes=live, free_bytes=free, now=NOW)
+    return [(each.session_id, reason) for each, reason in found]
+
+
+def test_the_order() -> None:
+    kept = [
+        Kept("errors-old", Standing.WAITING_WITH_ERRORS, 10, 1.0),
+        Kept("waiting-new", Standing.WAITING, 10, 9.0),
+        Kept("waiting-old", Standing.WAITING, 10, 2.0),
+        Kept("aside", Standing.QUARANTINED, 10, 3.0),
+        Kept("sent-new", Standing.SENT, 10, 8.0),
+        Kept("sent-old", Standing.SENT, 10, 4.0),
+    ]
+    order = ["sent-old", "sent-new", "aside", "waiting-old", "waiting-new", "errors-old"]
+    for room in range(0, 70, 10):
+        quota = Quota(max_bytes=room, max_age=1e9, min_free=0)
+        assert chosen(kept, quota) == [(name, Evicted.SIZE) for name in order[: 6 - room // 10]]
+
+
+def test_running_sessions_count_but_are_never_given_up() -> None:
+    assert chosen([Kept("a", Standing.WAITING, 10, 1.0)], Quota(100, 1e9, 0), live=90) == []
+    assert chosen([Kept("a", Standing.WAITING, 10, 1.0)], Quota(100, 1e9, 0), live=91) == [("a", Evicted.SIZE)]
+    assert chosen([], Quota(100, 1e9, 0), live=10**9) == []
+
+
+def test_a_full_disk_is_relieved_just_enough() -> None:
+    kept = [Kept(str(at), Standing.WAITING, 10, float(at)) for at in range(5)]
+    assert chosen(kept, Quota(None, 1e9, 100), free=75) == [
+        ("0", Evicted.DISK),
+        ("1", Evicted.DISK),
+        ("2", Evicted.DISK),
+    ]
+
+
+def test_age_goes_first_and_its_room_is_counted() -> None:
+    kept = [Kept("old", Standing.WAITING_WITH_ERRORS, 50, NOW - 101), Kept("sent", Standing.SENT, 50, NOW - 99)]
+    assert chosen(kept, Quota(50, 100.0, 0)) == [("old", Evicted.AGE)]
+
+
+def test_a_session_from_the_future_is_not_old() -> None:
+    assert chosen([Kept("a", Standing.SENT, 1, NOW + 1e6)], Quota(None, 10.0, 0)) == []
+
+
+@given(sessions, quotas, st.integers(0, 20_000), st.integers(0, 20_000))
+def test_what_is_left_fits_and_the_last_one_was_needed(kept: list[Kept], quota: Quota, live: int, free: int) -> None:
+    found = list(evictions(kept, quota, live_bytes=live, free_bytes=free, now=NOW))
+    gone = {each.session_id for each, _ in found}
+    assert len(gone) == len(found)
+    left = [each for each in kept if each.session_id not in gone]
+    used = live + sum(each.size for each in left)
+    now_free = free + sum(each.size for each, _ in found)
+    fits = (quota.max_bytes is None or used <= quota.max_bytes) and now_free >= quota.min_free
+    assert fits or not left
+    assert all(NOW - each.since <= quota.max_age for each in left)
+    if found and found[-1][1] is not Evicted.AGE:
+        last = found[-1][0].size
+        too_large = quota.max_bytes is not None and used + last > quota.max_bytes
+        assert too_large or now_free - last < quota.min_free
+
+
+@given(sessions)
+def test_nothing_is_given_up_without_need(kept: list[Kept]) -> None:
+    assert chosen(kept, WIDE) == []
