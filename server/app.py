@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import portalocker
@@ -20,8 +22,8 @@ from aiohttp import web
 from mailboat.protocol import negotiation as said
 from mailboat.protocol.errors import StoreError
 from mailboat.protocol.limits import MAX_NEGOTIATION_WIRE, MAX_OFFERS
-from mailboat.server import negotiation, uploads
-from mailboat.server.blobs import LocalBlobs
+from mailboat.server import api, ingest, negotiation, uploads
+from mailboat.server.blobs import Blobs, LocalBlobs
 from mailboat.server.config import ServerConfig
 from mailboat.server.context import (
     BLOBS,
@@ -53,10 +55,16 @@ LINGER: Final = 5.0
 """Seconds for which the rest of a refused body is read and dropped, so that its sender gets to read the answer."""
 
 
-def create_app(config: ServerConfig, *, clock: Callable[[], float] = time.time) -> web.Application:
+def create_app(
+    config: ServerConfig,
+    *,
+    clock: Callable[[], float] = time.time,
+    open_blobs: Callable[[Path], Blobs] = LocalBlobs,
+) -> web.Application:
     """The whole server as an application, to be run by `serving.run`, an aiohttp runner, or a test.
 
-    `clock` is the wall clock in Unix seconds. Nothing is touched before the application starts up.
+    `clock` is the wall clock in Unix seconds; `open_blobs` makes the blob store in a folder, and is called in a thread.
+    Nothing is touched before the application starts up.
     """
     app = web.Application(
         middlewares=[problems, authentication],
@@ -75,10 +83,12 @@ def create_app(config: ServerConfig, *, clock: Callable[[], float] = time.time) 
     app.on_response_prepare.append(add_version)
     app.on_shutdown.append(_end_transfers)
     app.cleanup_ctx.append(_threads)
-    app.cleanup_ctx.append(_store)
+    app.cleanup_ctx.append(partial(_store, open_blobs))
+    app.cleanup_ctx.append(_ingest)
     app.router.add_get("/v1/status", status)
     negotiation.add_routes(app)
     uploads.add_routes(app)
+    api.add_routes(app)
     return app
 
 
@@ -99,21 +109,19 @@ async def status(request: web.Request) -> web.StreamResponse:
 
 async def _threads(app: web.Application) -> AsyncIterator[None]:
     app[INGEST_WAKE] = asyncio.Event()
-    with (
-        ThreadPoolExecutor(WORKER_THREADS, "mailboat-worker") as workers,
-        ThreadPoolExecutor(VERIFIER_THREADS, "mailboat-verifier") as verifiers,
-    ):
-        app[WORKERS] = workers
-        app[VERIFIERS] = verifiers
-        yield
+    app[WORKERS] = workers = ThreadPoolExecutor(WORKER_THREADS, "mailboat-worker")
+    app[VERIFIERS] = verifiers = ThreadPoolExecutor(VERIFIER_THREADS, "mailboat-verifier")
+    yield
+    for pool in (workers, verifiers):
+        await asyncio.to_thread(pool.shutdown)
 
 
-async def _store(app: web.Application) -> AsyncIterator[None]:
+async def _store(open_blobs: Callable[[Path], Blobs], app: web.Application) -> AsyncIterator[None]:
     config = app[CONFIG]
     lock = await asyncio.to_thread(_locked_folder, config)
     catalog = SqliteCatalog(config.data / CATALOG_FILE)
     try:
-        blobs = await asyncio.to_thread(LocalBlobs, config.data / BLOBS_FOLDER)
+        blobs = await asyncio.to_thread(open_blobs, config.data / BLOBS_FOLDER)
         await catalog.open()
         app[CATALOG] = catalog
         app[BLOBS] = blobs
@@ -123,6 +131,12 @@ async def _store(app: web.Application) -> AsyncIterator[None]:
     finally:
         await catalog.close()
         await asyncio.to_thread(lock.release)
+
+
+async def _ingest(app: web.Application) -> AsyncIterator[None]:
+    await ingest.start(app)
+    yield
+    await ingest.stop(app)
 
 
 async def _end_transfers(app: web.Application) -> None:

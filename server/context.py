@@ -59,7 +59,10 @@ INGEST_WAKE: Final = web.AppKey("ingest_wake", asyncio.Event)
 COUNTERS: Final[web.AppKey[Counter[str]]] = web.AppKey("counters")
 """What happened so far, by name; every swallowed failure is counted here."""
 
-PRINCIPAL: Final = "mailboat.principal"
+# Typed keys for requests came with aiohttp 3.14, which warns of plain ones.
+PRINCIPAL: Final = (
+    web.RequestKey("mailboat.principal", Principal) if hasattr(web, "RequestKey") else "mailboat.principal"
+)
 
 
 def require(request: web.Request, role: Role) -> Principal:

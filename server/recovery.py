@@ -34,7 +34,7 @@ async def recover(catalog: Catalog, blobs: Blobs, now: float) -> int:
     Must end before the first request is answered. Only uploads whose blob is longer than announced cost more than one
     look at the file.
     """
-    boot = boot_id()
+    boot = await asyncio.to_thread(boot_id)
     same_boot = bool(boot) and await catalog.note(BOOT_NOTE) == boot
     rows = await catalog.open_uploads()
     changed = await asyncio.to_thread(settle, blobs, rows, same_boot=same_boot)

@@ -56,11 +56,11 @@ async def _serve(config: ServerConfig, echo: Echo) -> int:
 
 
 @asynccontextmanager
-async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
+async def running(config: ServerConfig, app: web.Application | None = None) -> AsyncIterator[RunningServer]:
     """A server on a real socket, for as long as the context lasts; on leaving it, transfers are ended at a durable
-    offset and requests in progress get `stop_timeout`.
+    offset and requests in progress get `stop_timeout`. `app`: what `create_app` made of `config`, if not as usual.
     """
-    app = create_app(config)
+    app = create_app(config) if app is None else app
     runner = web.AppRunner(
         app, access_log_class=AccessLogger, handle_signals=False, shutdown_timeout=config.stop_timeout
     )
