@@ -87,7 +87,8 @@ _LOG: Final = logging.getLogger("mailboat.server")
 
 def add_routes(app: web.Application) -> None:
     """The place where uploads are made, and each upload; which methods they take is for the protocol to say."""
-    app.router.add_route("*", PATH, create)
+    for method in ("POST", "PUT", "OPTIONS"):
+        app.router.add_route(method, PATH, create)
     app.router.add_route("*", PATH + "/{id}", act)
 
 
@@ -106,7 +107,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         case Create():
             return await _create(request, principal, asked, limits, version)
         case _:
-            raise web.HTTPMethodNotAllowed(request.method, ["OPTIONS", "POST"])
+            raise web.HTTPMethodNotAllowed(request.method, ["OPTIONS", "POST", "PUT"])
 
 
 async def act(request: web.Request) -> web.StreamResponse:

@@ -175,7 +175,7 @@ class RawAppend:
 
     @classmethod
     async def begin(cls, client: Wire, path: str, length: int, offset: int = 0, *, complete: bool = True) -> RawAppend:
-        """Send the head of a PATCH whose body has `length` bytes."""
+        """Send the head of a PATCH whose body has `length` bytes; -1 for a chunked one."""
         host, _, port = client.url.removeprefix("http://").rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         head = [
@@ -183,7 +183,7 @@ class RawAppend:
             f"Host: {host}",
             f"Authorization: Bearer {client.key}",
             f"Content-Type: {PARTIAL}",
-            f"Content-Length: {length}",
+            f"Content-Length: {length}" if length >= 0 else "Transfer-Encoding: chunked",
             f"Upload-Offset: {offset}",
             f"Upload-Complete: ?{int(complete)}",
         ]

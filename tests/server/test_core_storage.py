@@ -1,0 +1,275 @@
+"""When the disk refuses, forgets, or holds more or less than was announced."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mailboat.protocol import SegmentReader
+from mailboat.server import ServerConfig
+from mailboat.server.app import create_app
+from mailboat.server.blobs import BlobLost, LocalBlobs, LocalBlobWriter
+from mailboat.server.catalog import ProductRow
+from mailboat.server.context import CATALOG, COUNTERS
+from mailboat.server.recovery import BOOT_NOTE, boot_id
+from mailboat.server.serving import RunningServer, running
+from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id
+from testkit.serverkit import Wire, fresh_session_id, make_segment, summary_of, wired
+
+
+class FaultyBlobs(LocalBlobs):
+    """A real folder on a disk that fails as told: after `room` bytes, at the next syncs, when a file is opened."""
+
+    room: int | None = None
+    failing_syncs = 0
+    failing_opens = 0
+
+    def append(self, blob_id: str, offset: int) -> LocalBlobWriter:
+        if self.failing_opens:
+            self.failing_opens -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return FaultyWriter(super().append(blob_id, offset), self)
+
+
+class FaultyWriter(LocalBlobWriter):
+    def __init__(self, writer: LocalBlobWriter, blobs: FaultyBlobs) -> None:
+        super().__init__(os.dup(writer._fd), writer.offset)
+        writer.close()
+        self._blobs = blobs
+
+    def write(self, piece: bytes) -> None:
+        room = self._blobs.room
+        if room is None:
+            return super().write(piece)
+        super().write(piece[:room])
+        self._blobs.room = max(0, room - len(piece))
+        if len(piece) > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return None
+
+    def sync(self) -> int:
+        if self._blobs.failing_syncs:
+            self._blobs.failing_syncs -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().sync()
+
+
+@asynccontextmanager
+async def faulty(config: ServerConfig, key: str) -> AsyncIterator[tuple[RunningServer, Wire, FaultyBlobs]]:
+    made: list[FaultyBlobs] = []
+
+    def open_blobs(folder: Path) -> FaultyBlobs:
+        made.append(FaultyBlobs(folder))
+        return made[0]
+
+    app = create_app(config, open_blobs=open_blobs)
+    async with running(config, app) as server, wired(server.url, key) as client:
+        yield server, client, made[0]
+
+
+async def finish(client: Wire, path: str, data: bytes) -> None:
+    """Go on as an agent does: ask, append from there."""
+    offset = (await client.ask("HEAD", path)).offset
+    assert (await client.append(path, data[offset:], offset, complete=True)).complete
+    (decision,) = await client.negotiate(summary_of(data))
+    assert decision.verdict == "have"
+
+
+async def test_a_disk_that_fills_up_keeps_what_fitted(config: ServerConfig, key: str) -> None:
+    data = make_segment(fresh_session_id(), size=200_000)
+    async with faulty(config, key) as (_, client, blobs):
+        path = await client.upload_of(data)
+        blobs.room = 50_000
+        assert (await client.append(path, data, 0, complete=True)).status == 507
+        assert (await client.ask("HEAD", path)).offset == 50_000
+        assert (await client.append(path, data[50_000:], 50_000, complete=True)).status == 507
+        blobs.room = None
+        await finish(client, path, data)
+        assert blobs.path(path.rpartition("/")[2]).read_bytes() == data
+
+
+async def test_a_disk_that_takes_no_file_is_full(config: ServerConfig, key: str) -> None:
+    data = make_segment(fresh_session_id())
+    async with faulty(config, key) as (_, client, blobs):
+        path = await client.upload_of(data)
+        blobs.failing_opens = 1
+        assert (await client.append(path, data, 0, complete=True)).status == 507
+        await finish(client, path, data)
+
+
+async def test_bytes_whose_sync_failed_are_not_announced(config: ServerConfig, key: str) -> None:
+    data = make_segment(fresh_session_id(), size=200_000)
+    async with faulty(config, key) as (server, client, blobs):
+        path = await client.upload_of(data)
+        await client.append(path, data[:1_000], 0, complete=False)
+        blobs.failing_syncs = 1
+        assert (await client.append(path, data[1_000:], 1_000, complete=True)).status == 503
+        assert (await client.ask("HEAD", path)).offset == 1_000
+        assert blobs.size(path.rpartition("/")[2]) == 1_000
+        assert server.app[COUNTERS]["storage_sync_failed"] == 1
+        await finish(client, path, data)
+        assert blobs.path(path.rpartition("/")[2]).read_bytes() == data
+
+
+async def test_a_full_catalog_is_told_and_over_when_space_returns(config: ServerConfig, key: str) -> None:
+    data = make_segment(fresh_session_id())
+    async with running(config) as server, wired(server.url, key) as client:
+        catalog = server.app[CATALOG]
+        assert isinstance(catalog, SqliteCatalog)
+        engine = catalog._engine
+        pages = await engine.write(lambda db: db.execute("PRAGMA page_count").fetchone()[0])
+        await engine.write(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+        plan = {"agents": ["x" * 100] * 1_000}
+        with pytest.raises(OSError, match="full"):
+            await catalog.put_product(ProductRow("Large", 0.0, plan))
+        made = await client.ask("POST", "/v1/uploads", data=b"x", Upload_Complete="?1")
+        while made.status == 201:  # the pages there are still have some room
+            made = await client.ask("POST", "/v1/uploads", data=b"x", Upload_Complete="?1")
+        assert made.status == 507
+        await engine.write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
+        path = await client.upload_of(data)
+        await finish(client, path, data)
+
+
+# -- restarts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data() -> bytes:
+    return make_segment(fresh_session_id(), size=700_000)
+
+
+async def half_sent(config: ServerConfig, key: str, data: bytes, size: int) -> str:
+    """A server that took `size` bytes, and stopped; the upload's path."""
+    async with running(config) as server, wired(server.url, key) as client:
+        path = await client.upload_of(data)
+        assert (await client.append(path, data[:size], 0, complete=False)).offset == size
+    return path
+
+
+def blob(config: ServerConfig, path: str) -> Path:
+    return LocalBlobs(config.data / "segments").path(path.rpartition("/")[2])
+
+
+async def power_lost(config: ServerConfig) -> None:
+    """Have the next start believe that the machine was switched off."""
+    catalog = SqliteCatalog(config.data / "catalog.sqlite")
+    await catalog.open()
+    await catalog.put_note(BOOT_NOTE, "another boot")
+    await catalog.close()
+
+
+async def restarted(config: ServerConfig, key: str, path: str, then: Callable[[int], None], data: bytes) -> None:
+    """Start again, look at the offset, and go on."""
+    async with running(config) as server, wired(server.url, key) as client:
+        offset = (await client.ask("HEAD", path)).offset
+        then(offset)
+        assert blob(config, path).read_bytes() == data[:offset]
+        await finish(client, path, data)
+    assert blob(config, path).read_bytes() == data
+
+
+def frames(data: bytes) -> list[int]:
+    """Where the frames of a segment end."""
+    reader = SegmentReader(data)
+    return [block.end for block in reader.blocks()]
+
+
+def is_now(expected: int) -> Callable[[int], None]:
+    def check(offset: int) -> None:
+        assert offset == expected
+
+    return check
+
+
+@pytest.mark.skipif(
+    not boot_id(), reason="this system does not tell its boots apart: each start is taken for power loss"
+)
+async def test_killed_before_announcing_what_was_written_is_kept(config: ServerConfig, key: str, data: bytes) -> None:
+    path = await half_sent(config, key, data, 1_000)
+    blob(config, path).write_bytes(data[:400_123])
+    await restarted(config, key, path, is_now(400_123), data)
+
+
+async def test_power_loss_keeps_the_frames_that_check(config: ServerConfig, key: str, data: bytes) -> None:
+    first, second, *_ = frames(data)
+    path = await half_sent(config, key, data, 1_000)
+    blob(config, path).write_bytes(data[: second + 500])
+    await power_lost(config)
+    await restarted(config, key, path, is_now(second), data)
+    assert first < second
+
+
+@pytest.mark.parametrize("announced", [1_000, 300_000])
+async def test_power_loss_never_goes_below_what_was_announced(
+    config: ServerConfig, key: str, data: bytes, announced: int
+) -> None:
+    """The size of the file reached the disk, its bytes beyond the last sync did not."""
+    path = await half_sent(config, key, data, announced)
+    blob(config, path).write_bytes(data[:announced] + bytes(200_000))
+    await power_lost(config)
+    await restarted(config, key, path, is_now(announced), data)
+
+
+async def test_killed_before_completion_was_noted_an_empty_append_completes(
+    config: ServerConfig, key: str, data: bytes
+) -> None:
+    path = await half_sent(config, key, data, 1_000)
+    blob(config, path).write_bytes(data)
+    async with running(config) as server, wired(server.url, key) as client:
+        found = await client.ask("HEAD", path)
+        assert not found.complete
+        await finish(client, path, data)
+
+
+@pytest.mark.parametrize("left", [None, 10])
+async def test_a_blob_that_is_lost_begins_anew(config: ServerConfig, key: str, data: bytes, left: int | None) -> None:
+    path = await half_sent(config, key, data, 1_000)
+    if left is None:
+        blob(config, path).unlink()
+    else:
+        blob(config, path).write_bytes(data[:left])
+    async with running(config) as server, wired(server.url, key) as client:
+        assert (await client.append(path, data[1_000:], 1_000, complete=True)).status == 410
+        assert server.app[COUNTERS]["uploads_lost"] == 1
+        fresh = await client.upload_of(data)
+        assert fresh != path
+        await finish(client, fresh, data)
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "../escape", "a/b", "01A2000F-192D-79F3-BE31-1E20A873A4FC", "\0"])
+def test_a_name_that_is_no_id_leads_nowhere(tmp_path: Path, name: str) -> None:
+    blobs = LocalBlobs(tmp_path / "segments")
+    with pytest.raises(ValueError, match="no canonical UUID"):
+        blobs.path(name)
+
+
+def test_a_blob_is_appended_to_and_read_back(tmp_path: Path) -> None:
+    blobs, name = LocalBlobs(tmp_path / "segments"), fresh_id()
+    assert blobs.size(name) == 0
+    first = blobs.append(name, 0)
+    first.write(b"hello wrld")
+    assert (first.offset, first.sync()) == (10, 10)
+    first.close()
+    first.close()
+    again = blobs.append(name, 7)
+    again.write(b"orld")
+    again.close()
+    assert blobs.read(name, 0, 100) == b"hello world"
+    assert blobs.read(name, 6, 3) == b"wor"
+    assert blobs.path(name).stat().st_mode & 0o077 == 0
+    with pytest.raises(BlobLost):
+        blobs.append(name, 12)
+    with pytest.raises(BlobLost):
+        blobs.append(fresh_id(), 1)
+    blobs.remove(name)
+    blobs.remove(name)
+    assert not blobs.path(name).exists()
