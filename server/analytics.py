@@ -1,0 +1,374 @@
+"""The analytics store: a DuckDB file in which the records of all sessions can be asked about.
+
+`Analytics` owns the file. Its writing functions are for one thread, the only one that writes; `cursor` gives any thread
+a connection to read with. Each load is one transaction that adds the rows and notes in ``loaded`` what they came
+from, so that whatever is killed when, every record is loaded exactly once.
+
+The tables are told in `analytics_schema`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+
+from mailboat.protocol.errors import StoreError
+from mailboat.protocol.limits import MIB
+from mailboat.protocol.records import COUNTERS, Schema
+from mailboat.protocol.summary import INFO_TEXTS
+from mailboat.server.analytics_schema import LAYOUT, SESSION_COLUMNS, TABLES, insert_rows, insert_sessions
+from mailboat.server.catalog import SegmentRow, SessionRow
+from mailboat.server.decoder import Outcome, Range, add_range, schemas_from
+from mailboat.server.decoding import Decoded
+from mailboat.server.json_text import encode
+
+MEMORY: Final = 1024 * MIB
+"""Memory of the engine; beyond it, it goes on in files beside its own."""
+
+CHECKPOINT: Final = 256 * MIB
+"""Bytes of its log that the engine writes before it moves them into the file. With its own default of 16 MiB loading
+takes twice as long; a log of this size costs a second or two at the start after a crash."""
+
+_LATEST: Final = 253_402_300_799.0
+"""The end of the year 9999, in seconds: no calendar takes more."""
+
+
+class AnalyticsError(StoreError):
+    """The analytics file cannot be used; the message names the reason."""
+
+
+class RowsRefused(AnalyticsError):
+    """The engine does not take some of the rows; nothing of the batch was kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What was loaded of one upload; see ``loaded`` in `analytics_schema`. `failed` tells why no more will be."""
+
+    segment: int
+    consumed: int = 0
+    next: int = 0
+    records: int = 0
+    ranges: tuple[Range, ...] = ()
+    schemas: tuple[Schema, ...] = ()
+    failed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One segment of a batch: what became of its task, and its progress with that."""
+
+    segment: SegmentRow
+    outcome: Outcome
+    progress: Progress
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the segment was to hold records, and not one could be read."""
+        return self.outcome.claimed > 0 and not self.outcome.read and not self.progress.ranges
+
+
+Key = tuple[str, str]
+"""Product and session id."""
+
+
+class Analytics:
+    """The store in the file `path`, made when it is not there.
+
+    A file that is damaged or of another layout is moved aside (``NAME.old``) and begun anew: `generation` is zero
+    then. Raises `AnalyticsError` when the file cannot be used, or another process has it open.
+    """
+
+    def __init__(self, path: Path, memory: int = MEMORY) -> None:
+        self._path = path
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._root = _open(path, memory)
+        self._writer = self._root.cursor()
+
+    def close(self) -> None:
+        """Release the file; every cursor must have been closed."""
+        self._writer.close()
+        self._root.close()
+
+    def reopen(self) -> None:
+        """Open the file anew: after a failed write the engine takes no more. Readers under way fail."""
+        with self._lock:
+            self.close()
+            self._root = _open(self._path, self._memory)
+            self._writer = self._root.cursor()
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection for one thread to read with, to be closed by it; it can be interrupted from any other."""
+        with self._lock:
+            return self._root.cursor()
+
+    # -- what is there, for the thread that writes ---------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """Loads so far; see ``state``."""
+        return self._state()[0]
+
+    @property
+    def revision(self) -> int:
+        """The revision of the catalog's sessions that was copied last."""
+        return self._state()[1]
+
+    def _state(self) -> tuple[int, int]:
+        row = self._writer.execute("SELECT generation, revision FROM state").fetchone()
+        return (row[0], row[1]) if row else (0, 0)
+
+    def progress(self, sessions: Iterable[Key]) -> dict[Key, dict[str, Progress]]:
+        """What was loaded of the uploads of each of these sessions, by upload id."""
+        wanted = sorted(set(sessions))
+        found = self._writer.execute(
+            "SELECT product, session_id::VARCHAR, upload_id::VARCHAR, segment, consumed, next, records, ranges, "
+            "schemas, failed FROM loaded JOIN (SELECT unnest($products) AS product, unnest($ids)::UUID AS session_id) "
+            "USING (product, session_id)",
+            {"products": [each[0] for each in wanted], "ids": [each[1] for each in wanted]},
+        ).fetchall()
+        known: dict[Key, dict[str, Progress]] = {}
+        for product, session_id, upload_id, *columns in found:
+            known.setdefault((product, session_id), {})[upload_id] = _progress(*columns)
+        return known
+
+    # -- loading -------------------------------------------------------------------------------------------------
+
+    def load(self, decoded: Decoded, steps: Sequence[Step]) -> None:
+        """Add the rows of a batch and what is to be known of the segments that they came from.
+
+        All or nothing, and durable on return. Raises `RowsRefused` when it is the rows' fault.
+        """
+        with self._transaction():
+            self._batch([step.segment for step in steps], [step.outcome for step in steps])
+            for table in decoded.tables:
+                self._writer.execute(insert_rows(table), {"file": str(decoded.folder / f"{table}.json")})
+            self._add_gaps([(step.segment, step.outcome) for step in steps])
+            self._replace_loaded([(step.segment, step.progress) for step in steps])
+
+    def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
+        """Note that nothing more of this segment is to be loaded."""
+        known = before or Progress(segment.index)
+        failed = Progress(known.segment, known.consumed, known.next, known.records, known.ranges, (), reason)
+        with self._transaction():
+            self._replace_loaded([(segment, failed)])
+
+    def load_sessions(self, rows: Sequence[SessionRow], revision: int, folder: Path) -> None:
+        """Put these sessions in place of what was known of them, and note the revision; `folder` is for a file on the
+        way.
+        """
+        file = folder / "session.json"
+        file.write_bytes(b"\n".join(encode(session_columns(row)) for row in rows))
+        with self._transaction():
+            ids = {"products": [row.product for row in rows], "ids": [row.summary.session_id for row in rows]}
+            self._writer.execute(
+                "DELETE FROM session USING (SELECT unnest($products) AS product, unnest($ids)::UUID AS session_id) old "
+                "WHERE session.product = old.product AND session.session_id = old.session_id",
+                ids,
+            )
+            self._writer.execute(insert_sessions(), {"file": str(file)})
+            self._writer.execute("UPDATE state SET revision = $revision", {"revision": revision})
+        file.unlink()
+
+    def _batch(self, segments: Sequence[SegmentRow], outcomes: Sequence[Outcome]) -> None:
+        """Lay table ``batch``; whether a session is internal is known from its summary, or else from its preamble."""
+        self._writer.execute(
+            "CREATE OR REPLACE TEMP TABLE batch AS SELECT n.*, coalesce(s.internal, n.said, false) AS internal FROM "
+            "(SELECT unnest($numbers) AS number, unnest($products) AS product, unnest($ids)::UUID AS session_id, "
+            "unnest($said::BOOLEAN[]) AS said) n LEFT JOIN session s USING (product, session_id)",
+            {
+                "numbers": [each.number for each in outcomes],
+                "products": [each.product for each in segments],
+                "ids": [each.session_id for each in segments],
+                "said": [None if each.info is None else each.info.get("test") is True for each in outcomes],
+            },
+        )
+
+    def _add_gaps(self, found: Sequence[tuple[SegmentRow, Outcome]]) -> None:
+        gaps = [(segment, gap) for segment, outcome in found for gap in outcome.gaps]
+        if gaps:
+            self._writer.execute(
+                "INSERT INTO gap SELECT unnest($products), unnest($ids)::UUID, unnest($segments), "
+                "unnest($uploads)::UUID, unnest($offsets), unnest($lengths), unnest($reasons), unnest($firsts), "
+                "unnest($records::BIGINT[])",
+                {
+                    **_columns([segment for segment, _ in gaps]),
+                    "offsets": [gap[0] for _, gap in gaps],
+                    "lengths": [gap[1] for _, gap in gaps],
+                    "reasons": [gap[2] for _, gap in gaps],
+                    "firsts": [gap[3] for _, gap in gaps],
+                    "records": [gap[4] for _, gap in gaps],
+                },
+            )
+
+    def _replace_loaded(self, found: Sequence[tuple[SegmentRow, Progress]]) -> None:
+        self._writer.execute(
+            "DELETE FROM loaded USING (SELECT unnest($uploads)::UUID AS upload_id) old "
+            "WHERE loaded.upload_id = old.upload_id",
+            {"uploads": [segment.upload_id for segment, _ in found]},
+        )
+        self._writer.execute(
+            "INSERT INTO loaded SELECT unnest($products), unnest($ids)::UUID, unnest($segments), "
+            "unnest($uploads)::UUID, unnest($consumed), unnest($next), unnest($records), unnest($ranges), "
+            "unnest($schemas), unnest($failed::VARCHAR[])",
+            {
+                **_columns([segment for segment, _ in found]),
+                "consumed": [progress.consumed for _, progress in found],
+                "next": [progress.next for _, progress in found],
+                "records": [progress.records for _, progress in found],
+                "ranges": [json.dumps(progress.ranges) for _, progress in found],
+                "schemas": [_schemas_text(progress.schemas) for _, progress in found],
+                "failed": [progress.failed for _, progress in found],
+            },
+        )
+        self._writer.execute("UPDATE state SET generation = generation + 1")
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._writer)
+
+
+class _Transaction:
+    """All or nothing; tells the rows' fault from the machine's."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.begin()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._connection.commit()
+            else:
+                self._connection.rollback()
+        except duckdb.Error as failure:
+            raise AnalyticsError(f"the analytics file cannot be written: {failure}") from failure
+        # Data errors are about values (a number out of range, text that is no JSON); the others about the machine.
+        if isinstance(error, duckdb.DataError):
+            raise RowsRefused(f"the analytics store does not take the rows: {error}") from error
+        if isinstance(error, duckdb.Error):
+            raise AnalyticsError(f"the analytics file cannot be written: {error}") from error
+
+
+def advanced(known: Progress, outcome: Outcome) -> Progress:
+    """The progress after a task's outcome."""
+    ranges = list(known.ranges)
+    for span in outcome.loaded:
+        add_range(ranges, span)
+    return Progress(
+        segment=known.segment,
+        consumed=outcome.consumed,
+        next=outcome.next,
+        records=known.records + outcome.records,
+        ranges=tuple(ranges),
+        schemas=outcome.schemas,
+    )
+
+
+def session_columns(row: SessionRow) -> dict[str, Any]:
+    """One row of ``session`` as `insert_sessions` reads it."""
+    summary, info = row.summary, row.summary.info
+    return {
+        "product": row.product,
+        "session_id": summary.session_id,
+        **{name: getattr(info, name) for name in INFO_TEXTS if name in SESSION_COLUMNS and name != "product"},
+        "internal": info.test,
+        "anonymous": info.anonymous,
+        "parent": info.parent,
+        "properties": dict(info.properties),
+        "installation": summary.installation,
+        "installation_properties": dict(summary.installation_properties),
+        "started": _micros(summary.started),
+        "ended": _micros(summary.ended),
+        "duration": summary.duration,
+        "status": summary.status.value,
+        "state": row.state.value,
+        "records": summary.records,
+        **{f"n_{name}": count for name, count in zip(COUNTERS, summary.counts, strict=True)},
+    }
+
+
+def _micros(seconds: float) -> int:
+    return int(min(max(seconds, 0.0), _LATEST) * 1e6)
+
+
+def _columns(segments: Sequence[SegmentRow]) -> dict[str, list[Any]]:
+    return {
+        "products": [each.product for each in segments],
+        "ids": [each.session_id for each in segments],
+        "segments": [each.index for each in segments],
+        "uploads": [each.upload_id for each in segments],
+    }
+
+
+def _schemas_text(schemas: Iterable[Schema]) -> str:
+    return json.dumps([[each.number, each.kind, each.name, each.fields] for each in schemas])
+
+
+def _progress(
+    segment: int, consumed: int, following: int, records: int, ranges: str, schemas: str, failed: str | None
+) -> Progress:
+    spans = tuple((first, end) for first, end in json.loads(ranges))
+    return Progress(segment, consumed, following, records, spans, schemas_from(json.loads(schemas)), failed)
+
+
+# -- opening -------------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path, memory: int) -> duckdb.DuckDBPyConnection:
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{memory // MIB}MiB",
+        "temp_directory": str(path.with_name(f"{path.name}.tmp")),
+        "checkpoint_threshold": f"{CHECKPOINT // MIB}MiB",
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "preserve_insertion_order": False,
+    }
+    try:
+        connection = duckdb.connect(path, config=settings)
+        if _layout(connection) in (None, LAYOUT):
+            _make_tables(connection)
+            return connection
+        connection.close()
+    except duckdb.Error as error:
+        if "lock" in str(error).lower() or not path.exists():
+            raise AnalyticsError(f"{path} cannot be opened: {error}") from error
+    # Damaged, or of another layout. Everything in it can be made again, so it is kept only to be looked at.
+    _move_aside(path)
+    try:
+        connection = duckdb.connect(path, config=settings)
+        _make_tables(connection)
+    except duckdb.Error as error:
+        raise AnalyticsError(f"{path} cannot be made: {error}") from error
+    return connection
+
+
+def _layout(connection: duckdb.DuckDBPyConnection) -> int | None:
+    """The layout of the tables, None when there are none."""
+    if not connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'state'").fetchone():
+        return None
+    row = connection.execute("SELECT layout FROM state").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.begin()
+    for name, columns in TABLES.items():
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
+    connection.execute("INSERT INTO state SELECT $layout, 0, 0 WHERE NOT EXISTS (FROM state)", {"layout": LAYOUT})
+    connection.commit()
+
+
+def _move_aside(path: Path) -> None:
+    for suffix in ("", ".wal"):
+        file = path.with_name(path.name + suffix)
+        if file.exists():
+            file.replace(path.with_name(f"{path.name}{suffix}.old"))

@@ -1,0 +1,111 @@
+"""The tables of the analytics store, and how they are filled from lines of JSON.
+
+::
+
+    session       one row a session, as its summary said last              (catalog -> here, by revision)
+    feature, value, timing, event, exception, installation, other
+                  one row a record, by kind; a session's records are numbered by `sequence`
+    loaded        one row an upload: the bytes taken over, the sequence numbers that got rows, declarations so far
+    gap           what in an upload could not be read
+    state         one row: layout of these tables, generation (grows with each load), revision (of the catalog's
+                  sessions as copied last)
+
+Nothing here is the only copy: all of it is made again from the catalog and the segments, so a layout is changed by
+starting anew. There are no keys or indexes, since a DuckLake has none; one writer keeps rows unique. Times are UTC.
+`internal` repeats the session's `test` in each record, so that the default origin needs no join; as a column of one
+value it takes no room.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mailboat.protocol.records import COUNTERS
+
+LAYOUT: Final = 1
+
+_RECORD: Final = "product VARCHAR, session_id UUID, internal BOOLEAN, sequence BIGINT, time TIMESTAMP"
+_NAMED: Final = f"{_RECORD}, name VARCHAR, attributes JSON"
+_TEXTS: Final = (
+    "application", "version", "environment", "agent", "user", "host", "os", "runtime", "time_zone", "locale",
+)  # fmt: skip
+
+SESSION_COLUMNS: Final = {
+    "product": "VARCHAR",
+    "session_id": "UUID",
+    **dict.fromkeys(_TEXTS, "VARCHAR"),
+    "internal": "BOOLEAN",
+    "anonymous": "BOOLEAN",
+    "parent": "UUID",
+    "properties": "JSON",
+    "installation": "VARCHAR",
+    "installation_properties": "JSON",
+    "started": "TIMESTAMP",
+    "ended": "TIMESTAMP",
+    "duration": "DOUBLE",
+    "status": "VARCHAR",
+    "state": "VARCHAR",
+    "records": "BIGINT",
+    **{f"n_{name}": "BIGINT" for name in COUNTERS},
+}
+"""Columns of `session` and their types; a line of JSON has members of the same names, times in microseconds."""
+
+TABLES: Final = {
+    "state": "layout INTEGER, generation BIGINT, revision BIGINT",
+    "session": ", ".join(f'"{name}" {kind}' for name, kind in SESSION_COLUMNS.items()),
+    "feature": _NAMED,
+    "value": f"{_NAMED}, value DOUBLE, unit VARCHAR",
+    "timing": f"{_NAMED}, seconds DOUBLE",
+    "event": f"{_NAMED}, level UTINYINT, message VARCHAR",
+    "exception": f"{_NAMED}, level UTINYINT, message VARCHAR, context VARCHAR, stack JSON, causes JSON, "
+    '"group" VARCHAR',
+    "installation": _NAMED,
+    "other": f"{_RECORD}, kind VARCHAR, fields JSON",
+    "loaded": "product VARCHAR, session_id UUID, segment INTEGER, upload_id UUID, consumed BIGINT, next BIGINT, "
+    "records BIGINT, ranges VARCHAR, schemas VARCHAR, failed VARCHAR",
+    "gap": 'product VARCHAR, session_id UUID, segment INTEGER, upload_id UUID, "offset" BIGINT, length BIGINT, '
+    'reason VARCHAR, "first" BIGINT, records BIGINT',
+}
+"""Every table with its columns."""
+
+_ROW: Final = {"s": "INTEGER", "q": "BIGINT", "t": "BIGINT"}
+_NAMED_ROW: Final = {**_ROW, "n": "VARCHAR", "a": "JSON"}
+_EVENT_ROW: Final = {**_NAMED_ROW, "l": "UTINYINT", "m": "VARCHAR"}
+
+ROWS: Final[dict[str, dict[str, str]]] = {
+    "feature": _NAMED_ROW,
+    "value": {**_NAMED_ROW, "v": "DOUBLE", "u": "VARCHAR"},
+    "timing": {**_NAMED_ROW, "v": "DOUBLE"},
+    "event": _EVENT_ROW,
+    "exception": {**_EVENT_ROW, "c": "VARCHAR", "k": "JSON", "x": "JSON", "g": "VARCHAR"},
+    "installation": _NAMED_ROW,
+    "other": {**_ROW, "k": "VARCHAR", "f": "JSON"},
+}
+"""The members of the lines that `rows` makes for each table, in the order of the table's columns from `sequence` on."""
+
+_MAX_LINE: Final = 16 * 1024 * 1024
+"""Bytes: what the parser takes as one line; `rows.MAX_ROW` stays below."""
+
+
+def insert_rows(table: str) -> str:
+    """The statement that fills a table of records: a parameter for the file; table ``batch`` names the segments."""
+    columns = ROWS[table]
+    chosen = ", ".join("make_timestamp(r.t)" if name == "t" else f"r.{name}" for name in columns if name != "s")
+    return (
+        f"INSERT INTO {table} SELECT b.product, b.session_id, b.internal, {chosen} "  # noqa: S608 - names from above
+        f"FROM {_read(columns)} r JOIN batch b ON b.number = r.s"
+    )
+
+
+def insert_sessions() -> str:
+    """The statement that fills ``session``: a parameter for the file."""
+    read = {name: "BIGINT" if kind == "TIMESTAMP" else kind for name, kind in SESSION_COLUMNS.items()}
+    chosen = ", ".join(
+        f'make_timestamp("{name}")' if kind == "TIMESTAMP" else f'"{name}"' for name, kind in SESSION_COLUMNS.items()
+    )
+    return f"INSERT INTO session SELECT {chosen} FROM {_read(read)}"  # noqa: S608 - names from above
+
+
+def _read(columns: dict[str, str]) -> str:
+    types = ", ".join(f"'{name}': '{kind}'" for name, kind in columns.items())
+    return f"read_json($file, format='newline_delimited', maximum_object_size={_MAX_LINE}, columns={{{types}}})"

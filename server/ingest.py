@@ -1,0 +1,282 @@
+"""Bulk loading: from the catalog's sessions and the durable bytes of segments to rows in the analytics store.
+
+A round copies the sessions that changed, then loads the segments with bytes that were not looked at, as far as they
+have whole blocks. It begins when something became durable, soon when the server is idle (`SOON`), and otherwise not
+before the length of the last one has passed again, so that loading takes at most half of the time.
+
+The analytics store alone knows what was loaded (``loaded`` changes in the same transaction as the rows); the catalog is
+told only in order to list less.
+
+What goes wrong:
+
+* A segment on which the decoder dies, whose rows are refused, or whose bytes are lost is tried again by itself, then
+  set aside: one that is complete is marked `corrupted` in the catalog. The others are loaded.
+* When the machine refuses (a full disk), the round ends and is tried again, with growing pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Final
+
+from aiohttp import web
+
+from mailboat.protocol.errors import MailboatError
+from mailboat.protocol.negotiation import Reason
+from mailboat.server.analytics import RowsRefused, Step
+from mailboat.server.batches import Known
+from mailboat.server.catalog import Catalog, SegmentRow, SessionRow
+from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, INGEST_WAKE
+from mailboat.server.loader import BLAMED, Loader, Stopped
+from mailboat.server.playback import Playback
+from mailboat.server.reports import Reports
+
+SOON: Final = 0.1
+"""Seconds from the first news to the round: what comes within them shares a transaction."""
+PAUSE_LONGEST: Final = 3.0
+"""Longest pause between rounds while something waits."""
+LOOK: Final = 60.0
+"""Seconds after which a round is made even without news."""
+RETRY_LONGEST: Final = 60.0
+"""Longest pause after failures; they begin with one of a second, and double."""
+LISTED: Final = 1000
+"""Segments, and sessions, asked of the catalog at a time."""
+GENERATION_NOTE: Final = "analytics_generation"
+"""The catalog's note of how many loads the store had seen: a store that has seen fewer is another one."""
+
+_log = logging.getLogger("mailboat.server.ingest")
+
+
+class Ingest:
+    """Loads, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        loader: Loader,
+        wake: asyncio.Event,
+        counters: Counter[str],
+        clock: Callable[[], float],
+    ) -> None:
+        """`wake` is set by whoever has made bytes durable or changed a session; `clock` is the wall clock."""
+        self._catalog = catalog
+        self._loader = loader
+        self._wake = wake
+        self._counters = counters
+        self._clock = clock
+        self._stopping = asyncio.Event()
+        self._generation = 0
+        self._begun = 0
+        self._settled = 0
+        self._round_ended = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin; the loader must be open."""
+        generation, noted = await self._loader.generation(), await self._catalog.note(GENERATION_NOTE)
+        if generation < int(noted or 0):
+            self._counters["ingest_stores_rebuilt"] += 1
+            await self._catalog.forget_loaded()
+        if generation and noted is None:
+            # Another catalog: its revisions begin anew.
+            await self._loader.load_sessions((), 0)
+        self._generation = generation
+        self._wake.set()
+        self._task = asyncio.create_task(self._run(), name="mailboat-ingest")
+
+    async def stop(self) -> None:
+        """End after the batch that is being written."""
+        self._stopping.set()
+        self._wake.set()
+        self._loader.stop()
+        if self._task is not None:
+            await self._task
+
+    async def settled(self) -> None:
+        """Wait until everything that was durable at the call has been loaded, or set aside."""
+        wanted = self._begun + 1
+        self._wake.set()
+        async with self._round_ended:
+            await self._round_ended.wait_for(lambda: self._settled >= wanted)
+
+    async def _run(self) -> None:
+        resume, failures = 0.0, 0
+        while True:
+            await self._news()
+            await self._rest(max(SOON, resume - time.monotonic()))
+            if self._stopping.is_set():
+                return
+            self._wake.clear()
+            self._begun += 1
+            began = time.monotonic()
+            try:
+                more = await self.round()
+                failures = 0
+            except Stopped:
+                return
+            except (MailboatError, OSError) as error:
+                more, failures = True, failures + 1
+                await self._failed(error)
+            now = time.monotonic()
+            resume = now + (min(2.0 ** (failures - 1), RETRY_LONGEST) if failures else min(now - began, PAUSE_LONGEST))
+            if more:
+                self._wake.set()
+            else:
+                await self._say_settled()
+
+    async def _news(self) -> None:
+        try:
+            async with asyncio.timeout(LOOK):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _rest(self, pause: float) -> None:
+        try:
+            async with asyncio.timeout(pause):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    async def _failed(self, error: Exception) -> None:
+        self._counters["ingest_failures"] += 1
+        _log.warning("loading failed, and will be tried again: %s", error)
+        try:
+            await self._loader.reopen()
+        except MailboatError as worse:
+            self._counters["ingest_failures"] += 1
+            _log.warning("%s", worse)
+
+    async def _say_settled(self) -> None:
+        async with self._round_ended:
+            self._settled = self._begun
+            self._round_ended.notify_all()
+
+    # -- a round -------------------------------------------------------------------------------------------------
+
+    async def round(self) -> bool:
+        """Load what there is; whether more is left. Raises what the machine's refusals raise."""
+        await self._sessions()
+        listed = await self._catalog.segments_to_load(LISTED)
+        if not listed:
+            return False
+        known = await self._loader.progress(listed)
+        fresh = await self._without_done(listed, known)
+        more = len(listed) == LISTED
+        try:
+            # Closed at once when it fails, so that a batch still being written is waited for.
+            async with aclosing(self._loader.load(fresh, known)) as loads:
+                async for steps in loads:
+                    more |= await self._loaded(steps)
+        except BLAMED as error:
+            self._counters["ingest_batches_failed"] += 1
+            _log.info("a batch failed, and is taken segment by segment: %s", error)
+            more |= await self._one_by_one(fresh)
+        generation = await self._loader.generation()
+        if generation != self._generation:
+            await self._catalog.put_note(GENERATION_NOTE, str(generation))
+            self._generation = generation
+        return more
+
+    async def _one_by_one(self, segments: Sequence[SegmentRow]) -> bool:
+        """Load them so that one which cannot be loaded costs itself alone; whether more is left."""
+        more = False
+        for segment in await self._without_done(segments, await self._loader.progress(segments)):
+            done = await self._loader.load_alone(segment)
+            if isinstance(done, str):
+                self._counters["ingest_segments_failed"] += 1
+                _log.warning("segment %d of session %s: %s", segment.index, segment.session_id, done)
+                await self._set_aside(segment, done)
+            else:
+                more |= await self._loaded(done)
+        return more
+
+    async def _without_done(self, segments: Sequence[SegmentRow], known: Known) -> list[SegmentRow]:
+        """The segments that have something to load; the others are marked, and listed no more."""
+        fresh: list[SegmentRow] = []
+        marks: dict[str, int] = {}
+        for segment in segments:
+            progress = known.get((segment.product, segment.session_id), {}).get(segment.upload_id)
+            if progress is not None and progress.failed is not None:
+                await self._set_aside(segment, progress.failed)
+            elif progress is not None and progress.consumed >= segment.offset:
+                marks[segment.upload_id] = segment.offset
+            else:
+                fresh.append(segment)
+        if marks:
+            await self._catalog.mark_loaded(marks)
+        return fresh
+
+    async def _loaded(self, steps: Sequence[Step]) -> bool:
+        """Tell the catalog; whether some segment was taken in part."""
+        whole = [step for step in steps if not step.outcome.more]
+        await self._catalog.mark_loaded({step.segment.upload_id: step.segment.offset for step in whole})
+        self._counters["ingest_segments"] += len(steps)
+        self._counters["ingest_records"] += sum(step.outcome.records for step in steps)
+        self._counters["ingest_gaps"] += sum(len(step.outcome.gaps) for step in steps)
+        for step in whole:
+            if step.segment.complete and step.unreadable:
+                await self._set_aside(step.segment, step.outcome.gaps[0][2])
+        return len(whole) < len(steps)
+
+    async def _set_aside(self, segment: SegmentRow, reason: str) -> None:
+        """Have no more of a segment that cannot be loaded."""
+        if segment.complete:
+            await self._catalog.mark_rejected(segment.upload_id, Reason.CORRUPTED.value, reason, self._clock())
+        else:
+            await self._catalog.mark_loaded({segment.upload_id: segment.offset})
+
+    # -- sessions ------------------------------------------------------------------------------------------------
+
+    async def _sessions(self) -> None:
+        while not self._stopping.is_set():
+            revision = await self._loader.revision()
+            rows, latest = await self._catalog.changed_sessions(revision, LISTED)
+            if not rows:
+                return
+            await self._load_sessions(rows, revision, latest)
+
+    async def _load_sessions(self, rows: Sequence[SessionRow], revision: int, latest: int) -> None:
+        """Copy sessions; one that the store does not take is passed over, and counted."""
+        try:
+            await self._loader.load_sessions(rows, latest)
+            self._counters["ingest_sessions"] += len(rows)
+        except RowsRefused as error:
+            half = len(rows) // 2
+            if half:
+                await self._load_sessions(rows[:half], revision, revision)
+                await self._load_sessions(rows[half:], revision, latest)
+                return
+            self._counters["ingest_sessions_refused"] += 1
+            _log.warning("session %s cannot be shown in reports: %s", rows[0].summary.session_id, error)
+            await self._loader.load_sessions((), latest)
+
+
+# -- as a part of the server -----------------------------------------------------------------------------------------
+
+LOADER: Final = web.AppKey("loader", Loader)
+INGEST: Final = web.AppKey("ingest", Ingest)
+REPORTS: Final = web.AppKey("reports", Reports)
+PLAYBACK: Final = web.AppKey("playback", Playback)
+
+
+async def start(app: web.Application) -> None:
+    """Begin to load; the catalog and the blobs must be open. `AnalyticsError` when the store cannot be opened."""
+    loader = app[LOADER] = Loader(app[BLOBS], app[CONFIG].data)
+    await loader.open()
+    app[REPORTS] = Reports(loader.analytics)
+    app[PLAYBACK] = Playback(app[BLOBS])
+    ingest = app[INGEST] = Ingest(app[CATALOG], loader, app[INGEST_WAKE], app[COUNTERS], app[CLOCK])
+    await ingest.start()
+
+
+async def stop(app: web.Application) -> None:
+    """End after the batch that is being written."""
+    await app[INGEST].stop()
+    await asyncio.to_thread(app[REPORTS].close)
+    await app[LOADER].close()

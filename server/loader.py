@@ -1,0 +1,195 @@
+"""From segment bytes to rows in the store: decoding and writing side by side, and finding the segment that is to blame.
+
+`Loader` owns the analytics store and the decoder, each with a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from mailboat.protocol.errors import MailboatError
+from mailboat.server.analytics import Analytics, Key, Progress, RowsRefused, Step
+from mailboat.server.batches import Batch, Known, batches
+from mailboat.server.blobs import Blobs
+from mailboat.server.catalog import SegmentRow, SessionRow
+from mailboat.server.decoder import Task
+from mailboat.server.decoding import PIECE, Decoded, Decoder, DecoderDied
+
+ANALYTICS_FILE: Final = "analytics.duckdb"
+ROWS_FOLDER: Final = "ingest"
+
+ATTEMPTS: Final = 2
+"""A segment alone in its batch is tried so often: once may have been an accident (the decoder was killed, say)."""
+
+_log = logging.getLogger("mailboat.server.ingest")
+_T = TypeVar("_T")
+
+
+class SegmentLost(MailboatError):
+    """The bytes of a segment are not where they were announced."""
+
+
+class Stopped(MailboatError):
+    """The loader was told to stop; what it had begun was not loaded."""
+
+
+BLAMED: Final = (DecoderDied, RowsRefused, SegmentLost)
+"""What a segment of the batch is to blame for; anything else is the machine's."""
+
+
+class Loader:
+    """Loads what it is told to, from `open` to `close`. One coroutine at a time may call it, but for `stop`."""
+
+    analytics: Analytics
+
+    def __init__(self, blobs: Blobs, folder: Path, decoder: Decoder | None = None) -> None:
+        """`folder` is the server's; the store and the rows on their way are kept in it."""
+        self._blobs = blobs
+        self._file = folder / ANALYTICS_FILE
+        self._rows = folder / ROWS_FOLDER
+        self._decoder = decoder or Decoder()
+        self._writing = ThreadPoolExecutor(1, "mailboat-analytics")
+        self._decoding = ThreadPoolExecutor(1, "mailboat-decoding")
+        self._stopping = False
+        self._folders = 0
+
+    async def open(self) -> None:
+        """Open the store; `AnalyticsError` when that cannot be."""
+        self.analytics = await self._write(self._open)
+
+    async def reopen(self) -> None:
+        """Open the store anew after a failed write."""
+        await self._write(self.analytics.reopen)
+
+    def stop(self) -> None:
+        """Have what is under way end soon, with `Stopped`; nothing is loaded after that."""
+        self._stopping = True
+        self._decoder.abort()
+
+    async def close(self) -> None:
+        """Release everything; call `stop` before."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._decoding, self._decoder.close)
+        if hasattr(self, "analytics"):
+            await self._write(self.analytics.close)
+        self._writing.shutdown()
+        self._decoding.shutdown()
+
+    # -- what is known -------------------------------------------------------------------------------------------
+
+    async def generation(self) -> int:
+        """See `Analytics.generation`."""
+        return await self._write(lambda: self.analytics.generation)
+
+    async def revision(self) -> int:
+        """See `Analytics.revision`."""
+        return await self._write(lambda: self.analytics.revision)
+
+    async def progress(self, segments: Sequence[SegmentRow]) -> Known:
+        """What was loaded of the sessions of these segments."""
+        keys: set[Key] = {(each.product, each.session_id) for each in segments}
+        return await self._write(lambda: self.analytics.progress(keys))
+
+    # -- loading -------------------------------------------------------------------------------------------------
+
+    async def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
+        """See `Analytics.load_sessions`."""
+        await self._write(lambda: self.analytics.load_sessions(rows, revision, self._rows))
+
+    async def load(self, segments: Sequence[SegmentRow], known: Known) -> AsyncGenerator[list[Step], None]:
+        """Load the segments in batches; gives the steps of each batch that has been written.
+
+        While one batch is being written the next is being decoded. Raises one of `BLAMED` when a segment is at fault:
+        its batch was not loaded, nor those after it.
+        """
+        written: asyncio.Task[list[Step]] | None = None
+        try:
+            for batch in batches(segments, known):
+                decoded = await self._decode(batch)
+                if written is not None:
+                    yield await written
+                written = asyncio.create_task(self._load(batch, decoded))
+            if written is not None:
+                yield await written
+                written = None
+        finally:
+            if written is not None:
+                await asyncio.wait([written])
+
+    async def load_alone(self, segment: SegmentRow) -> list[Step] | str:
+        """Load one segment that may be at fault: its steps, or why it cannot be loaded, which is noted in the store."""
+        reason = ""
+        for _ in range(ATTEMPTS):
+            known = await self.progress([segment])
+            batch = Batch([segment], known)
+            try:
+                return await self._load(batch, await self._decode(batch))
+            except BLAMED as error:
+                reason = str(error)
+        known = await self.progress([segment])
+        before = known.get((segment.product, segment.session_id), {}).get(segment.upload_id, Progress(segment.index))
+        await self._write(lambda: self.analytics.load_failed(segment, before, reason))
+        return reason
+
+    async def _decode(self, batch: Batch) -> Decoded:
+        if self._stopping:
+            raise Stopped("the server is stopping")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._decoding, self._decode_in_thread, batch)
+        except DecoderDied as error:
+            if self._stopping:
+                raise Stopped("the server is stopping") from error
+            raise
+
+    def _decode_in_thread(self, batch: Batch) -> Decoded:
+        self._folders += 1
+        folder = self._rows / str(self._folders)
+        folder.mkdir()
+        try:
+            return self._decoder.decode(folder, self._tasks(batch), batch.done)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _tasks(self, batch: Batch) -> Iterator[tuple[Task, Iterator[bytes]]]:
+        for number, segment in enumerate(batch.segments):
+            task = batch.task(number)
+            yield task, self._pieces(segment, task.offset)
+
+    def _pieces(self, segment: SegmentRow, offset: int) -> Iterator[bytes]:
+        while offset < segment.offset:
+            try:
+                piece = self._blobs.read(segment.upload_id, offset, min(PIECE, segment.offset - offset))
+            except FileNotFoundError as error:
+                raise SegmentLost(f"its bytes are gone: {error}") from error
+            if not piece:
+                raise SegmentLost(f"{segment.offset} bytes were announced, only {offset} are there")
+            yield piece
+            offset += len(piece)
+
+    async def _load(self, batch: Batch, decoded: Decoded) -> list[Step]:
+        def write() -> None:
+            try:
+                self.analytics.load(decoded, batch.steps)
+            finally:
+                shutil.rmtree(decoded.folder, ignore_errors=True)
+
+        await self._write(write)
+        return batch.steps
+
+    # -- threads -------------------------------------------------------------------------------------------------
+
+    async def _write(self, call: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._writing, call)
+
+    def _open(self) -> Analytics:
+        # Rows on their way when the server died: they are made again.
+        shutil.rmtree(self._rows, ignore_errors=True)
+        self._rows.mkdir(mode=0o700)
+        return Analytics(self._file)

@@ -1,0 +1,119 @@
+"""The parameters of a query string: each asked for by name, type and bound; a wrong one is refused by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from aiohttp import web
+
+from mailboat.protocol.errors import Code
+from mailboat.server.catalog import Origin, Role
+from mailboat.server.context import Principal, ProblemError, require
+from mailboat.server.reports import Paging, Scope
+
+SCOPE: Final = ("product", "from", "to", "origin")
+PAGING: Final = ("limit", "cursor")
+
+MAX_LIMIT: Final = 1000
+"""Rows of one page."""
+MAX_OFFSET: Final = 1_000_000
+"""How far an aggregated list may be paged through; nobody reads that far."""
+MAX_SECONDS: Final = 253_402_300_799.0
+"""The end of the year 9999."""
+MAX_TEXT: Final = 1024
+
+_E = TypeVar("_E", bound=StrEnum)
+
+
+class Parameters:
+    """Those of one request. Unknown and repeated ones are refused: a filter that was misspelt must not show all."""
+
+    def __init__(self, request: web.Request, known: Sequence[str]) -> None:
+        self._given = dict(request.query)
+        for name in request.query:
+            if name not in known:
+                raise refused(name, f"there is no such parameter here; there are {', '.join(known)}")
+            if len(request.query.getall(name)) > 1:
+                raise refused(name, "it is given twice")
+            if len(self._given[name]) > MAX_TEXT:
+                raise refused(name, f"at most {MAX_TEXT} characters are taken")
+
+    def text(self, name: str) -> str | None:
+        """A text, None when it is not given."""
+        return self._given.get(name)
+
+    def whole(self, name: str, default: int, low: int, high: int) -> int:
+        """A whole number."""
+        given = self._given.get(name)
+        if given is None:
+            return default
+        digits = given.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and low <= int(given) <= high):  # noqa: PLR2004
+            raise refused(name, f"expected a whole number from {low} to {high}, got {given!r:.80}")
+        return int(given)
+
+    def choice(self, name: str, choices: type[_E], default: _E) -> _E:
+        """One of an enumeration's values."""
+        given = self._given.get(name)
+        if given is None:
+            return default
+        if given not in [each.value for each in choices]:
+            raise refused(name, f"expected one of {', '.join(choices)}, got {given!r:.80}")
+        return choices(given)
+
+    def time(self, name: str) -> float | None:
+        """A time in Unix seconds: given so, or as a date or a date and time (ISO 8601; UTC unless it says)."""
+        given = self._given.get(name)
+        if given is None:
+            return None
+        try:
+            seconds = float(given) if given.replace(".", "", 1).isdecimal() else _iso(given)
+        except (ValueError, OverflowError):
+            seconds = -1.0
+        if not 0 <= seconds <= MAX_SECONDS:
+            raise refused(name, f"expected a date, a time (ISO 8601) or Unix seconds, got {given!r:.80}")
+        return seconds
+
+    def scope(self, principal: Principal) -> Scope:
+        """What is asked about, within what `principal` may see."""
+        since, until = self.time("from"), self.time("to")
+        if since is not None and until is not None and until <= since:
+            raise refused("to", "it must be after `from`")
+        return Scope(product_of(principal, self.text("product")), since, until, self.origin())
+
+    def origin(self) -> Origin:
+        """Whose sessions: public ones unless it says."""
+        return self.choice("origin", Origin, Origin.PUBLIC)
+
+    def paging(self) -> Paging:
+        """Which page of an aggregated list."""
+        return Paging(self.limit(), self.whole("cursor", 0, 0, MAX_OFFSET))
+
+    def limit(self) -> int:
+        """Rows of a page."""
+        return self.whole("limit", 100, 1, MAX_LIMIT)
+
+
+def reader(request: web.Request) -> Principal:
+    """Who asks, if that key may read."""
+    return require(request, Role.READER)
+
+
+def product_of(principal: Principal, asked: str | None) -> str | None:
+    """The product to be shown: the key's own, or what an admin asks for (None: all)."""
+    if asked is not None and not principal.reaches(asked):
+        raise ProblemError(Code.FORBIDDEN, "product: this key reads another product only")
+    return principal.product if principal.product is not None else asked
+
+
+def refused(name: str, detail: str) -> ProblemError:
+    """The refusal of a parameter."""
+    return ProblemError(Code.BAD_REQUEST, f"{name:.80}: {detail}")
+
+
+def _iso(text: str) -> float:
+    when = datetime.fromisoformat(text)
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,361 @@
+"""The questions that the JSON API answers from the analytics store, as SQL; each costs a bounded answer.
+
+Sessions belong to a period by their start, records by their own time. `Reports` runs them in threads of their own, off
+the event loop, with a time limit.
+"""
+
+# ruff: noqa: S608 - what is put into SQL here are fragments of this module; values are always bound
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import duckdb
+
+from mailboat.protocol.errors import MailboatError
+from mailboat.protocol.records import COUNTERS, KIND_COUNTERS
+from mailboat.server.analytics import Analytics
+from mailboat.server.catalog import Origin
+
+TIME_LIMIT: Final = 20.0
+"""Seconds for one question: beyond it the server has better things to do."""
+THREADS: Final = 2
+"""Questions answered at a time; the engine itself uses every processor for each."""
+TOP: Final = 50
+"""Versions, systems and the like listed in an overview, most used first."""
+MAX_DAYS: Final = 400
+"""Days listed in an overview, latest first: a year and what is needed to compare it."""
+MAX_LEVELS: Final = 8
+"""Levels of the hierarchy that dots make in a feature's name; what is deeper counts to the eighth."""
+
+RECORD_TABLES: Final = ("feature", "value", "timing", "event", "exception", "installation", "other")
+
+Answer = dict[str, Any]
+
+
+class TooSlow(MailboatError):
+    """The question took longer than `TIME_LIMIT`; a shorter period may do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is asked about: a product (None: all), a period [since, until) in Unix seconds, and an origin."""
+
+    product: str | None = None
+    since: float | None = None
+    until: float | None = None
+    origin: Origin = Origin.PUBLIC
+
+    def where(self, since_column: str, until_column: str | None = None) -> str:
+        """The condition, on a table with these columns of time; its parameters are `values`."""
+        conditions = [
+            "product = $product" if self.product is not None else "",
+            f"{until_column or since_column} >= make_timestamp($since)" if self.since is not None else "",
+            f"{since_column} < make_timestamp($until)" if self.until is not None else "",
+            f"internal = {self.origin is Origin.INTERNAL}" if self.origin is not Origin.ALL else "",
+        ]
+        return " AND ".join(condition for condition in conditions if condition) or "true"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The parameters of `where`."""
+        values: dict[str, Any] = {}
+        if self.product is not None:
+            values["product"] = self.product
+        if self.since is not None:
+            values["since"] = int(self.since * 1e6)
+        if self.until is not None:
+            values["until"] = int(self.until * 1e6)
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """Rows `offset` up to `offset + limit` of an ordered answer."""
+
+    limit: int = 100
+    offset: int = 0
+
+    def page(self, rows: Sequence[Answer]) -> tuple[Sequence[Answer], str | None]:
+        """The page itself and the cursor of the next, given one row more than fits."""
+        more = len(rows) > self.limit
+        return rows[: self.limit], str(self.offset + self.limit) if more else None
+
+    @property
+    def sql(self) -> str:
+        """The clause that fetches one row more than fits."""
+        return f"LIMIT {self.limit + 1} OFFSET {self.offset}"
+
+
+class Question:
+    """One connection for the statements of one answer; rows come as maps of plain values."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        self._cursor = cursor
+
+    def rows(self, sql: str, values: Mapping[str, Any]) -> list[Answer]:
+        """All rows."""
+        result = self._cursor.execute(sql, dict(values))
+        names = [column[0] for column in result.description or ()]
+        return [{name: _plain(value) for name, value in zip(names, row, strict=True)} for row in result.fetchall()]
+
+    def row(self, sql: str, values: Mapping[str, Any]) -> Answer:
+        """The one row of an aggregate."""
+        return self.rows(sql, values)[0]
+
+
+def _plain(value: object) -> object:
+    """Times as Unix seconds, as everywhere in mailboat."""
+    return value.replace(tzinfo=UTC).timestamp() if isinstance(value, datetime) else value
+
+
+class Reports:
+    """Answers questions, each in a thread with a connection of its own."""
+
+    def __init__(self, analytics: Analytics, time_limit: float = TIME_LIMIT) -> None:
+        self._analytics = analytics
+        self._time_limit = time_limit
+        self._threads = ThreadPoolExecutor(THREADS, "mailboat-reports")
+
+    async def ask(self, question: Callable[[Question], Answer]) -> Answer:
+        """The answer; `TooSlow` when there is none in time."""
+        cursor = self._analytics.cursor()
+        answer = asyncio.get_running_loop().run_in_executor(self._threads, _answer, cursor, question)
+        try:
+            async with asyncio.timeout(self._time_limit):
+                return await asyncio.shield(answer)
+        except TimeoutError as error:
+            raise TooSlow(f"no answer within {self._time_limit:g} s: ask about a shorter period") from error
+        finally:
+            if not answer.done():
+                cursor.interrupt()
+                answer.add_done_callback(_seen)
+
+    def close(self) -> None:
+        """Wait for the answers under way."""
+        self._threads.shutdown()
+
+
+def _answer(cursor: duckdb.DuckDBPyConnection, question: Callable[[Question], Answer]) -> Answer:
+    try:
+        return question(Question(cursor))
+    finally:
+        cursor.close()
+
+
+def _seen(answer: asyncio.Future[Answer]) -> None:
+    """Take note of how an answer that nobody waits for ended: by the interruption."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+# -- overview ------------------------------------------------------------------------------------------------------
+
+_ENDED: Final = "count(*) FILTER (status != 'running')"
+_CRASHED: Final = "count(*) FILTER (status = 'crashed')"
+_INSTALLATIONS: Final = "count(DISTINCT nullif(installation, ''))"
+_SESSION_COUNTS: Final = f"count(*) AS sessions, {_INSTALLATIONS} AS installations, {_CRASHED} AS crashed"
+
+
+def overview(scope: Scope, question: Question) -> Answer:
+    """Totals of sessions and records, by day, by version and by environment."""
+    ask = functools.partial(_of_sessions, scope, question)
+    total = question.row(
+        f"SELECT {_SESSION_COUNTS}, {_ENDED} AS ended, count(*) FILTER (status = 'running') AS running, "
+        "count(*) FILTER (state = 'declined') AS declined, count(*) FILTER (state = 'rejected') AS rejected, "
+        f"count(DISTINCT nullif(\"user\", '')) AS users, {_declared()} FROM session WHERE {scope.where('started')}",
+        scope.values,
+    )
+    kinds = {name: total.pop(f"n_{name}") for name in COUNTERS}
+    return {
+        **total,
+        "crash_free": 1 - total["crashed"] / total["ended"] if total["ended"] else None,
+        "records": _record_counts(scope, question),
+        "declared": {name: kinds[name] for name in COUNTERS[:KIND_COUNTERS]},
+        "levels": {name: kinds[name] for name in COUNTERS[KIND_COUNTERS:]},
+        "versions": ask("application, version"),
+        "environment": {name: ask(name) for name in ("os", "runtime", "locale", "environment")},
+        "days": _days(scope, question),
+    }
+
+
+def _declared() -> str:
+    return ", ".join(f"coalesce(sum(n_{name}), 0)::BIGINT AS n_{name}" for name in COUNTERS)
+
+
+def _of_sessions(scope: Scope, question: Question, columns: str) -> list[Answer]:
+    return question.rows(
+        f"SELECT {columns}, {_SESSION_COUNTS}, min(started) AS first, max(started) AS last FROM session "
+        f"WHERE {scope.where('started')} GROUP BY {columns} ORDER BY sessions DESC, last DESC, {columns} LIMIT {TOP}",
+        scope.values,
+    )
+
+
+def _record_counts(scope: Scope, question: Question) -> dict[str, int]:
+    """Records that are here, by kind."""
+    counts = [
+        f"SELECT '{table}' AS kind, count(*) AS n FROM {table} WHERE {scope.where('time')}" for table in RECORD_TABLES
+    ]
+    return {row["kind"]: row["n"] for row in question.rows(" UNION ALL ".join(counts), scope.values)}
+
+
+def _days(scope: Scope, question: Question) -> list[Answer]:
+    """By day of recording, in UTC, the latest first."""
+    records = " UNION ALL ".join(
+        f"SELECT time::DATE AS day, count(*) AS n FROM {table} WHERE {scope.where('time')} GROUP BY day"
+        for table in RECORD_TABLES
+    )
+    return question.rows(
+        f"""
+        WITH s AS (SELECT started::DATE AS day, {_SESSION_COUNTS}, count(DISTINCT nullif("user", '')) AS users
+                   FROM session WHERE {scope.where("started")} GROUP BY day),
+             r AS (SELECT day, sum(n)::BIGINT AS records FROM ({records}) GROUP BY day)
+        SELECT strftime(day, '%Y-%m-%d') AS day, coalesce(sessions, 0) AS sessions,
+               coalesce(installations, 0) AS installations, coalesce(users, 0) AS users,
+               coalesce(crashed, 0) AS crashed, coalesce(records, 0) AS records
+        FROM s FULL JOIN r USING (day) ORDER BY day DESC LIMIT {MAX_DAYS}
+        """,
+        scope.values,
+    )
+
+
+# -- features ------------------------------------------------------------------------------------------------------
+
+
+def features(scope: Scope, paging: Paging, question: Question) -> Answer:
+    """Every feature and every category above it, most used first.
+
+    `uses` and `sessions` of a category count all below it, `own` the uses of just this name. `share` is that of the
+    sessions whose records are here and that ran in the period.
+    """
+    rows = question.rows(
+        f"""
+        WITH used AS (
+            SELECT product, session_id, name, count(*) AS n, min(time) AS first, max(time) AS last
+            FROM feature WHERE {scope.where("time")} GROUP BY ALL),
+        named AS (SELECT used.*, installation, string_split(name, '.') AS steps
+                  FROM used LEFT JOIN session USING (product, session_id)),
+        nodes AS (
+            SELECT *, unnest(list_append(
+                [array_to_string(steps[1:i], '.') FOR i IN range(1, least(len(steps), {MAX_LEVELS} + 1))],
+                name)) AS node
+            FROM named)
+        SELECT node AS name, nullif(array_to_string(string_split(node, '.')[:-2], '.'), '') AS parent,
+               sum(n)::BIGINT AS uses, coalesce(sum(n) FILTER (name = node), 0)::BIGINT AS own,
+               count(DISTINCT (product, session_id)) AS sessions, {_INSTALLATIONS} AS installations,
+               min(first) AS first, max(last) AS last
+        FROM nodes GROUP BY node ORDER BY uses DESC, name {paging.sql}
+        """,
+        scope.values,
+    )
+    held = question.row(
+        f"SELECT count(*) AS n FROM session WHERE {scope.where('started', 'ended')} AND (product, session_id) IN "
+        "(SELECT (product, session_id) FROM loaded WHERE records > 0)",
+        scope.values,
+    )["n"]
+    page, cursor = paging.page(rows)
+    for row in page:
+        # A clock that was set while a session ran may put a record outside its session.
+        row["share"] = min(1.0, row["sessions"] / held) if held else None
+    return {"features": page, "sessions": held, "next": cursor}
+
+
+# -- values and timings --------------------------------------------------------------------------------------------
+
+_SPREAD: Final = "quantile_cont(x, [0.5, 0.9, 0.95, 0.99])"
+
+
+def values(scope: Scope, kind: str | None, paging: Paging, question: Question) -> Answer:
+    """Values by name and unit, and timings (in seconds) by name, with what is to be known of how they spread."""
+    sources = {
+        "value": "SELECT 'value' AS kind, name, unit, product, session_id, value AS x FROM value",
+        "timing": "SELECT 'timing' AS kind, name, 's' AS unit, product, session_id, seconds AS x FROM timing",
+    }
+    chosen = [f"{sql} WHERE {scope.where('time')}" for name, sql in sources.items() if kind in (None, name)]
+    rows = question.rows(
+        f"""
+        SELECT kind, name, unit, count(x) AS count, count(DISTINCT (product, session_id)) AS sessions, sum(x) AS sum,
+               min(x) AS min, max(x) AS max, avg(x) AS mean, {_SPREAD} AS spread
+        FROM ({" UNION ALL ".join(chosen)}) GROUP BY kind, name, unit
+        ORDER BY count DESC, kind, name, unit {paging.sql}
+        """,
+        scope.values,
+    )
+    page, cursor = paging.page(rows)
+    for row in page:
+        spread = row.pop("spread") or (None, None, None, None)
+        row["percentiles"] = dict(zip(("50", "90", "95", "99"), spread, strict=True))
+    return {"values": page, "next": cursor}
+
+
+# -- exceptions ----------------------------------------------------------------------------------------------------
+
+
+def exceptions(scope: Scope, paging: Paging, question: Question) -> Answer:
+    """Exceptions that went the same way (`grouping`), most frequent first, each with its latest occurrence."""
+    rows = question.rows(
+        f"""
+        SELECT "group", any_value(name) AS type, count(*) AS count, count(DISTINCT (product, session_id)) AS sessions,
+               {_INSTALLATIONS} AS installations, min(time) AS first, max(time) AS last,
+               list_sort(list_slice(list(DISTINCT version) FILTER (version != ''), 1, {TOP})) AS versions,
+               max(level) AS level, arg_max(message, time) AS message, arg_max(context, time) AS context,
+               arg_max(stack, time) AS stack, arg_max(causes, time) AS causes,
+               arg_max(session_id::VARCHAR, time) AS session, arg_max(sequence, time) AS sequence
+        FROM (SELECT * FROM exception WHERE {scope.where("time")})
+        LEFT JOIN (SELECT product, session_id, version, installation FROM session) USING (product, session_id)
+        GROUP BY "group" ORDER BY count DESC, last DESC, "group" {paging.sql}
+        """,
+        scope.values,
+    )
+    page, cursor = paging.page(rows)
+    for row in page:
+        row["stack"], row["causes"] = json.loads(row["stack"] or "[]"), json.loads(row["causes"] or "[]")
+    return {"exceptions": page, "next": cursor}
+
+
+# -- what is here --------------------------------------------------------------------------------------------------
+
+
+def holdings(scope: Scope, question: Question) -> Answer:
+    """What is here of each product, to be held against what agents say: sessions and records as their summaries
+    declare them, the records that were loaded, and those known to be missing.
+    """
+    product = "product = $product" if scope.product is not None else "true"
+    bound = {"product": scope.product} if scope.product is not None else {}
+    rows = question.rows(
+        f"""
+        WITH s AS (SELECT product, count(*) AS sessions, sum(records)::BIGINT AS declared,
+                          count(*) FILTER (state = 'declined') AS declined_sessions,
+                          coalesce(sum(records) FILTER (state = 'declined'), 0)::BIGINT AS declined_records,
+                          count(*) FILTER (state = 'rejected') AS rejected_sessions
+                   FROM session WHERE {product} GROUP BY product),
+             l AS (SELECT product, sum(records)::BIGINT AS loaded, count(failed) AS failed_segments
+                   FROM loaded WHERE {product} GROUP BY product),
+             g AS (SELECT product, sum(records)::BIGINT AS missing FROM gap WHERE {product} GROUP BY product)
+        SELECT product, coalesce(sessions, 0) AS sessions, coalesce(declared, 0) AS declared,
+               coalesce(loaded, 0) AS loaded, coalesce(missing, 0) AS missing,
+               coalesce(declined_sessions, 0) AS declined_sessions, coalesce(declined_records, 0) AS declined_records,
+               coalesce(rejected_sessions, 0) AS rejected_sessions, coalesce(failed_segments, 0) AS failed_segments
+        FROM s FULL JOIN l USING (product) FULL JOIN g USING (product) ORDER BY product
+        """,
+        bound,
+    )
+    return {"products": rows}
+
+
+def gaps(product: str, session_id: str, question: Question) -> Answer:
+    """What of a session was loaded, and what could not be read."""
+    bound = {"product": product, "session": session_id}
+    where = "WHERE product = $product AND session_id = $session::UUID"
+    found = question.rows(
+        f'SELECT segment, "offset", length, reason, "first", records FROM gap {where} ORDER BY segment, "offset"', bound
+    )
+    loaded = question.row(f"SELECT coalesce(sum(records), 0)::BIGINT AS loaded FROM loaded {where}", bound)
+    return {**loaded, "gaps": found}
