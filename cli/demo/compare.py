@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 FIELDS: Final = ("kind", "name", "attributes", "value", "unit", "level", "message", "context")
-SCHEMA: Final = "schema"
-"""The kind that an agent writes by itself, ahead of the first record of a declared emitter."""
 
 
 def content_of(record: Mapping[str, Any]) -> str:
@@ -31,13 +29,12 @@ class Given:
     """One record as the server gives it back."""
 
     sequence: int
-    kind: str
     content: str
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Given:
         """From a record of the JSON API."""
-        return cls(int(record["sequence"]), str(record["kind"]), content_of(record))
+        return cls(int(record["sequence"]), content_of(record))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +105,6 @@ def compare_session(
     for record in sorted(given, key=lambda each: each.sequence):
         if record.sequence in seen:
             duplicated.append(record.content)
-        elif record.kind == SCHEMA:
-            pass
         elif awaited[record.content] > 0:
             awaited[record.content] -= 1
             kept.append(record.content)

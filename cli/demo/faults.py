@@ -50,8 +50,8 @@ class FaultProxy:
     """Forwards connections to `target` (host, port); use as an async context manager.
 
     It begins with the network open. `port` on loopback stays the same, and stays taken, while the network is closed.
-    `bodies` counts the bytes of request bodies received from clients by method and path, whether or not they could be
-    forwarded; `up` and `down` count all bytes forwarded to the server and to clients.
+    `up` and `down` count the bytes forwarded to the server and to clients; `bodies` those of them that were bodies of
+    requests, by method and path.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -142,25 +142,25 @@ class FaultProxy:
     async def _upwards(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         meter = Meter(self.bodies)
         while piece := await reader.read(_PIECE):
-            meter.feed(piece)
             await self._hold(len(piece))
             if self._cut_at and self.up + len(piece) >= self._cut_at[0]:
                 await self._cut(meter, writer, piece)
                 return
-            await self._send_up(writer, piece)
+            await self._send_up(meter, writer, piece)
         with suppress(OSError):
             writer.write_eof()
 
     async def _cut(self, meter: Meter, writer: asyncio.StreamWriter, piece: bytes) -> None:
         mark = self._cut_at.pop(0)
-        await self._send_up(writer, piece[: mark - self.up])
+        await self._send_up(meter, writer, piece[: mark - self.up])
         self.cuts.append(Cut(mark, meter.under_way))
         self._abort_all()
 
-    async def _send_up(self, writer: asyncio.StreamWriter, piece: bytes) -> None:
+    async def _send_up(self, meter: Meter, writer: asyncio.StreamWriter, piece: bytes) -> None:
         writer.write(piece)
         await writer.drain()
         self.up += len(piece)
+        meter.feed(piece)
 
     async def _downwards(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # However the server ends the connection, the client sees the same, even if it still sends.

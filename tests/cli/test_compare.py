@@ -114,12 +114,6 @@ def test_a_kill_excuses_neither_loss_nor_double() -> None:
     assert one(told("a", "b"), given("a", "b", "b"), killed=True).duplicated == tuple(told("b"))
 
 
-def test_declarations_are_the_agents_own_but_their_numbers_count() -> None:
-    schema = Given.of({"sequence": 1, "kind": "schema", "name": "x", "attributes": {"fields": ["n"]}})
-    assert one(told("a", "b"), [*given("a"), schema, *given("b", first=2)]).holds
-    assert one(told("a", "b"), [*given("a"), *given("b", first=2)]).skipped == (1,)
-
-
 def test_contents_differ_in_every_field_that_the_application_knows() -> None:
     base = record(0, "a", value=1, unit="bytes", level=20, message="m", context="c")
     changes = {"kind": "value", "name": "b", "attributes": {"n": 2}, "value": 2, "unit": "", "level": 30}
