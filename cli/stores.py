@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mailboat.cli.extras import Failure, Misuse
+from mailboat.cli.extras import Failure, Misuse, told_plainly
 from mailboat.cli.segments import SUFFIX, Outline, outline
 from mailboat.protocol.ids import is_canonical
 
@@ -34,6 +33,11 @@ class StoredSession:
     application: str
     folder: Path
 
+    @property
+    def store(self) -> Path:
+        """The folder of its application, which is what an agent calls a store."""
+        return self.folder.parent.parent
+
     def segments(self) -> list[Path]:
         """Its segment files, in order."""
         return sorted(path for path in self.folder.iterdir() if path.suffix == SUFFIX)
@@ -44,20 +48,18 @@ class StoredSession:
 
 
 def default_store() -> Path:
-    """MAILBOAT_STORE, or else the user's own data folder."""
-    given = os.environ.get("MAILBOAT_STORE")
-    if given:
-        return Path(given)
-    import platformdirs
+    """Where an agent configured in the environment or in this folder's files keeps its sessions."""
+    from mailboat.agent.config import AgentConfig
 
-    return platformdirs.user_data_path("mailboat")
+    with told_plainly():
+        return AgentConfig.load().store_root
 
 
 store_option = click.option(
     "--store",
     type=click.Path(path_type=Path, file_okay=False),
     default=default_store,
-    show_default="MAILBOAT_STORE, or the user's data folder",
+    show_default="as configured, or else the user's data folder",
     help="The folder that sessions are kept in.",
 )
 

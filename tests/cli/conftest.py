@@ -24,21 +24,23 @@ def segment(
     blocks: int = 3,
     seal: SealReason | None = SealReason.STOPPED,
     attributes: dict[object, object] | None = None,
+    product: str = "Acme Studio",
+    started: int = START,
 ) -> bytes:
-    """A segment of `blocks` blocks of five features each."""
-    info = Info(product="Acme Studio", application="importer", version="2.4.1")
-    writer = SegmentWriter(Preamble(session_id, index, 77, first, START, 5 * 10**9, info=info.to_wire()))
+    """A segment of `blocks` blocks of five features each; `started` is nanoseconds since the epoch."""
+    info = Info(product=product, application="importer", version="2.4.1")
+    writer = SegmentWriter(Preamble(session_id, index, 77, first, started, 5 * 10**9, info=info.to_wire()))
     written = bytearray(writer.preamble())
     writer.add(bytes(written))
     counts = [0] * len(COUNTERS)
     counts[Kind.FEATURE - 1] = 5
     for block in range(blocks):
         features = [(Kind.FEATURE, 5 * 10**9 + at, f"f.{block}", {"at": at, **(attributes or {})}) for at in range(5)]
-        header, frame = writer.block(b"".join(map(msgpack.packb, features)), counts, START)
+        header, frame = writer.block(b"".join(map(msgpack.packb, features)), counts, started)
         writer.add(frame, header)
         written += frame
     if seal:
-        written += writer.seal(seal, START + 10**10, 15 * 10**9)
+        written += writer.seal(seal, started + 10**10, 15 * 10**9)
     return bytes(written)
 
 

@@ -1,0 +1,104 @@
+"""Sending what waits in stores whose applications do not run: the agent's own synchronizer, without an agent.
+
+Sessions left by a crash are recovered first, as an agent does at its start. A running application's session is its own:
+it is not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from mailboat.agent.clocks import Clocks
+from mailboat.agent.config import AgentConfig
+from mailboat.agent.files import OsFileSystem
+from mailboat.agent.host import agent_version, boot_id
+from mailboat.agent.http import Http
+from mailboat.agent.recovery import recover
+from mailboat.agent.report import SyncProgress, SyncReport
+from mailboat.agent.store import Store
+from mailboat.agent.synchronizer import Live, Sources, Synchronizer
+from mailboat.protocol import SegmentError
+
+Progress = Callable[[SyncProgress], None]
+AGENT = f"mailboat-cli/{agent_version()}"
+
+
+def deliver(
+    config: AgentConfig, stores: Sequence[Path], timeout: float | None, progress: Progress
+) -> Iterator[tuple[Path, SyncReport, list[str]]]:
+    """Send everything that waits in each of the `stores` (folders of applications), one after the other.
+
+    Yields each with its report and with what could not be recovered. `timeout` is seconds for all of them; without it,
+    the first failure of the connection ends the attempt.
+    """
+    clocks = Clocks()
+    deadline = None if timeout is None else clocks.now() + timeout
+    for folder in stores:
+        left = None if deadline is None else max(0.0, deadline - clocks.now())
+        store = open_store(folder)
+        troubles = recover_crashed(store)
+        report = asyncio.run(_deliver(config, store, clocks, left, progress))
+        yield folder, report, troubles
+
+
+def open_store(folder: Path) -> Store:
+    """The store of one application, by its folder; `StoreError` when it cannot be used."""
+    store = Store(OsFileSystem(), folder.parent.parent, folder.parent.name, folder.name)
+    # The names of the folders are what is left of product and application; they are not to be made harmless again.
+    store.folder = folder
+    store.open()
+    return store
+
+
+def recover_crashed(store: Store) -> list[str]:
+    """Bring sessions whose process died to rest; a line for each that could not be."""
+    troubles = []
+    for session in store.crashed():
+        try:
+            recover(store, session, boot_id())
+        except (SegmentError, OSError) as error:
+            troubles.append(f"session {session.path.name} cannot be recovered: {error}")
+        finally:
+            store.files.close(session.lock_fd)
+    return troubles
+
+
+async def _deliver(
+    config: AgentConfig, store: Store, clocks: Clocks, seconds: float | None, progress: Progress
+) -> SyncReport:
+    http = Http(config.server or "", config.api_key, AGENT, config.ssl)
+    try:
+        with _one_thread() as disk:
+            sources = Sources(store, live=_no_session, lost=dict, disk=disk)
+            synchronizer = Synchronizer(
+                http,
+                sources,
+                clocks,
+                agent=AGENT,
+                concurrency=config.upload_concurrency,
+                interval=config.sync_interval,
+                purge=config.purge_sent,
+            )
+            report = await synchronizer.window(seconds, progress)
+        store.cease_sending()
+        return report
+    finally:
+        await http.close()
+
+
+def _no_session() -> asyncio.Future[Live | None]:
+    """There is no running session here."""
+    nothing: asyncio.Future[Live | None] = asyncio.get_running_loop().create_future()
+    nothing.set_result(None)
+    return nothing
+
+
+@contextmanager
+def _one_thread() -> Iterator[Executor]:
+    """The store's thread: its operations must not overtake each other."""
+    with ThreadPoolExecutor(1, thread_name_prefix="mailboat-store") as disk:
+        yield disk
