@@ -44,7 +44,7 @@ STEPS: Final = (
         first_seen  REAL NOT NULL,
         updated     REAL NOT NULL,
         revision    INTEGER NOT NULL,
-        summary     TEXT NOT NULL,
+        summary     BLOB NOT NULL,
         PRIMARY KEY (product, session_id)
     );
     CREATE UNIQUE INDEX sessions_by_revision ON sessions (revision);

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar, TypeVarTuple
 
 from aiohttp import web
 
@@ -20,6 +20,9 @@ from mailboat.protocol.errors import Code, Problem
 from mailboat.server.blobs import Blobs
 from mailboat.server.catalog import Catalog, Role
 from mailboat.server.config import ServerConfig
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class ProblemError(Exception):
@@ -74,6 +77,11 @@ def require(request: web.Request, role: Role) -> Principal:
     if principal.role not in (role, Role.ADMIN):
         raise ProblemError(Code.FORBIDDEN, f"a key of role {principal.role} may not do what {role} keys may")
     return principal
+
+
+async def run_in_worker(app: web.Application, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    """What `function` returns, run in one of the `WORKERS`."""
+    return await asyncio.get_running_loop().run_in_executor(app[WORKERS], function, *arguments)
 
 
 def notify_ingest(app: web.Application) -> None:

@@ -7,7 +7,6 @@ a worker thread.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mailboat.protocol.errors import Code, ConfigError, WireError
 from mailboat.protocol.limits import KIB, MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE
 from mailboat.protocol.negotiation import Decision, Reason, Reply, Request, SegmentDecision, Verdict
 from mailboat.protocol.summary import Summary
+from mailboat.server.blobs import Blobs
 from mailboat.server.bodies import read_whole
 from mailboat.server.catalog import LedgerRow, Registration, Role, SegmentRow, SessionState, Verification
 from mailboat.server.context import (
@@ -28,11 +28,11 @@ from mailboat.server.context import (
     CLOCK,
     CONFIG,
     COUNTERS,
-    WORKERS,
     Principal,
     ProblemError,
     notify_ingest,
     require,
+    run_in_worker,
 )
 from mailboat.server.policy import Plan, Ruling, rule
 from mailboat.server.uploads import PATH
@@ -55,6 +55,15 @@ class _Ruled:
     product: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Rulings:
+    """What was decided of a whole request: of each offer, and what the catalog is to keep of it."""
+
+    offers: tuple[_Ruled, ...]
+    registrations: tuple[Registration, ...]
+    ledger: LedgerRow | None
+
+
 def add_routes(app: web.Application) -> None:
     """The one route of negotiation."""
     app.router.add_post("/v1/negotiate", negotiate)
@@ -63,22 +72,20 @@ def add_routes(app: web.Application) -> None:
 async def negotiate(request: web.Request) -> web.StreamResponse:
     """Answer for each offer what the server wants of it."""
     principal = require(request, Role.AGENT)
-    app, loop = request.app, asyncio.get_running_loop()
+    app = request.app
     media_type = _media_type(request)
+    compressed = _compressed(request)
     body = await read_whole(request, MAX_NEGOTIATION_WIRE, app[CONFIG].body_timeout)
-    asked = await loop.run_in_executor(app[WORKERS], _decode, body, media_type, _compressed(request))
+    asked = await run_in_worker(app, _decode, body, media_type, compressed)
+    plans = await _plans(request, principal, asked)
     now = app[CLOCK]()
-    ruled = _rule_all(asked, await _plans(request, principal, asked), principal, now)
-    room = await loop.run_in_executor(app[WORKERS], app[BLOBS].free) >= app[CONFIG].min_free_bytes
-    skew = now - asked.sent if asked.sent else None
-    registered = [_registration(each, each.product, skew, room) for each in ruled if each.product is not None]
-    held = iter(await app[CATALOG].register(registered, now, _ledger(asked, ruled, now)))
-    decisions = tuple(_decide(each, next(held) if each.product is not None else ()) for each in ruled)
-    app[COUNTERS]["offers"] += len(decisions)
-    if registered:
-        notify_ingest(app)
+    ruled = await run_in_worker(app, _rule_all, asked, plans, now, app[CONFIG].min_free_bytes, app[BLOBS])
+    held = await app[CATALOG].register(ruled.registrations, now, ruled.ledger)
     accepts = _ZSTD in request.headers.get("Accept-Encoding", "")
-    content = await loop.run_in_executor(app[WORKERS], _encode, Reply(decisions), media_type, accepts)
+    content = await run_in_worker(app, _answer, ruled.offers, held, media_type, accepts)
+    app[COUNTERS]["offers"] += len(ruled.offers)
+    if held:
+        notify_ingest(app)
     headers = {"Content-Encoding": _ZSTD} if accepts else {}
     return web.Response(body=content, content_type=media_type, headers={**headers, "Cache-Control": "no-store"})
 
@@ -108,8 +115,15 @@ def _decode(body: bytes, media_type: str, compressed: bool) -> Request:  # noqa:
     return Request.decode(wire.decompress(body, MAX_NEGOTIATION) if compressed else body, media_type)
 
 
-def _encode(reply: Reply, media_type: str, compressed: bool) -> bytes:  # noqa: FBT001 - called through an executor
-    content = reply.encode(media_type)
+def _answer(
+    offers: Sequence[_Ruled],
+    held: Sequence[Sequence[SegmentRow]],
+    media_type: str,
+    compressed: bool,  # noqa: FBT001 - called through an executor
+) -> bytes:
+    known = iter(held)
+    decisions = tuple(_decide(each, next(known) if each.product is not None else ()) for each in offers)
+    content = Reply(decisions).encode(media_type)
     return wire.compress(content) if compressed else content
 
 
@@ -134,21 +148,23 @@ def _plan(values: Mapping[str, object]) -> Plan:
         raise ProblemError(Code.UNAVAILABLE, f"the product's plan cannot be read: {error}") from error
 
 
-def _rule_all(asked: Request, plans: Mapping[str, Plan], principal: Principal, now: float) -> list[_Ruled]:
+def _rule_all(asked: Request, plans: Mapping[str, Plan], now: float, min_free: int, blobs: Blobs) -> _Rulings:
+    """Hold every offer against its product's plan. Blocks; for a thread."""
     sent = asked.sent or now
-    return [
-        _Ruled(
-            offer,
-            rule(offer, plans.get(offer.info.product), asked.agent, sent),
-            offer.info.product if offer.info.product in plans and principal.reaches(offer.info.product) else None,
-        )
-        for offer in asked.offers
-    ]
-
-
-def _registration(ruled: _Ruled, product: str, skew: float | None, room: bool) -> Registration:  # noqa: FBT001
-    reason = ruled.ruling.reason.value if ruled.ruling.reason else ""
-    return Registration(product, ruled.offer, ruled.ruling.state, reason, ruled.ruling.explanation, skew, room)
+    skew = now - asked.sent if asked.sent else None
+    room = blobs.free() >= min_free
+    offers, registrations = [], []
+    for offer in asked.offers:
+        product = offer.info.product
+        plan = plans.get(product)
+        ruling = rule(offer, plan, asked.agent, sent)
+        offers.append(_Ruled(offer, ruling, None if plan is None else product))
+        if plan is not None:
+            reason = ruling.reason.value if ruling.reason else ""
+            registrations.append(
+                Registration(product, offer, ruling.state, reason, ruling.explanation, skew, fresh_uploads=room)
+            )
+    return _Rulings(tuple(offers), tuple(registrations), _ledger(asked, offers, now))
 
 
 def _ledger(asked: Request, ruled: Sequence[_Ruled], now: float) -> LedgerRow | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from functools import lru_cache
 from typing import Any, Final
+
+import msgpack
 
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.state import Phase, UploadState
@@ -65,8 +68,18 @@ def ledger_row(columns: tuple[Any, ...]) -> LedgerRow:
 def session_row(columns: tuple[Any, ...], segments: tuple[SegmentRow, ...]) -> SessionRow:
     """A session from `SESSION_COLUMNS`."""
     product, summary, state, reason, explanation, skew, first_seen, updated = columns
-    read = Summary.read(Fields(json.loads(summary), "summary"))
+    read = unpack_summary(summary)
     return SessionRow(product, read, SessionState(state), reason, explanation, skew, first_seen, updated, segments)
+
+
+def pack_summary(summary: Summary) -> bytes:
+    """A summary as it is stored: msgpack, with whatever lone surrogates JSON has brought."""
+    return bytes(msgpack.packb(summary.to_wire(), unicode_errors="surrogatepass"))
+
+
+def unpack_summary(packed: bytes) -> Summary:
+    """What `pack_summary` made."""
+    return Summary.read(Fields(msgpack.unpackb(packed, unicode_errors="surrogatepass"), "summary"))
 
 
 def segment_row(columns: tuple[Any, ...]) -> SegmentRow:
@@ -106,6 +119,7 @@ def upload_row(columns: tuple[Any, ...]) -> UploadRow:
     )
 
 
+@lru_cache(maxsize=64)  # there are as many as dialects and settings make: a handful
 def limits_text(limits: Limits) -> str:
     """`limits` as `upload_row` reads it."""
     return json.dumps([getattr(limits, name) for name in _LIMITS])

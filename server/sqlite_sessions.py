@@ -30,7 +30,15 @@ from mailboat.server.catalog import (
     UploadRow,
     Verification,
 )
-from mailboat.server.sqlite_rows import SEGMENT_COLUMNS, SESSION_COLUMNS, fetch, segment_row, session_row, storable
+from mailboat.server.sqlite_rows import (
+    SEGMENT_COLUMNS,
+    SESSION_COLUMNS,
+    fetch,
+    pack_summary,
+    segment_row,
+    session_row,
+    storable,
+)
 from mailboat.server.sqlite_uploads import insert_uploads, new_revisions
 
 # A session that ended does not run again: a summary that says so was overtaken on its way. And a session found corrupt
@@ -157,7 +165,7 @@ def _session_columns(offer: Registration, now: float, revision: int) -> tuple[An
         now,
         now,
         revision,
-        json.dumps(summary.to_wire(), separators=(",", ":")),
+        pack_summary(summary),
     )
 
 

@@ -30,9 +30,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar, TypeVarTuple
+from typing import Final
 
 from aiohttp import web
 
@@ -67,20 +66,17 @@ from mailboat.server.context import (
     COUNTERS,
     NEW_ID,
     VERIFIERS,
-    WORKERS,
     Principal,
     ProblemError,
     notify_ingest,
     require,
+    run_in_worker,
 )
 from mailboat.server.problems import problem_response
 from mailboat.server.turns import TURNS, Turn
 from mailboat.server.verification import verify
 
 PATH: Final = "/v1/uploads"
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 _LOG: Final = logging.getLogger("mailboat.server")
 
@@ -155,7 +151,7 @@ async def _create(
     if principal.product is None:
         raise ProblemError(Code.FORBIDDEN, "an admin's key belongs to no product: upload with a key of the product")
     app, now = request.app, request.app[CLOCK]()
-    if await _run(request, app[BLOBS].free) < app[CONFIG].min_free_bytes:
+    if await run_in_worker(app, app[BLOBS].free) < app[CONFIG].min_free_bytes:
         raise ProblemError(Code.STORAGE_FULL, "the server's disk is nearly full: it begins no new upload now")
     verdict = decide_create(asked, upload_id=app[NEW_ID](), limits=limits, now=now, dialect=version.tag)
     if isinstance(verdict, Refused):
@@ -197,7 +193,7 @@ class _Upload:
         if not await self._store(verdict.state):
             return self._overtaken(verdict.state)
         if verdict.discard:
-            await _run(self.request, self.request.app[BLOBS].remove, self.row.id)
+            await run_in_worker(self.request.app, self.request.app[BLOBS].remove, self.row.id)
         self._count("uploads_cancelled")
         return self._answer(verdict)
 
@@ -207,7 +203,7 @@ class _Upload:
         """Take the body, make it durable, finish, answer."""
         app = self.request.app
         try:
-            writer = await _run(self.request, app[BLOBS].append, self.row.id, accepted.from_offset)
+            writer = await run_in_worker(app, app[BLOBS].append, self.row.id, accepted.from_offset)
         except BlobLost as error:
             return await self._lost(accepted.state, error)
         transfer = Transfer(self.request.content)
@@ -249,10 +245,12 @@ class _Upload:
     async def _sync(self, writer: BlobWriter) -> int:
         """The offset that is durable now; the writer is closed."""
         try:
-            return await _run(self.request, _sync_and_close, writer)
+            return await run_in_worker(self.request.app, _sync_and_close, writer)
         except OSError:
             self._count("storage_sync_failed")
-            await _run(self.request, _cut_back, self.request.app[BLOBS], self.row.id, self.row.state.offset)
+            await run_in_worker(
+                self.request.app, _cut_back, self.request.app[BLOBS], self.row.id, self.row.state.offset
+            )
             raise
 
     async def _finish(self, verdict: Appended | Refused) -> web.StreamResponse:
@@ -337,11 +335,6 @@ def _limits_of_strangers(request: web.Request) -> Limits:
 
 def _response(answer: rufh_server.HttpAnswer) -> web.StreamResponse:
     return web.Response(status=answer.status, headers=answer.headers, body=answer.body or None)
-
-
-async def _run(request: web.Request, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-    """Run a blocking function in a worker thread."""
-    return await asyncio.get_running_loop().run_in_executor(request.app[WORKERS], function, *arguments)
 
 
 def _sync_and_close(writer: BlobWriter) -> int:
