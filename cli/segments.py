@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from mailboat.protocol import Preamble, Record, Seal, SegmentReader, WireError
 from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL, MIB
@@ -14,6 +14,8 @@ from mailboat.protocol.summary import Info
 
 PIECE: Final = MIB
 SUFFIX: Final = ".zst"
+_FIRST_READ: Final = 4096
+"""Bytes that nearly every preamble and every seal fits in."""
 _FRAME_HEAD: Final = 1024
 
 
@@ -60,21 +62,36 @@ def outline(path: Path) -> Outline:
     """The outline of the file; `OSError` when it cannot be read."""
     with path.open("rb") as file:
         total = file.seek(0, 2)
-        file.seek(max(0, total - MAX_SEAL - _FRAME_HEAD))
-        ending = Seal.at_end_of(file.read())
-        file.seek(0)
-        reader = SegmentReader()
-        reader.feed(file.read(MAX_PREAMBLE + _FRAME_HEAD))
-        counts = [0] * len(COUNTERS)
-        while True:
-            # Also finds the preamble, which is all that is wanted of a sealed segment.
-            for block in reader.blocks():
-                counts = [sum(pair) for pair in zip(counts, block.header.counts, strict=True)]
-            if ending or not (piece := file.read(PIECE)):
-                break
-            reader.feed(piece)
-    seal = ending[0] if ending else None
-    return Outline(path, total, reader.preamble, seal, seal.counts if seal else tuple(counts))
+        seal = _seal_at_end(file, total)
+        preamble, counts = _pass(file, sealed=seal is not None)
+    return Outline(path, total, preamble, seal, seal.counts if seal else counts)
+
+
+def _seal_at_end(file: BinaryIO, total: int) -> Seal | None:
+    for reach in (_FIRST_READ, MAX_SEAL + _FRAME_HEAD):
+        file.seek(max(0, total - reach))
+        found = Seal.at_end_of(file.read(reach))
+        if found:
+            return found[0]
+    return None
+
+
+def _pass(file: BinaryIO, *, sealed: bool) -> tuple[Preamble | None, tuple[int, ...]]:
+    """The preamble, and the counts in the headers of all blocks; of a sealed segment no more is read than the former
+    takes.
+    """
+    reader = SegmentReader()
+    counts = [0] * len(COUNTERS)
+    file.seek(0)
+    piece = file.read(_FIRST_READ)
+    while piece:
+        reader.feed(piece)
+        for block in reader.blocks():
+            counts = [sum(pair) for pair in zip(counts, block.header.counts, strict=True)]
+        if sealed and (reader.preamble is not None or file.tell() > MAX_PREAMBLE + _FRAME_HEAD):
+            break
+        piece = file.read(PIECE)
+    return reader.preamble, tuple(counts)
 
 
 class Reading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 
 @click.group()
 def sessions() -> None:
-    """List, show, print and verify the sessions kept on this machine."""
+    """List, show, print, verify, export and purge the sessions kept on this machine."""
 
 
 @sessions.command("list")
@@ -96,6 +97,58 @@ def verify(sources: Sequence[str], store: Path, as_json: bool) -> None:
                 output.warn(f"  {text}")
     if damaged:
         raise click.exceptions.Exit(DAMAGED)
+
+
+@sessions.command()
+@click.argument("session_id", metavar="ID")
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    show_default="here",
+    help="The folder to write to; made if it is not there.",
+)
+@store_option
+def export(session_id: str, folder: Path, store: Path) -> None:
+    """Copy a session's segments out of the store, to be carried by hand; prints the names of the copies.
+
+    Each is a complete segment file: `mailboat sessions cat` reads it anywhere, and a server takes it as an upload.
+    """
+    session = session_named(store, session_id)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in session.segments():
+            copy = folder / f"{session.id}-{path.name}"
+            # A copy is written under another name first: a file of the right name is a whole one.
+            unfinished = copy.with_name(f"{copy.name}.part")
+            shutil.copyfile(path, unfinished)
+            unfinished.replace(copy)
+            click.echo(str(copy))
+    except OSError as error:
+        raise Failure(f"session {session.id} cannot be exported to {folder}: {error.strerror or error}") from error
+
+
+@sessions.command()
+@click.argument("session_ids", metavar="[ID]...", nargs=-1)
+@store_option
+def purge(session_ids: Sequence[str], store: Path) -> None:
+    """Delete sessions that the server has answered for: those named, or all that were sent; prints their ids.
+
+    What still waits is never deleted here.
+    """
+    chosen = [session_named(store, each) for each in session_ids] or [
+        session for session in stored_sessions(store) if session.state is State.SENT
+    ]
+    for session in chosen:
+        if session.state is not State.SENT:
+            raise Misuse(f"session {session.id} is {session.state}: only sessions that were sent are purged")
+    for session in chosen:
+        try:
+            shutil.rmtree(session.folder)
+        except OSError as error:
+            raise Failure(f"session {session.id} cannot be deleted: {error.strerror or error}") from error
+        click.echo(session.id)
 
 
 def _open(source: str, store: Path) -> tuple[list[Reading], list[str]]:

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mailboat.cli.sessions import sessions
-from mailboat.protocol import SealReason
+from mailboat.protocol import Info, Preamble, SealReason, SegmentWriter
 
 from .conftest import SESSION, SegmentMaker, SessionMaker
 
@@ -218,3 +218,54 @@ def test_verify_finds_every_flipped_byte(tmp_path: Path, make_segment: SegmentMa
         damaged[at] ^= 0x10
         path.write_bytes(damaged)
         assert invoke("verify", path).exit_code == 1, at
+
+
+# -- export and purge ------------------------------------------------------------------------------------------------
+
+
+def test_an_exported_session_can_be_read_anywhere(
+    store: Path, tmp_path: Path, make_segment: SegmentMaker, make_session: SessionMaker
+) -> None:
+    folder = make_session(store, [make_segment(seal=SealReason.ROTATED), make_segment(index=1, first=15)])
+    result = invoke("export", SESSION[:12], "--to", tmp_path / "stick" / "sessions", "--store", store)
+    assert result.exit_code == 0
+    copies = [Path(line) for line in result.stdout.splitlines()]
+    assert [copy.read_bytes() for copy in copies] == [path.read_bytes() for path in sorted(folder.iterdir())]
+    assert sorted((tmp_path / "stick" / "sessions").iterdir()) == copies
+    assert invoke("verify", *copies).exit_code == 0
+
+
+def test_an_export_that_cannot_be_written_is_told(
+    store: Path, tmp_path: Path, make_segment: SegmentMaker, make_session: SessionMaker
+) -> None:
+    make_session(store, [make_segment()])
+    (tmp_path / "file").touch()
+    result = invoke("export", SESSION, "--to", tmp_path / "file" / "below", "--store", store)
+    assert result.exit_code == 1
+    assert "cannot be exported" in result.stderr
+
+
+def test_purge_deletes_what_was_sent_and_nothing_else(
+    store: Path, make_segment: SegmentMaker, make_session: SessionMaker
+) -> None:
+    make_session(store, [make_segment()], state="sent")
+    make_session(store, [make_segment(session_id=OTHER)], session_id=OTHER)
+    refused = invoke("purge", OTHER, "--store", store)
+    assert refused.exit_code == 2
+    assert "waiting" in refused.stderr
+    assert invoke("purge", SESSION, OTHER, "--store", store).exit_code == 2
+    result = invoke("purge", "--store", store)
+    assert (result.exit_code, result.stdout.split()) == (0, [SESSION])
+    assert [each["session"] for each in lines(invoke("list", "--store", store, "--json"))] == [OTHER]
+
+
+def test_large_descriptions_are_found_all_the_same(store: Path, make_session: SessionMaker) -> None:
+    info = Info(product="Acme Studio", properties={f"p{at}": "x" * 1000 for at in range(30)}).to_wire()
+    writer = SegmentWriter(Preamble(SESSION, 0, 77, 0, 10**18, 0, info=info))
+    content = writer.preamble()
+    writer.add(content)
+    seal = writer.seal(SealReason.STOPPED, 10**18, 10**9, {"id": "inst-42", "properties": {"plan": "x" * 20_000}})
+    make_session(store, [content + seal])
+    (shown,) = lines(invoke("show", SESSION, "--store", store, "--json"))
+    assert shown["product"] == "Acme Studio"
+    assert shown["installation"]["id"] == "inst-42"
