@@ -109,24 +109,30 @@ async def create(request: web.Request) -> web.StreamResponse:
 async def act(request: web.Request) -> web.StreamResponse:
     """PATCH, HEAD, GET, DELETE, OPTIONS on one upload."""
     principal = require(request, Role.AGENT)
-    upload_id = request.match_info["id"]
-    stated = rufh_server.request_version(request.headers)
-    if not is_canonical(upload_id):
-        return _response(rufh_server.answer_unknown(version=stated))
+    catalog, upload_id = request.app[CATALOG], request.match_info["id"]
+    # Before the turn: a stranger, or a request that cannot be understood, ends nobody's transfer.
+    row = await catalog.upload(upload_id) if is_canonical(upload_id) else None
+    if row is None or not principal.reaches(row.product):
+        return _response(rufh_server.answer_unknown(version=rufh_server.request_version(request.headers)))
+    default = rufh.version_by_tag(row.state.dialect) or CURRENT
+    version = rufh_server.request_version(request.headers, default=default)
+    asked = rufh_server.read_request(request.method, request.headers, default=default)
+    match asked:
+        case Discover():
+            return _response(rufh_server.answer_options(row.state.limits, version=version, upload=True))
+        case Refused():
+            return _response(rufh_server.answer(asked, version=version, now=request.app[CLOCK]()))
+        case Create():
+            raise web.HTTPMethodNotAllowed(request.method, ["OPTIONS", "HEAD", "GET", "PATCH", "DELETE"])
     async with request.app[TURNS].take(upload_id) as turn:
-        row = await request.app[CATALOG].upload(upload_id)
-        if row is None or not principal.reaches(row.product):
-            return _response(rufh_server.answer_unknown(version=stated))
-        default = rufh.version_by_tag(row.state.dialect) or CURRENT
-        version = rufh_server.request_version(request.headers, default=default)
-        asked = rufh_server.read_request(request.method, request.headers, default=default)
-        return await _act(request, _Upload(request, row, turn, version), asked)
+        row = await catalog.upload(upload_id)
+        if row is None:
+            return _response(rufh_server.answer_unknown(version=version))
+        return await _act(_Upload(request, row, turn, version), asked)
 
 
-async def _act(
-    request: web.Request, upload: _Upload, asked: Create | Append | Query | Cancel | Discover | Refused
-) -> web.StreamResponse:
-    state, now = upload.row.state, request.app[CLOCK]()
+async def _act(upload: _Upload, asked: Append | Query | Cancel) -> web.StreamResponse:
+    state, now = upload.row.state, upload.request.app[CLOCK]()
     match asked:
         case Append():
             verdict = decide_append(state, asked, now=now)
@@ -137,12 +143,6 @@ async def _act(
         case Cancel():
             cancelled = decide_cancel(state, now=now)
             return await (upload.refuse(cancelled) if isinstance(cancelled, Refused) else upload.cancel(cancelled))
-        case Discover():
-            return _response(rufh_server.answer_options(state.limits, version=upload.version, upload=True))
-        case Refused():
-            return _response(rufh_server.answer(asked, version=upload.version, now=now))
-        case _:
-            raise web.HTTPMethodNotAllowed(request.method, ["OPTIONS", "HEAD", "GET", "PATCH", "DELETE"])
 
 
 async def _create(
