@@ -19,8 +19,9 @@ from mailboat.agent.host import agent_version, boot_id
 from mailboat.agent.http import Http
 from mailboat.agent.recovery import recover
 from mailboat.agent.report import SyncProgress, SyncReport
-from mailboat.agent.store import Store
-from mailboat.agent.synchronizer import Live, Sources, Synchronizer
+from mailboat.agent.rounds import Live, Sources
+from mailboat.agent.store import LIVE, Store
+from mailboat.agent.synchronizer import Synchronizer
 from mailboat.protocol import SegmentError
 
 Progress = Callable[[SyncProgress], None]
@@ -57,10 +58,14 @@ def open_store(folder: Path) -> Store:
 def recover_crashed(store: Store) -> list[str]:
     """Bring sessions whose process died to rest; a line for each that could not be."""
     troubles = []
+    store.sweep()
     for session in store.crashed():
         try:
             recover(store, session, boot_id())
-        except (SegmentError, OSError) as error:
+        except SegmentError as error:
+            store.quarantine(session.path.name, str(error), source=LIVE)
+            troubles.append(f"session {session.path.name} cannot be read, it is put aside: {error}")
+        except OSError as error:
             troubles.append(f"session {session.path.name} cannot be recovered: {error}")
         finally:
             store.files.close(session.lock_fd)
@@ -73,7 +78,7 @@ async def _deliver(
     http = Http(config.server or "", config.api_key, AGENT, config.ssl)
     try:
         with _one_thread() as disk:
-            sources = Sources(store, live=_no_session, lost=dict, disk=disk)
+            sources = Sources(store, live=_no_session, disk=disk)
             synchronizer = Synchronizer(
                 http,
                 sources,
@@ -84,17 +89,16 @@ async def _deliver(
                 purge=config.purge_sent,
             )
             report = await synchronizer.window(seconds, progress)
+            await synchronizer.finish()
         store.cease_sending()
         return report
     finally:
         await http.close()
 
 
-def _no_session() -> asyncio.Future[Live | None]:
+async def _no_session() -> Live | None:
     """There is no running session here."""
-    nothing: asyncio.Future[Live | None] = asyncio.get_running_loop().create_future()
-    nothing.set_result(None)
-    return nothing
+    return None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -70,9 +71,9 @@ class Story:
         voice, findings = self._voice, self._findings
         data, log = self._folder / "server", self._folder / "server.log"
         voice.step("A server, and a network that can fail")
-        agent_key = await create_key(data, PRODUCT, "agent", log)
-        reader_key = await create_key(data, PRODUCT, "reader", log)
         async with serving(data, log) as address, FaultProxy(address) as proxy:
+            making = (create_key(data, PRODUCT, role, log) for role in ("agent", "reader"))
+            agent_key, reader_key = await asyncio.gather(*making)
             voice.say(f"mailboat serve on port {address[1]}, reached through a proxy on port {proxy.port}")
             place = self._place(proxy, agent_key)
             await self._first_run(place)

@@ -12,7 +12,7 @@ import click
 from mailboat.cli import output
 
 Update = Callable[[int], None]
-_LABEL_WIDTH: Final = 34
+_LABEL_WIDTH: Final = 40
 
 
 class Voice:
