@@ -11,22 +11,24 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mailboat.agent.backlog import Backlog, Running, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
 from mailboat.agent.files import FileSystem, OsFileSystem
-from mailboat.agent.host import agent_version, boot_id
+from mailboat.agent.host import boot_id
 from mailboat.agent.http import Http
 from mailboat.agent.recovery import recover
-from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport
-from mailboat.agent.session import Session, open_session
+from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport, one_line
+from mailboat.agent.rounds import Live, Sources
+from mailboat.agent.session import Opened, Session, open_session
 from mailboat.agent.store import LIVE, SessionFolder, Store
-from mailboat.agent.synchronizer import Live, Sources, Synchronizer
+from mailboat.agent.synchronizer import Synchronizer
 from mailboat.agent.timing import Timing
 from mailboat.protocol.errors import ConfigError, SegmentError
 from mailboat.protocol.records import Kind, Level
@@ -39,6 +41,9 @@ RECORDS_TRIGGER: Final = 20_000
 
 AGE_TRIGGER: Final = 24 * 3600.0
 """So many seconds since it was last offered do, too."""
+
+LEAVE_TIMEOUT: Final = 1.0
+"""Longest wait, at the end, for what the store's thread still does; it ends by itself."""
 
 SEAL_TIMEOUT: Final = 10.0
 """Longest wait for the disk when a session is sealed; what is not done by then is left to recovery."""
@@ -70,6 +75,8 @@ class Agent:
         self._alerted_at: float | None = None
         self._alert_timer: asyncio.TimerHandle | None = None
         self._recovered: asyncio.Task[None]
+        self._backlog = Backlog(self._running)
+        self._trouble = ""
         self._point_at(None)
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -93,12 +100,18 @@ class Agent:
         if self._state is not AgentState.NEW:
             return
         self._loop = asyncio.get_running_loop()
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="mailboat-store")
         config = self.config
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="mailboat-store")
         store = self._store = Store(self._files, config.store_root, config.product, config.application)
-        opened = await self._loop.run_in_executor(
+        opening = self._loop.run_in_executor(
             self._disk, open_session, config, store, self._clocks, os.getpid(), self._urgent
         )
+        try:
+            opened = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_end_unwanted)
+            self._disk.shutdown(wait=False)
+            raise
         self._session = opened.session
         self._offered_at = self._clocks.now()
         self._state = AgentState.RUNNING
@@ -107,21 +120,21 @@ class Agent:
         self._deliver(store, self._disk)
 
     def _deliver(self, store: Store, disk: ThreadPoolExecutor) -> None:
-        config = self.config
-        name = f"mailboat-python/{agent_version()}"
-        self._http = Http(config.server, config.api_key, name, config.ssl) if config.server else None
-        if self._http is not None:
-            sources = Sources(store, self._live, self._lost, disk)
+        config, agent = self.config, str(self._session.preamble.info["agent"]) if self._session is not None else ""
+        if config.server is not None:
+            self._http = Http(config.server, config.api_key, agent, config.ssl)
+            sources = Sources(store, self._live, disk, self._running, self._take_up)
             self._sync = Synchronizer(
                 self._http,
                 sources,
                 self._clocks,
-                agent=name,
+                agent=agent,
                 concurrency=config.upload_concurrency,
                 interval=config.sync_interval,
                 purge=config.purge_sent,
             )
-        self._recovered = asyncio.create_task(self._recover(store, disk), name="mailboat-recovery")
+            self._backlog = self._sync.backlog
+        self._recovered = asyncio.create_task(self._recover(), name="mailboat-recovery")
         self._tasks.append(self._recovered)
         if self._sync is not None and config.synchronize_automatically and config.sender:
             self._tasks.append(asyncio.create_task(self._automatic(self._sync), name="mailboat-sync"))
@@ -140,6 +153,8 @@ class Agent:
         _LIVING.discard(self)
         seconds = self.config.stop_timeout if timeout is None else timeout
         try:
+            if self._sync is not None:
+                await self._sync.close()
             await self._seal(self._session)
             if self._sync is not None and self.config.sender and seconds > 0:
                 await self._sync.window(seconds)
@@ -153,15 +168,20 @@ class Agent:
             log.warning("session %s could not be sealed, a later run will: %s", session.id, session.writer.trouble)
 
     async def _let_go(self) -> None:
+        if self._alert_timer is not None:
+            self._alert_timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        if self._sync is not None:
+            await self._sync.finish()
         if self._http is not None:
             await self._http.close()
         if self._disk is not None and self._store is not None:
-            self._disk.submit(self._store.cease_sending)
+            left = asyncio.wrap_future(self._disk.submit(self._store.cease_sending))
             self._disk.shutdown(wait=False)
+            await asyncio.wait([left], timeout=LEAVE_TIMEOUT)  # so that whoever starts next may send at once
 
     # -- recording -----------------------------------------------------------------------------------------------
 
@@ -235,22 +255,24 @@ class Agent:
         delivery is under way it takes its place. It may be cancelled at any point. `timeout` is seconds; without one
         it gives up at the first failure.
         """
-        if self._sync is None or self._state is not AgentState.RUNNING:
-            why = "no server is configured" if self._state is AgentState.RUNNING else f"the agent is {self._state}"
-            return SyncReport(error=why)
+        if self._state is not AgentState.RUNNING:
+            return SyncReport(error=f"the agent is {self._state}")
+        if self._sync is None:
+            return SyncReport(error="no server is configured")
         begun = self._clocks.now()
         recovered, _ = await asyncio.wait([self._recovered], timeout=timeout)
-        if not recovered:
-            return SyncReport(
-                duration=self._clocks.now() - begun, error="recovery of crashed sessions took all the time"
-            )
+        if not recovered or self._state is not AgentState.RUNNING:
+            why = "the agent was stopped" if recovered else "recovery of crashed sessions took all the time"
+            return SyncReport(duration=self._clocks.now() - begun, error=why)
         left = None if timeout is None else max(0.0, timeout - (self._clocks.now() - begun))
         report = await self._sync.window(left, progress)
         self._note_offered()
         return report
 
     async def delivered(self, session_id: str, timeout: float | None = None) -> SessionOutcome:
-        """The final outcome of a session, as soon as it has one. Raises `TimeoutError` after `timeout` seconds."""
+        """The final outcome of a session, as soon as it has one. Raises `TimeoutError` after `timeout` seconds, and at
+        once when it can have none any more, because the agent has stopped.
+        """
         if self._sync is None:
             raise TimeoutError("no server is configured, so nothing will ever be delivered")
         async with asyncio.timeout(timeout):
@@ -277,7 +299,10 @@ class Agent:
             recorded=recorder.recorded,
             lost=dict(recorder.lost),
             crash_proof=recorder.journal.crash_proof,
-            trouble=session.writer.trouble,
+            trouble=session.writer.trouble or self._trouble,
+            waiting_sessions=self._backlog.sessions,
+            waiting_bytes=self._backlog.bytes,
+            ledger=self._backlog.ledger,
         )
         return status if sync is None else self._with_delivery(status, sync)
 
@@ -285,12 +310,10 @@ class Agent:
         until = sync.link.until
         return replace(
             status,
+            trouble=status.trouble or sync.trouble,
             connectivity=sync.link.link.value,
             reason=sync.link.reason,
             next_attempt=None if until is None else max(0.0, until - self._clocks.now()),
-            waiting_sessions=len(sync.found.waiting),
-            waiting_bytes=sum(waiting.summary.size for waiting in sync.found.waiting),
-            ledger=sync.ledger,
         )
 
     # -- behind the scenes ---------------------------------------------------------------------------------------
@@ -299,22 +322,43 @@ class Agent:
         session = self._session
         return await session.live(self._clocks) if session is not None and self._state is AgentState.RUNNING else None
 
-    def _lost(self) -> dict[str, int]:
-        return dict(self._recorder.lost) if self._recorder is not None else {}
+    def _running(self) -> Running | None:
+        session = self._session
+        if session is None:
+            return None
+        return Running(session.id, session.recorder.recorded, session.recorder.lost)
 
-    async def _recover(self, store: Store, disk: ThreadPoolExecutor) -> None:
-        """Take up what earlier runs left, one session after the other."""
-        loop, boot = asyncio.get_running_loop(), boot_id()
-        crashed: list[SessionFolder] = []
+    async def _recover(self) -> None:
+        """Take up what earlier runs left."""
+        await self._take_up()
+        if self._sync is None and self._store is not None:
+            store, loop = self._store, asyncio.get_running_loop()
+            try:
+                self._backlog.seen(*await loop.run_in_executor(self._disk, lambda: read(store, sender=False)))
+            except OSError as error:
+                self._note_trouble([error])
+
+    async def _take_up(self) -> None:
+        """Bring the sessions of dead processes to rest, one after the other."""
+        store, loop = self._store, asyncio.get_running_loop()
+        if store is None:
+            return
+        failures: list[OSError] = []
         try:
-            await loop.run_in_executor(disk, store.sweep)
-            crashed = await loop.run_in_executor(disk, lambda: list(store.crashed()))
-            for session in crashed:
-                await loop.run_in_executor(disk, _recover_one, store, session, boot)
+            crashed = await loop.run_in_executor(self._disk, _crashed, store)
+            while self._state is AgentState.RUNNING:
+                if not await loop.run_in_executor(self._disk, _recover_next, store, crashed, failures):
+                    break
         except OSError as error:
-            log.warning("sessions of earlier runs cannot be taken up now: %s", error)
-        if self._sync is not None and crashed:
-            self._sync.wake()
+            failures.append(error)
+        self._note_trouble(failures)
+
+    def _note_trouble(self, failures: Sequence[OSError]) -> None:
+        error = next(iter(failures), None)
+        told = one_line(f"sessions of earlier runs cannot be taken up now: {type(error).__name__}: {error}")
+        if error is not None and told != self._trouble:
+            log.warning("%s", told)
+        self._trouble = told if error is not None else ""
 
     async def _automatic(self, sync: Synchronizer) -> None:
         await asyncio.wait([self._recovered])
@@ -371,14 +415,32 @@ class Agent:
             session.writer.forget_after_fork()
 
 
-def _recover_one(store: Store, session: SessionFolder, boot: str) -> None:
+def _end_unwanted(opening: asyncio.Future[Opened]) -> None:
+    """The start was cancelled while the session was being made: it ends as it began, empty."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().session.end(SealReason.STOPPED)
+
+
+def _crashed(store: Store) -> Iterator[SessionFolder]:
+    store.sweep()
+    return iter(store.crashed())
+
+
+def _recover_next(store: Store, crashed: Iterator[SessionFolder], failures: list[OSError]) -> bool:
+    """Recover one crashed session; False when there is none left. One that the disk refuses stops no other."""
+    session = next(crashed, None)
+    if session is None:
+        return False
     try:
-        recover(store, session, boot)
+        recover(store, session, boot_id())
     except SegmentError as error:
         log.warning("crashed session %s is put aside: %s", session.path.name, error)
         store.quarantine(session.path.name, str(error), source=LIVE)
+    except OSError as error:
+        failures.append(error)
     finally:
         store.files.close(session.lock_fd)
+    return True
 
 
 def _ignore(*_: object, **__: object) -> None:

@@ -1,32 +1,38 @@
 """The agent's HTTP: one session for all requests, and its failures as values.
 
 What every request has in common: the key goes into ``Authorization`` and nowhere else, redirects are not followed
-(the key would go along), no total time limit (a long upload is no error) but one on silence, and no answer is read
-beyond a bound.
+(the key would go along), no total time limit (a long upload is no error) but one on silence, no answer is read beyond a
+bound, and no URL leaves the server that was configured.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl as tls
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from yarl import URL
 
+from mailboat.agent.report import one_line
 from mailboat.protocol.limits import MAX_REPLY
+from mailboat.protocol.uploads.replies import resolve
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds to have a connection: a name that does not resolve and a host that drops packets look alike."""
 
 SILENCE_TIMEOUT: Final = 60.0
-"""Seconds without a byte from the server, once it has the whole request."""
+"""Seconds in which nothing moves: no piece of a body is taken (a piece is `limits.UPLOAD_READ`, so a line of 9 KB/s is
+fast enough), no answer begins after the last one, no answer ends after it began."""
 
 TRANSPORT_FAILURES: Final = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
 """What an attempt may raise when there is no (whole) answer."""
+
+Body = AsyncGenerator[bytes, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +49,11 @@ class Http:
 
     def __init__(self, server: str, api_key: str, user_agent: str, ssl: tls.SSLContext | bool = True) -> None:  # noqa: FBT001, FBT002
         """`ssl`: as in aiohttp: True for the system's certificates, or a context of the application's own."""
-        self._base = URL(server.rstrip("/"))
+        self._base = str(URL(server.rstrip("/")))
         self._headers = {"User-Agent": user_agent}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=SILENCE_TIMEOUT)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=ssl, limit=16, ttl_dns_cache=30),
             timeout=timeout,
@@ -56,37 +62,60 @@ class Http:
         )
 
     async def close(self) -> None:
-        """End all connections."""
+        """End all connections; whatever is under way fails."""
         await self._session.close()
 
     def url(self, path: str) -> str | None:
-        """The URL of `path` at the server; None for a URL of another origin, to which the key must not go."""
-        if path.startswith("/") and not path.startswith("//"):
-            return str(self._base) + path
-        url = URL(path)
-        return path if url.is_absolute() and url.origin() == self._base.origin() else None
+        """The URL of `path` at the server, which may have given a whole URL; None for one that is malformed, of another
+        origin or above the configured address: the key must not go there.
+        """
+        within_server = path.startswith("/") and not path.startswith("//")
+        url = resolve(self._base + "/", self._base + path if within_server else path)
+        if url is None:
+            return None
+        place = urlsplit(url).path
+        climbs = ".." in unquote(place).split("/")
+        return url if place.startswith(urlsplit(self._base).path.rstrip("/") + "/") and not climbs else None
 
     async def request(
-        self,
-        method: str,
-        url: str,
-        headers: dict[str, str],
-        body: bytes | AsyncIterator[bytes] | None = None,
-        limit: int = MAX_REPLY,
+        self, method: str, url: str, headers: dict[str, str], body: bytes | Body | None = None, limit: int = MAX_REPLY
     ) -> Answer:
-        """Send a request and read its answer. Raises one of `TRANSPORT_FAILURES` when there is none."""
-        async with self._open(method, url, headers, body) as response:
-            content = await _read(response, limit)
-            return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, content)
+        """Send a request and read its answer, of which at most `limit` bytes. Raises one of `TRANSPORT_FAILURES` when
+        there is none.
+        """
+        try:
+            return await self._request(method, url, {**self._headers, **headers}, body, limit)
+        except TimeoutError as error:
+            raise TimeoutError(str(error) or f"nothing was heard of the server for {SILENCE_TIMEOUT:g} s") from error
+        except RuntimeError as error:
+            if not self._session.closed:
+                raise
+            raise aiohttp.ClientConnectionError("the agent has closed its connections") from error
 
-    @asynccontextmanager
-    async def _open(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | AsyncIterator[bytes] | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        async with self._session.request(
-            method, URL(url, encoded=True), headers={**self._headers, **headers}, data=body, allow_redirects=False
-        ) as response:
-            yield response
+    async def _request(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | Body | None, limit: int
+    ) -> Answer:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(SILENCE_TIMEOUT) as silence:
+
+            def alive() -> None:
+                silence.reschedule(loop.time() + SILENCE_TIMEOUT)
+
+            data = body if body is None or isinstance(body, bytes) else _watched(body, alive)
+            async with self._session.request(
+                method, URL(url, encoded=True), headers=headers, data=data, allow_redirects=False
+            ) as response:
+                alive()
+                content = await _read(response, limit)
+                return Answer(response.status, {name.lower(): text for name, text in response.headers.items()}, content)
+
+
+async def _watched(body: Body, alive: Callable[[], None]) -> Body:
+    """`body`, telling each time a piece was taken."""
+    async with aclosing(body) as pieces:
+        async for piece in pieces:
+            yield piece
+            alive()
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -97,3 +126,12 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
             response.close()
             break
     return bytes(content[:limit])
+
+
+def told(error: BaseException) -> str:
+    """Why there is no answer, in one line for people."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return one_line(f"no connection: {error}")
+    if isinstance(error, TimeoutError):
+        return one_line(str(error))
+    return one_line(f"the connection was lost: {type(error).__name__}: {error}".rstrip(": "))

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Final
 
 from mailboat.agent.clocks import Clocks
-from mailboat.agent.http import TRANSPORT_FAILURES, Answer, Http
+from mailboat.agent.http import TRANSPORT_FAILURES, Answer, Http, told
 from mailboat.agent.ledger import Ledger
+from mailboat.agent.report import one_line
 from mailboat.protocol import wire
-from mailboat.protocol.errors import WireError
+from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE, WireError
+from mailboat.protocol.limits import KIB, MAX_REPLY
 from mailboat.protocol.negotiation import SERVER_HEADER, Reply, Request
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.http_dates import retry_after
 from mailboat.protocol.uploads.outcomes import NotOurs, Refused, Retry, Unauthorised
 
-PATH = "/v1/negotiate"
+PATH: Final = "/v1/negotiate"
 _TOO_MANY, _TIMED_OUT, _SERVER_ERRORS = 429, 408, 500
+
+_MOST_FOR_OFFER: Final = 4 * KIB
+_MOST_FOR_SEGMENT: Final = KIB
+_MOST_BESIDES: Final = 64 * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,37 +45,68 @@ async def negotiate(http: Http, clocks: Clocks, agent: str, offers: tuple[Summar
         "Accept": wire.MSGPACK_MEDIA_TYPE,
         "Accept-Encoding": "zstd",
     }
-    url = http.url(PATH)
-    assert url is not None  # noqa: S101 - a path is always of this origin
+    url, limit = http.url(PATH), most_of_a_reply(offers)
+    assert url is not None  # noqa: S101 - a path of our own is always of this server
     try:
-        answer = await http.request("POST", url, headers, wire.compress(request.encode()))
+        answer = await http.request("POST", url, headers, wire.compress(request.encode()), limit)
     except TRANSPORT_FAILURES as error:
-        return Retry(0.0, f"no connection to the server: {type(error).__name__}: {error}".rstrip(": "))
-    return understand(answer, clocks.wall() / 1e9)
+        return Retry(0.0, told(error))
+    return understand(answer, clocks.wall() / 1e9, limit)
 
 
-def understand(answer: Answer, wall: float) -> Outcome:
-    """What an answer to a negotiation means; `wall` is Unix time, for a Retry-After that names a date."""
-    ours = SERVER_HEADER.lower() in answer.headers
-    if answer.status in (_TIMED_OUT, _TOO_MANY) or answer.status >= _SERVER_ERRORS:
+def most_of_a_reply(offers: tuple[Summary, ...]) -> int:
+    """Bytes that the answer to these offers may have, compressed or not.
+
+    In step with what was asked: a reply is decoded on the event loop, and eight megabytes of nothing but empty maps
+    would hold it for a second.
+    """
+    segments = sum(len(offer.segments) for offer in offers)
+    return min(MAX_REPLY, _MOST_BESIDES + _MOST_FOR_OFFER * len(offers) + _MOST_FOR_SEGMENT * segments)
+
+
+def understand(answer: Answer, wall: float, limit: int = MAX_REPLY) -> Outcome:
+    """What an answer to a negotiation means; `wall` is Unix time, for a Retry-After that names a date; `limit` the most
+    bytes that its body may decompress to.
+
+    Without the header of a mailboat server it is no refusal: the portal of a hotel answers with any status.
+    """
+    status, ours = answer.status, SERVER_HEADER.lower() in answer.headers
+    if status in (_TIMED_OUT, _TOO_MANY) or status >= _SERVER_ERRORS:
         floor = retry_after(answer.headers.get("retry-after"), answer.headers.get("date"), wall)
-        return Retry(floor, f"the server is not available: status {answer.status}")
-    if answer.status in (401, 403):
-        return Unauthorised(answer.status)
+        return Retry(floor, one_line(f"the server is not available: status {status} {_detail(answer)}"))
     if not ours:
-        return NotOurs(answer.status, f"what answers with status {answer.status} is no mailboat server")
-    if answer.status != 200:  # noqa: PLR2004 - the one success there is
-        return Refused(answer.status, None, answer.body[:500].decode("utf-8", "replace"))
-    return _decode(answer)
+        place = answer.headers.get("location", "")
+        sends = f" and sends to {place}" if place else ""
+        return NotOurs(status, one_line(f"what answers with status {status}{sends} is no mailboat server"))
+    if status in (401, 403):
+        return Unauthorised(status)
+    if status != 200:  # noqa: PLR2004 - the one success there is
+        return Refused(status, None, _detail(answer))
+    return _decode(answer, limit)
 
 
-def _decode(answer: Answer) -> Outcome:
-    media_type = answer.headers.get("content-type", "").split(";")[0].strip()
+def _detail(answer: Answer) -> str:
+    """What the server says about a refusal; empty where it says nothing to be understood."""
+    if _media_type(answer) != PROBLEM_MEDIA_TYPE:
+        return ""
+    try:
+        document = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return ""
+    return one_line(str(document.get("detail", ""))) if isinstance(document, dict) else ""
+
+
+def _media_type(answer: Answer) -> str:
+    return answer.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def _decode(answer: Answer, limit: int) -> Outcome:
+    media_type = _media_type(answer)
     try:
         compressed = answer.headers.get("content-encoding") == "zstd"
-        body = wire.decompress(answer.body) if compressed else answer.body
+        body = wire.decompress(answer.body, limit) if compressed else answer.body
         if media_type not in wire.MEDIA_TYPES:
             raise WireError(f"the reply is {media_type or 'of no type'}")
         return Replied(Reply.decode(body, media_type))
     except WireError as error:
-        return NotOurs(answer.status, f"the server's reply cannot be understood: {error}")
+        return NotOurs(answer.status, one_line(f"the server's reply cannot be understood: {error}"))

@@ -15,28 +15,56 @@ Local data is given up only by the server's explicit word: ``have`` with the ver
 ``decline``, or ``reject``. An upload that went through proves nothing yet; the session is offered once more and the
 answer decides.
 
-A running session never ends here: what it has so far is sent, and `refresh` brings what came since.
+Whatever a server says, no session is tried without end at full speed: an answer that brings it no further (a *stall*:
+later, gone, failed, wanted again though all was sent) makes the pause before the next try longer, and only bytes that
+the server never held before make it short again. A *refusal* is the session's own fault, and after a few of them, far
+enough apart to outlast a server's short illness, it is put aside.
+
+A running session never ends here: what it has so far is sent, and the next `refresh` brings what came since.
+
+What is asked for often (`next`, `sent`, `progressed`) costs the same whether ten sessions wait or ten thousand.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from mailboat.protocol.limits import MAX_OFFERS, POISON_ATTEMPTS
+from mailboat.protocol.limits import BACKOFF_LONGEST, MAX_RETRY_AFTER, POISON_ATTEMPTS
 from mailboat.protocol.negotiation import Decision, Reply, Verdict
+from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import SegmentState, Status, Summary
-from mailboat.protocol.uploads.outcomes import Advanced, Completed, Gone, Outcome, OutOfSync, Refused
+from mailboat.protocol.uploads.outcomes import (
+    Advanced,
+    Completed,
+    Exhausted,
+    Gone,
+    Outcome,
+    OutOfSync,
+    Refused,
+    Retry,
+)
 
 AGAIN: Final = 1.0
-"""Seconds before a session that the server could not answer for, or that it refused, is offered again; times its
-attempts."""
+"""Seconds before a session is offered again after its first stall; doubled by each further one."""
+
+AFTER_REFUSAL: Final = (1.0, 300.0)
+"""Seconds before a session is offered again after its first and each later refusal: the first may be an accident that
+a fresh upload mends; a server that refuses everything by mistake gets minutes to be mended before data is put aside."""
+
+MOST_OFFERS: Final = 200
+"""Sessions offered in one request: few enough that building it and reading the answer hold the event loop for no more
+than two or three milliseconds (500 took 3.4 and 5.0)."""
 
 CONFIRM_AT: Final = 50
 """So many sessions are sent before they are confirmed together: a window that closes loses little, and requests stay
 few."""
+
+_ERROR: Final = COUNTERS.index("error")
+_CRITICAL: Final = COUNTERS.index("critical")
 
 
 class Phase(Enum):
@@ -96,20 +124,26 @@ Task = Negotiate | Send | Wait | Idle | Busy
 
 @dataclass(slots=True)
 class Entry:
-    """What the planner knows of one session."""
+    """What the planner knows of one session. It keeps `left`, the bytes that the server does not hold as far as is
+    known (none once the session has ended), and `best`, the most that it ever held.
+    """
 
     summary: Summary
     phase: Phase = Phase.OFFER
     fate: Fate = Fate.PENDING
     reason: str = ""
+    explanation: str = ""
     priority: int = 0
     not_before: float = 0.0
-    attempts: int = 0
+    refusals: int = 0
+    stalls: int = 0
     uploaded: bool = False
     asked: bool = False
+    left: int = 0
+    best: int = 0
+    open: bool = False
     urls: dict[int, str] = field(default_factory=dict)
     held: dict[int, int] = field(default_factory=dict)
-    under_way: set[int] = field(default_factory=set)
 
     @property
     def running(self) -> bool:
@@ -117,53 +151,95 @@ class Entry:
         return self.summary.status is Status.RUNNING
 
     @property
-    def bytes_left(self) -> int:
-        """Bytes that the server does not hold, as far as is known; none once the session has ended."""
-        if self.phase is Phase.ENDED:
-            return 0
-        return sum(max(0, segment.size - self.held.get(segment.index, 0)) for segment in self.summary.segments)
+    def order(self) -> tuple[bool, bool, int, float]:
+        """What only has to be confirmed comes first, then errors, then what the server wants most, then the newest."""
+        counts = self.summary.counts
+        return (not self.uploaded, not (counts[_ERROR] or counts[_CRITICAL]), -self.priority, -self.summary.started)
 
-    @property
-    def order(self) -> tuple[int, int, float]:
-        """Errors first, then what the server wants most, then the newest."""
-        return (-int(self.summary.errors > 0), -self.priority, -self.summary.started)
-
-    def to_send(self) -> Iterator[SegmentState]:
+    def unsent(self) -> Iterator[SegmentState]:
         """The segments of which the server lacks something, or the end."""
         for segment in self.summary.segments:
-            held = self.held.get(segment.index, 0)
-            wanted = segment.index in self.urls and segment.index not in self.under_way
-            if wanted and (held < segment.size or segment.sealed):
+            if segment.index in self.urls and (segment.sealed or self.held.get(segment.index, 0) < segment.size):
                 yield segment
+
+    @property
+    def lacking(self) -> int:
+        """Bytes that the server does not hold."""
+        return sum(max(0, segment.size - self.held.get(segment.index, 0)) for segment in self.summary.segments)
+
+    def grew_to(self, summary: Summary) -> None:
+        """The session has more now than it had."""
+        self.summary, self.phase, self.uploaded = summary, Phase.OFFER, False
+        self.stalls = self.refusals = 0
 
 
 class Planner:
     """The sessions to be delivered, and what to do next about them."""
 
     def __init__(self) -> None:
-        """Knows nothing yet; see `refresh`."""
+        """Knows nothing yet; see `refresh`. `open` sessions have not ended, and `left` bytes of them are to be sent."""
         self.entries: dict[str, Entry] = {}
+        self.open = 0
+        self.left = 0
         self._negotiating = False
-        self._max_offers = MAX_OFFERS
+        self._max_offers = MOST_OFFERS
+        self._understood = False
+        self._alone = 0
+        self._unmet: set[str] = set()
+        self._to_confirm: set[str] = set()
+        self._flights: set[tuple[str, int]] = set()
+        self._sending: list[tuple[tuple[bool, bool, int, float], str]] = []
+        self._asking: list[tuple[tuple[bool, bool, int, float], str]] = []
+        self._later: list[tuple[float, str]] = []
+
+    # -- what there is -------------------------------------------------------------------------------------------
 
     def refresh(self, summaries: Iterable[Summary]) -> None:
         """Tell what there is to deliver now: new sessions, those that grew or ended, and by their absence those that
-        are gone.
+        are gone. All that is pending is offered anew.
         """
-        known, self.entries = self.entries, {}
-        for summary in summaries:
-            entry = known.get(summary.session_id, None) or Entry(summary)
-            if entry.summary.segments != summary.segments or entry.summary.status is not summary.status:
-                entry.summary, entry.phase, entry.uploaded, entry.asked = summary, Phase.OFFER, False, False
-            self.entries[summary.session_id] = entry
+        self.begin()
+        self.meet(summaries)
+        self.forget_absent()
 
-    def offer_again(self) -> None:
-        """Begin anew with all that is pending: the connection was lost, or time has passed."""
+    def begin(self) -> None:
+        """Begin a `refresh` in pieces: then `meet` all sessions, some at a time, and `forget_absent` ones."""
         self._negotiating = False
-        for entry in self.entries.values():
-            entry.under_way.clear()
+        self._unmet = set(self.entries)
+        self._to_confirm.clear()
+        self._flights.clear()
+        for heap in (self._sending, self._asking, self._later):
+            heap.clear()
+
+    def meet(self, summaries: Iterable[Summary]) -> None:
+        """Some of the sessions there are."""
+        for summary in summaries:
+            self._unmet.discard(summary.session_id)
+            entry = self.entries.get(summary.session_id)
+            if entry is None:
+                entry = self.entries[summary.session_id] = Entry(summary)
+            elif entry.summary is not summary and (
+                entry.summary.segments != summary.segments or entry.summary.status is not summary.status
+            ):
+                entry.grew_to(summary)
+            self._note(entry)
             if entry.phase is not Phase.ENDED:
-                entry.phase, entry.asked = Phase.OFFER, False
+                self._offer(entry)
+
+    def forget_absent(self) -> None:
+        """Those that were not met since `begin` are gone."""
+        for session_id in self._unmet:
+            absent = self.entries.pop(session_id)
+            self.left -= absent.left
+            self.open -= absent.open
+        self._unmet.clear()
+
+    def reconsider(self, session_id: str) -> None:
+        """What followed from a session's end could not be carried out: take it for pending again."""
+        entry = self.entries.get(session_id)
+        if entry is not None:
+            entry.phase, entry.fate, entry.uploaded = Phase.OFFER, Fate.PENDING, False
+            self._note(entry)
 
     # -- what to do ----------------------------------------------------------------------------------------------
 
@@ -171,51 +247,65 @@ class Planner:
         """The next task. `Negotiate` and `Send` count as under way until their result is told."""
         if self._negotiating:
             return Busy()
-        sending = self._next_send()
-        confirm = sum(entry.uploaded and entry.phase is Phase.OFFER for entry in self.entries.values())
-        if sending is not None and confirm < CONFIRM_AT:
-            sending_entry = self.entries[sending.session_id]
-            sending_entry.under_way.add(sending.segment.index)
+        sending = self._next_send() if len(self._to_confirm) < CONFIRM_AT else None
+        if sending is not None:
+            self._flights.add((sending.session_id, sending.segment.index))
             return sending
         offers = self._offers(now)
         if offers:
             self._negotiating = True
             return Negotiate(offers)
-        return self._waiting(now)
+        return self._waiting()
 
     def _next_send(self) -> Send | None:
-        wanted = sorted(
-            (entry for entry in self.entries.values() if entry.phase is Phase.SEND), key=lambda each: each.order
-        )
-        for entry in wanted:
-            for segment in entry.to_send():
-                url, held = entry.urls[segment.index], entry.held.get(segment.index, 0)
-                return Send(entry.summary.session_id, segment, url, held)
+        while self._sending:
+            entry = self.entries.get(self._sending[0][1])
+            segment = None if entry is None or entry.phase is not Phase.SEND else next(self._to_send(entry), None)
+            if entry is None or segment is None:
+                heapq.heappop(self._sending)
+                continue
+            held = entry.held.get(segment.index, 0)
+            return Send(entry.summary.session_id, segment, entry.urls[segment.index], held)
         return None
 
+    def _to_send(self, entry: Entry) -> Iterator[SegmentState]:
+        """The segments of which the server lacks something, or the end, and that are not under way."""
+        for segment in entry.unsent():
+            if (entry.summary.session_id, segment.index) not in self._flights:
+                yield segment
+
     def _offers(self, now: float) -> tuple[Summary, ...]:
-        due = (entry for entry in self.entries.values() if self._to_offer(entry) and entry.not_before <= now)
-        return tuple(entry.summary for entry in sorted(due, key=lambda each: each.order)[: self._max_offers])
+        while self._later and self._later[0][0] <= now:
+            session_id = heapq.heappop(self._later)[1]
+            heapq.heappush(self._asking, (self.entries[session_id].order, session_id))
+        offers: dict[str, Summary] = {}
+        while self._asking and len(offers) < self._max_offers:
+            session_id = heapq.heappop(self._asking)[1]
+            entry = self.entries[session_id]
+            if entry.phase is Phase.OFFER and not entry.asked and entry.not_before <= now:
+                offers[session_id] = entry.summary
+        return tuple(offers.values())
 
-    def _to_offer(self, entry: Entry) -> bool:
-        return entry.phase is Phase.OFFER and not entry.asked
-
-    def _waiting(self, now: float) -> Task:
-        if any(entry.under_way for entry in self.entries.values()):
+    def _waiting(self) -> Task:
+        if self._flights:
             return Busy()
-        later = [
-            entry.not_before for entry in self.entries.values() if self._to_offer(entry) and entry.not_before > now
-        ]
-        return Wait(min(later)) if later else Idle()
+        while self._later:
+            until, session_id = self._later[0]
+            entry = self.entries[session_id]
+            if entry.phase is Phase.OFFER and not entry.asked and entry.not_before == until:
+                return Wait(until)
+            heapq.heappop(self._later)
+        return Idle()
 
-    # -- what follows --------------------------------------------------------------------------------------------
+    # -- what follows from a negotiation -------------------------------------------------------------------------
 
     def negotiated(self, task: Negotiate, reply: Reply, now: float) -> list[Entry]:
-        """The server answered; returns the sessions that ended by it. An offer without an answer is asked about
-        later.
+        """The server answered; returns the sessions that ended by it. An offer without an answer is asked about with
+        the next `refresh`.
         """
         self._negotiating = False
-        self._max_offers = reply.policy.max_offers
+        self._understood, self._alone = True, 0
+        self._max_offers = min(reply.policy.max_offers, MOST_OFFERS)
         decisions = {decision.session_id: decision for decision in reply.decisions}
         ended = []
         for offer in task.offers:
@@ -223,14 +313,36 @@ class Planner:
             if entry is None or entry.summary is not offer:
                 continue
             entry.asked = True
+            self._to_confirm.discard(offer.session_id)
             if decision is not None and self._decided(entry, decision, now):
                 ended.append(entry)
+            self._note(entry)
         return ended
 
+    def refused(self, task: Negotiate, reason: str, now: float) -> list[Entry] | None:
+        """The server refuses the request as a whole. Fewer are offered at a time then, until the one that it cannot
+        take stands alone; returns that one if it is put aside.
+
+        None when it is not about one session: the server has understood no offer yet, or refuses one after the other.
+        """
+        self._negotiating = False
+        self._max_offers = max(1, len(task.offers) // 2)
+        entries = [self.entries[offer.session_id] for offer in task.offers if offer.session_id in self.entries]
+        if len(task.offers) > 1:
+            for entry in entries:
+                self._offer(entry)
+            return []
+        self._alone += 1
+        if self._understood and self._alone == 1:
+            return [entry for entry in entries if self._refuse(entry, reason, now)]
+        for entry in entries:
+            self._stall(entry, reason, now)
+        return None
+
     def _decided(self, entry: Entry, decision: Decision, now: float) -> bool:
-        entry.priority = decision.priority
+        entry.priority, entry.explanation = decision.priority, decision.explanation
         if decision.verdict is Verdict.LATER:
-            entry.not_before, entry.asked = now + decision.after, False
+            self._stall(entry, decision.explanation or "the server wants it later", now, decision.after)
         elif decision.verdict is Verdict.SEND:
             return self._wanted(entry, decision, now)
         elif entry.running:
@@ -246,58 +358,108 @@ class Planner:
         entry.urls = {each.index: each.url for each in decision.segments if each.url and not each.complete}
         entry.held = {each.index: each.offset for each in decision.segments}
         if any(entry.held.get(each.index, 0) > each.size for each in entry.summary.segments):
+            entry.held.clear()
             return self._refuse(entry, "the server claims more bytes of a segment than there are", now)
-        if any(True for _ in entry.to_send()):
-            entry.phase = Phase.SEND
+        if entry.uploaded:
+            self._stall(entry, "the server wants again what was sent", now)
+        elif any(True for _ in entry.unsent()):
+            entry.phase, entry.reason = Phase.SEND, ""
+            heapq.heappush(self._sending, (entry.order, entry.summary.session_id))
         elif not entry.running:
-            entry.not_before, entry.asked = now + AGAIN, False  # it has everything, and is still busy with it
+            self._stall(entry, "the server wants it, and does not say where to", now)
         return False
 
     def _confirmed(self, entry: Entry, decision: Decision, now: float) -> bool:
         theirs = {each.index: (each.complete, each.offset, each.sha256) for each in decision.segments}
         ours = {each.index: (each.sealed, each.size, each.sha256) for each in entry.summary.segments}
-        if theirs == ours:
+        if ours and theirs == ours:
             return self._end(entry, Fate.ACCEPTED, "")
         return self._refuse(entry, "the server's copy has another size or digest", now)
+
+    # -- what follows from an upload -----------------------------------------------------------------------------
+
+    def sent(self, task: Send, outcome: Outcome, now: float) -> Entry | None:
+        """A segment was sent, or not; returns the session if it ended by that (quarantined)."""
+        entry, index = self.entries.get(task.session_id), task.segment.index
+        self._flights.discard((task.session_id, index))
+        if entry is None:
+            return None
+        if entry.phase is not Phase.SEND:
+            return None
+        ended = False
+        match outcome:
+            case Completed(offset) | Advanced(offset):
+                entry.held[index] = offset
+                entry.urls.pop(index, None)
+                self._all_sent(entry)
+            case Gone():
+                self._stall(entry, "the server has lost the upload", now, at_once=not entry.stalls)
+            case OutOfSync(reason=reason):
+                ended = self._refuse(entry, reason, now)
+            case Refused(status, _, detail):
+                ended = self._refuse(entry, f"{status or ''} {detail}".strip(), now)
+            case Retry(after, reason):
+                self._stall(entry, reason, now, after)
+            case Exhausted(reason):
+                self._stall(entry, reason, now)
+        self._note(entry)
+        return entry if ended else None
+
+    def _all_sent(self, entry: Entry) -> None:
+        if not any(True for _ in entry.unsent()):
+            entry.uploaded = not entry.running
+            if entry.running:
+                entry.phase, entry.asked = Phase.OFFER, True
+            else:
+                self._to_confirm.add(entry.summary.session_id)
+                self._offer(entry)
+
+    def progressed(self, task: Send, held: int) -> None:
+        """The server is known to hold `held` bytes of a segment."""
+        entry = self.entries.get(task.session_id)
+        if entry is not None and entry.phase is Phase.SEND:
+            entry.held[task.segment.index] = held
+            self._note(entry)
+
+    # -- changing an entry ---------------------------------------------------------------------------------------
+
+    def _offer(self, entry: Entry) -> None:
+        """Ask about it as soon as its time has come."""
+        entry.phase, entry.asked = Phase.OFFER, False
+        if entry.not_before:
+            heapq.heappush(self._later, (entry.not_before, entry.summary.session_id))
+        else:
+            heapq.heappush(self._asking, (entry.order, entry.summary.session_id))
+
+    def _stall(self, entry: Entry, reason: str, now: float, floor: float = 0.0, *, at_once: bool = False) -> None:
+        """Count a try that brought it no further, and put off the next one, by `floor` seconds at least."""
+        entry.stalls += 1
+        pause = 0.0 if at_once else min(BACKOFF_LONGEST, AGAIN * 2.0 ** min(entry.stalls - 1, 20))
+        entry.not_before = now + max(pause, min(floor, MAX_RETRY_AFTER))
+        entry.reason, entry.uploaded = reason, False
+        self._offer(entry)
+
+    def _refuse(self, entry: Entry, reason: str, now: float) -> bool:
+        """Count a failure that is the session's own; True once it has had its tries."""
+        entry.refusals += 1
+        entry.not_before = now + AFTER_REFUSAL[min(entry.refusals, len(AFTER_REFUSAL)) - 1]
+        entry.reason, entry.uploaded = reason, False
+        if entry.refusals >= POISON_ATTEMPTS and not entry.running:
+            return self._end(entry, Fate.QUARANTINED, reason)
+        self._offer(entry)
+        return False
 
     def _end(self, entry: Entry, fate: Fate, reason: str) -> bool:
         entry.phase, entry.fate, entry.reason = Phase.ENDED, fate, reason
         return True
 
-    def _refuse(self, entry: Entry, reason: str, now: float) -> bool:
-        """Count a failure that is the session's own; True once it has had its tries."""
-        entry.attempts += 1
-        entry.phase, entry.asked, entry.reason = Phase.OFFER, False, reason
-        entry.not_before = now + AGAIN * entry.attempts
-        if entry.attempts < POISON_ATTEMPTS or entry.running:
-            return False
-        return self._end(entry, Fate.QUARANTINED, reason)
-
-    def sent(self, task: Send, outcome: Outcome, now: float) -> Entry | None:
-        """A segment was sent, or not; returns the session if it ended by that (quarantined)."""
-        entry = self.entries.get(task.session_id)
-        if entry is None or entry.phase is not Phase.SEND:
-            return None
-        index = task.segment.index
-        entry.under_way.discard(index)
-        if isinstance(outcome, Completed | Advanced):
-            entry.held[index] = outcome.offset
-            entry.urls.pop(index, None)
-            self._all_sent(entry)
-        elif isinstance(outcome, Gone):
-            entry.phase, entry.asked = Phase.OFFER, False
-        elif isinstance(outcome, OutOfSync | Refused):
-            told = outcome.reason if isinstance(outcome, OutOfSync) else f"{outcome.status} {outcome.detail}".strip()
-            return entry if self._refuse(entry, told, now) else None
-        return None
-
-    def _all_sent(self, entry: Entry) -> None:
-        if not entry.under_way and not any(True for _ in entry.to_send()):
-            entry.uploaded = not entry.running
-            entry.phase, entry.asked = Phase.OFFER, entry.running
-
-    def progressed(self, task: Send, held: int) -> None:
-        """The server is known to hold `held` bytes of a segment."""
-        entry = self.entries.get(task.session_id)
-        if entry is not None:
-            entry.held[task.segment.index] = held
+    def _note(self, entry: Entry) -> None:
+        """Keep the sums, after any change of what the server holds."""
+        is_open = entry.phase is not Phase.ENDED
+        left = entry.lacking if is_open else 0
+        self.left += left - entry.left
+        self.open += is_open - entry.open
+        entry.left, entry.open = left, is_open
+        held = entry.summary.size - left
+        if held > entry.best:
+            entry.best, entry.stalls = held, 0

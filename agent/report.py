@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from mailboat.agent.ledger import Ledger
+
+MAX_LINE: Final = 300
+"""Characters of a reason: it goes to logs and status lines."""
+
+
+def one_line(text: str) -> str:
+    """`text`, which a server may have chosen, as one short line that does nothing to a terminal."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * MAX_LINE]).split())
+    return line if len(line) <= MAX_LINE else line[:MAX_LINE] + "…"
 
 
 class SessionState(StrEnum):

@@ -1,32 +1,59 @@
 """Carries out uploads: the socket and the file behind `protocol.uploads.client`, which decides everything.
 
-A failure after progress is followed up at once, by asking the offset; any other ends the attempt with `Retry`, and
-whoever asked decides when to go on. The bytes come straight from the segment's file; nothing is kept of them.
+A failure after progress is followed up at once, by asking the offset; any other ends the attempt, and whoever asked
+decides when to go on: `Retry` when the server answered so (it is about this upload), `Broken` when no answer came (then
+no other request would fare better). The bytes come straight from the segment's file; nothing is kept of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import errno
+from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import aiofiles
 
 from mailboat.agent.clocks import Clocks
-from mailboat.agent.http import TRANSPORT_FAILURES, Http
+from mailboat.agent.http import TRANSPORT_FAILURES, Body, Http, told
 from mailboat.agent.planner import Send
 from mailboat.protocol.limits import KIB, UPLOAD_READ
+from mailboat.protocol.negotiation import SERVER_HEADER
 from mailboat.protocol.uploads.client import UploadClient
 from mailboat.protocol.uploads.outcomes import Advanced, NotOurs, Outcome, OutOfSync, Refused, Retry
 from mailboat.protocol.uploads.rufh_client import RufhDialect
 from mailboat.protocol.uploads.tasks import Done, Failed, Source, Wait
 from mailboat.protocol.uploads.values import Append, Cancel, Create, Query
 
-PATH = "/v1/uploads"
-_REPLY = 64 * KIB
+PATH: Final = "/v1/uploads"
+_REPLY: Final = 64 * KIB
+
+STRANGERS: Final = frozenset(range(400, 500)) - {408, 413, 425, 429}
+"""Refusals that mean something only if they come from a mailboat server itself: a portal, or a proxy with a rule of its
+own, must not make an upload look gone, a key look wrong or a session look poisoned. The others any proxy may state."""
 
 Progress = Callable[[int, int], None]
 """Told how many bytes of the body have been handed to the connection, and how many the server is known to hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """No answer came; to be tried again after `after` seconds at the earliest. `reason` is for people."""
+
+    after: float
+    reason: str
+
+
+@dataclass(slots=True)
+class _Upload:
+    """One segment on its way. `unreadable` is set when its own file could not be read."""
+
+    client: UploadClient
+    path: Path
+    progress: Progress
+    unreadable: Refused | Retry | None = None
 
 
 class Uploader:
@@ -36,83 +63,84 @@ class Uploader:
         """Files are read on `executor`."""
         self._http, self._clocks, self._executor = http, clocks, executor
 
-    async def send(self, task: Send, path: Path, progress: Progress) -> Outcome:
+    async def send(self, task: Send, path: Path, progress: Progress) -> Outcome | Broken:
         """Send what the server lacks of a segment. Never raises but for cancellation, which leaves nothing to be
         mended.
         """
         resource = self._http.url(task.url)
         target = self._http.url(PATH)
         if resource is None or target is None:
-            return NotOurs(200, f"the server sends uploads to another origin: {task.url[:200]}")
+            return NotOurs(200, f"the server sends uploads to another place: {task.url[:200]}")
         source = Source(task.segment.size, task.segment.sealed)
         client = UploadClient(
             RufhDialect(), source, target=target, resource=resource, acknowledged=min(task.offset, source.length)
         )
-        return await self._drive(client, path, progress)
+        return await self._drive(_Upload(client, path, progress))
 
-    async def _drive(self, client: UploadClient, path: Path, progress: Progress) -> Outcome:
+    async def _drive(self, upload: _Upload) -> Outcome | Broken:
+        client = upload.client
         while True:
             step = client.next_task(self._clocks.now())
             match step:
                 case Done(end):
                     return end
                 case Failed(OutOfSync() as bad):
-                    await self._give_up(client, path, progress)
+                    await self._give_up(upload)
                     return bad
                 case Failed(bad):
                     return bad
                 case Wait(until):
                     return Advanced(client.offset) if until is None else Retry(until - self._clocks.now(), "paused")
-            outcome = await self._carry_out(client, step, path, progress)
-            if isinstance(outcome, Retry) and outcome.after > 0:
+            outcome = await self._carry_out(upload, step)
+            if upload.unreadable is not None:
+                return upload.unreadable
+            if isinstance(outcome, NotOurs) or (isinstance(outcome, Retry | Broken) and outcome.after > 0):
                 return outcome
 
-    async def _give_up(self, client: UploadClient, path: Path, progress: Progress) -> None:
+    async def _give_up(self, upload: _Upload) -> None:
         """Have the server forget an upload that it keeps a wrong account of, so that it can begin anew."""
-        client.cancel()
-        step = client.next_task(self._clocks.now())
+        upload.client.cancel()
+        step = upload.client.next_task(self._clocks.now())
         if isinstance(step, Cancel):
-            await self._carry_out(client, step, path, progress)
+            await self._carry_out(upload, step)
 
-    async def _carry_out(
-        self, client: UploadClient, step: Create | Query | Append | Cancel, path: Path, progress: Progress
-    ) -> Outcome:
+    async def _carry_out(self, upload: _Upload, step: Create | Query | Append | Cancel) -> Outcome | Broken:
+        client = upload.client
         request = client.request(step)
-        body: AsyncIterator[bytes] | None = None
+        body: Body | None = None
         if isinstance(step, Append) and step.content_length:
-            body = self._body(path, step.offset, step.content_length, progress, client)
+            body = self._body(upload, step.offset, step.content_length)
         try:
             answer = await self._http.request(request.method, request.url, request.headers, body, _REPLY)
         except TRANSPORT_FAILURES as error:
-            if isinstance(
-                error.__cause__, FileNotFoundError | _Shrunk
-            ):  # aiohttp raises what the body raised as its cause
-                client.broken(now=self._clocks.now(), entropy=0.0)
-                return Refused(0, None, f"the segment cannot be read: {error.__cause__}")
             broken = client.broken(now=self._clocks.now(), entropy=self._clocks.chance())
-            told = f"the connection was lost: {type(error).__name__}: {error}".rstrip(": ")
-            return Retry(broken.after, told) if isinstance(broken, Retry) else broken
+            return Broken(broken.after, told(error)) if isinstance(broken, Retry) else broken
+        if SERVER_HEADER.lower() not in answer.headers and answer.status in STRANGERS:
+            client.broken(now=self._clocks.now(), entropy=self._clocks.chance())
+            return NotOurs(answer.status, f"what answers with status {answer.status} is no mailboat server")
         now, wall = self._clocks.now(), self._clocks.wall() / 1e9
         outcome = client.responded(
             answer.status, answer.headers, answer.body, now=now, wall=wall, entropy=self._clocks.chance()
         )
-        progress(0, client.offset)
+        upload.progress(0, client.offset)
         return outcome
 
-    async def _body(
-        self, path: Path, offset: int, length: int, progress: Progress, client: UploadClient
-    ) -> AsyncIterator[bytes]:
-        async with aiofiles.open(path, "rb", executor=self._executor) as file:
-            await file.seek(offset)
-            left = length
-            while left:
-                part = await file.read(min(left, UPLOAD_READ))
-                if not part:
-                    raise _Shrunk(f"{path.name} has {left} bytes less than it had")
-                left -= len(part)
-                yield part
-                progress(len(part), client.offset)
-
-
-class _Shrunk(Exception):
-    """A segment is shorter than it was: somebody else wrote to the store."""
+    async def _body(self, upload: _Upload, offset: int, length: int) -> Body:
+        left = length
+        try:
+            async with aiofiles.open(upload.path, "rb", executor=self._executor) as file:
+                await file.seek(offset)
+                while left:
+                    part = await file.read(min(left, UPLOAD_READ))
+                    if not part:
+                        raise EOFError(f"it has {left} bytes less than it had")
+                    left -= len(part)
+                    yield part
+                    upload.progress(len(part), upload.client.offset)
+        except (OSError, EOFError) as error:
+            # It ends the request, and aiohttp would tell it as a lost connection, so the reason is kept here. Only what
+            # is wrong with the segment itself counts against it: descriptors may be short, a folder closed, for a time.
+            why = f"the segment {upload.path.name} cannot be read: {error}"
+            damaged = isinstance(error, EOFError) or error.errno == errno.EIO
+            upload.unreadable = Refused(0, None, why) if damaged else Retry(0.0, why)
+            raise

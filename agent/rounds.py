@@ -1,0 +1,336 @@
+"""One round of delivery: look into the store, offer what is there, send what is wanted, have it confirmed, act on the
+answers; until there is nothing more to do, or the server cannot be used.
+
+A round may be cancelled at any point: uploads go on at their byte in the next one, and what follows from a final word
+(the ledger, the folders, whoever waits for it) is carried through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Final, TypeVar
+
+from mailboat.agent.backlog import Backlog, Running, read
+from mailboat.agent.clocks import Clocks
+from mailboat.agent.http import Http
+from mailboat.agent.ledger import Ending
+from mailboat.agent.negotiator import Replied, negotiate
+from mailboat.agent.planner import Entry, Fate, Idle, Negotiate, Planner, Send, Wait
+from mailboat.agent.report import SessionOutcome, one_line
+from mailboat.agent.segment_file import segment_name
+from mailboat.agent.store import Store
+from mailboat.agent.uploader import Broken, Uploader
+from mailboat.agent.window import Window, outcome_of
+from mailboat.protocol.negotiation import Policy
+from mailboat.protocol.summary import Summary
+from mailboat.protocol.uploads.outcomes import Exhausted, NotOurs, Outcome, Refused, Retry, Unauthorised
+
+log = logging.getLogger("mailboat")
+
+SLICE: Final = 200
+"""Sessions dealt with before the event loop gets a turn: about a millisecond of work."""
+
+FAILED_UPLOADS: Final = 3
+"""So many uploads in a row that the server answered but could not take mean that it is the server, not the upload."""
+
+ABOUT_OFFERS: Final = frozenset({400, 413, 422})
+"""The refusals of a negotiation that one of its offers may have caused."""
+
+T = TypeVar("T")
+
+
+class LinkDown(Exception):
+    """Ends a round: the server cannot be used now, for a reason that is no session's own."""
+
+    def __init__(self, outcome: Retry | Unauthorised | NotOurs) -> None:
+        """The reason is for people."""
+        super().__init__(one_line(_reason(outcome)))
+        self.outcome = outcome
+
+
+def _reason(outcome: Retry | Unauthorised | NotOurs) -> str:
+    match outcome:
+        case Unauthorised(status):
+            return f"the server refuses the key (status {status}): check api_key or MAILBOAT_API_KEY"
+        case Retry(_, reason) | NotOurs(_, reason):
+            return reason
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The running session as it stands on disk."""
+
+    summary: Summary
+    folder: Path
+
+
+async def _nothing() -> None:
+    """No other session to take up."""
+
+
+def _no_session() -> Running | None:
+    """There is no session of this process."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where sessions come from.
+
+    `live` flushes the running session and gives it as it stands (None when there is none), `running` how many records
+    it has; `recover` takes up sessions whose process died; `disk` is the executor on which the store is used.
+    """
+
+    store: Store
+    live: Callable[[], Awaitable[Live | None]]
+    disk: Executor
+    running: Callable[[], Running | None] = _no_session
+    recover: Callable[[], Awaitable[None]] = _nothing
+
+
+@dataclass(slots=True)
+class Rounds:
+    """The rounds of one store and one server; there is one at a time. `reached` is called at each proper answer."""
+
+    http: Http
+    sources: Sources
+    clocks: Clocks
+    agent: str
+    concurrency: int
+    purge: bool
+    reached: Callable[[], None]
+    planner: Planner = field(default_factory=Planner)
+    outcomes: dict[str, SessionOutcome] = field(default_factory=dict)
+    ended: asyncio.Condition = field(default_factory=asyncio.Condition)
+    policy: Policy = field(default_factory=Policy)
+    backlog: Backlog = field(init=False)
+    _uploader: Uploader = field(init=False)
+    _folders: dict[str, Path] = field(default_factory=dict)
+    _sent: Counter[str] = field(default_factory=Counter)
+    _landed: asyncio.Event = field(default_factory=asyncio.Event)
+    _unentered: dict[str, Entry] = field(default_factory=dict)
+    _entering: set[asyncio.Task[None]] = field(default_factory=set)
+    _stuck: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """What is made of the rest."""
+        self.backlog = Backlog(self.sources.running)
+        self._uploader = Uploader(self.http, self.clocks, self.sources.disk)
+
+    async def run(self, window: Window) -> float | None:
+        """One round; returns when to begin another one at the latest (monotonic seconds), if there is such a time.
+
+        Raises `LinkDown`, and `OSError` when the store cannot be used.
+        """
+        window.begin()
+        sender = await self._on_disk(self.sources.store.become_sender)
+        if sender:
+            await self.sources.recover()
+        await self._look(window, sender=sender)
+        if not sender:
+            window.error = "another process sends for this store"
+            return None
+        try:
+            async with asyncio.TaskGroup() as group:
+                due = await self._work(window, group)
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+        return due
+
+    async def settled(self) -> None:
+        """Return when what followed from the last final words is carried through."""
+        if self._entering:
+            await asyncio.wait(self._entering)
+
+    async def _on_disk(self, call: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.sources.disk, lambda: call(*args))
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    async def _look(self, window: Window, *, sender: bool) -> None:
+        """See what there is to deliver."""
+        live = await self.sources.live() if window.include_live else None
+        found, ledger = await self._on_disk(lambda: read(self.sources.store, sender=sender))
+        self.backlog.seen(found, ledger)
+        if not sender:
+            return
+        await self._set_aside(found.unreadable)
+        await self._look_again_at_unentered()
+        folders = {waiting.summary.session_id: waiting.path for waiting in found.waiting}
+        summaries = [waiting.summary for waiting in found.waiting]
+        if live is not None and live.summary.session_id not in folders:
+            summaries.append(live.summary)
+            folders[live.summary.session_id] = live.folder
+        self._folders = folders
+        self.planner.begin()
+        rest = iter(summaries)
+        while some := list(islice(rest, SLICE)):
+            self.planner.meet(some)
+            await asyncio.sleep(0)
+        self.planner.forget_absent()
+
+    async def _look_again_at_unentered(self) -> None:
+        """Ends that the disk refused to take down: either they are entered by now, or the session still waits."""
+        unentered, self._unentered = self._unentered, {}
+        for session_id, entry in unentered.items():
+            if session_id in self.backlog:
+                self.planner.reconsider(session_id)
+            else:
+                await self._announce([entry], Window())
+
+    # -- working -------------------------------------------------------------------------------------------------
+
+    async def _work(self, window: Window, group: asyncio.TaskGroup) -> float | None:
+        under_way = 0
+
+        def landed(_: asyncio.Task[None]) -> None:
+            nonlocal under_way
+            under_way -= 1
+            self._landed.set()
+
+        while True:
+            self._landed.clear()
+            if under_way >= self.concurrency:
+                await self._landed.wait()
+                continue
+            match self.planner.next(self.clocks.now()):
+                case Negotiate() as task:
+                    await self._negotiate(task, window)
+                case Send() as task:
+                    under_way += 1
+                    group.create_task(self._send(task, window)).add_done_callback(landed)
+                case Wait(until):
+                    # A window has time up to its deadline and nothing better to do; otherwise the round is over.
+                    if not window.patient or window.deadline is None or until >= window.deadline:
+                        return until
+                    await asyncio.sleep(max(0.0, until - self.clocks.now()))
+                case Idle():
+                    return None
+                case _:
+                    await self._landed.wait()
+
+    async def _negotiate(self, task: Negotiate, window: Window) -> None:
+        outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, self.backlog.ledger)
+        match outcome:
+            case Replied(reply):
+                self.reached()
+                self.policy = reply.policy
+                ended = self.planner.negotiated(task, reply, self.clocks.now())
+            case Refused(status, _, detail):
+                ended = self._refused(task, status, f"the server refuses the offer: {status} {detail}".rstrip())
+            case down:
+                raise LinkDown(down)
+        await self._finish(ended, window)
+        window.tell(self.planner)
+
+    def _refused(self, task: Negotiate, status: int, reason: str) -> list[Entry]:
+        """An offer may be what the server cannot take; a fault of the request as such would be that of all of them."""
+        log.info("%s (of %d sessions)", reason, len(task.offers))
+        about_offers = status in ABOUT_OFFERS
+        ended = self.planner.refused(task, reason, self.clocks.now()) if about_offers else None
+        if ended is None:
+            raise LinkDown(Retry(0.0, reason))
+        return ended
+
+    async def _send(self, task: Send, window: Window) -> None:
+        path = self._folders[task.session_id] / segment_name(task.segment.index)
+
+        def progress(sent: int, held: int) -> None:
+            self._sent[task.session_id] += sent
+            window.moved(task, sent)
+            self.planner.progressed(task, held)
+            window.tell(self.planner)
+
+        outcome = await self._uploader.send(task, path, progress)
+        match outcome:
+            case Broken(after, reason):
+                raise LinkDown(Retry(after, reason))
+            case Unauthorised() | NotOurs():
+                raise LinkDown(outcome)
+            case Retry() | Exhausted():
+                self._failed(outcome, window)
+            case _:
+                window.failed = 0
+        ended = self.planner.sent(task, outcome, self.clocks.now())
+        if ended is not None:
+            await self._finish([ended], window)
+
+    def _failed(self, outcome: Outcome, window: Window) -> None:
+        """The server answered, but could not take an upload: the others go on, unless it takes none."""
+        window.failed += 1
+        if window.failed >= FAILED_UPLOADS:
+            raise LinkDown(outcome if isinstance(outcome, Retry) else Retry(0.0, "the server takes no upload"))
+
+    # -- endings -------------------------------------------------------------------------------------------------
+
+    async def _finish(self, ended: Sequence[Entry], window: Window) -> None:
+        """Act on final words; carried through even when the round is cancelled meanwhile."""
+        if not ended:
+            return
+        entering = asyncio.create_task(self._enter(ended, window), name="mailboat-endings")
+        self._entering.add(entering)
+        entering.add_done_callback(self._entering.discard)
+        try:
+            await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            await asyncio.wait([entering])
+            _ = entering.exception()  # seen here; it is noted for the next round
+            raise
+
+    async def _enter(self, ended: Sequence[Entry], window: Window) -> None:
+        """The ledger first, then the folders, then whoever waits for them."""
+        final = [entry for entry in ended if entry.fate is not Fate.QUARANTINED]
+        endings = [
+            Ending(each.summary.session_id, each.fate.value, each.reason, each.summary.records, each.summary.lost)
+            for each in final
+        ]
+        try:
+            await self._on_disk(lambda: self.sources.store.finish(endings, purge=self.purge))
+        except OSError:
+            # Whether they are entered shows when the ledger is read anew, by whoever becomes the sender next.
+            self._unentered.update((entry.summary.session_id, entry) for entry in ended)
+            await self._on_disk(self.sources.store.cease_sending)
+            raise
+        poisoned = {each.summary.session_id: each.reason for each in ended if each.fate is Fate.QUARANTINED}
+        stuck = await self._set_aside(poisoned)
+        await self._announce([entry for entry in ended if entry.summary.session_id not in stuck], window)
+
+    async def _announce(self, ended: Iterable[Entry], window: Window) -> None:
+        for entry in ended:
+            session_id = entry.summary.session_id
+            window.end(entry)
+            self.outcomes[session_id] = outcome_of(entry, self._sent.pop(session_id, 0))
+            if entry.fate is Fate.REJECTED:
+                log.warning("session %s is rejected: %s", session_id, one_line(f"{entry.reason} {entry.explanation}"))
+        self.backlog.ended(entry.summary.session_id for entry in ended)
+        async with self.ended:
+            self.ended.notify_all()
+
+    async def _set_aside(self, reasons: Mapping[str, str]) -> set[str]:
+        """Put sessions into quarantine; returns those with which that could not be done: they stop nothing else."""
+        stuck = set()
+        for session_id, reason in reasons.items():
+            try:
+                await self._on_disk(self.sources.store.quarantine, session_id, reason)
+                log.warning("session %s is put aside: %s", session_id, one_line(reason))
+            except OSError as error:
+                stuck.add(session_id)
+                if session_id not in self._stuck:
+                    log.warning("session %s (%s) cannot be put aside: %s", session_id, one_line(reason), error)
+        self._stuck |= stuck
+        return stuck
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure that says most: of several at once, that of the connection."""
+    chosen: BaseException = failures.subgroup(LinkDown) or failures
+    while isinstance(chosen, BaseExceptionGroup):
+        chosen = chosen.exceptions[0]
+    return chosen
