@@ -170,6 +170,7 @@ async def run(options: argparse.Namespace) -> None:
             queue = iter(left)
             for _ in range(options.parsers):
                 tasks.create_task(examine_all(queue, account, done, told, parsers))
+        await agent.flush(durable=True)
         told.line("examined")
         stop_timeout = await obey(agent, told)
     finally:

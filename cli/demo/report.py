@@ -43,7 +43,7 @@ def _rows(findings: Findings) -> list[tuple[str, str]]:
             "compressed size",
             f"{output.size(size)} ({findings.raw_size / size:.1f} x smaller)" if size else output.size(size),
         ),
-        ("connection cut during upload", f"{len(findings.cuts)} times"),
+        ("cuts of the connection during upload", f"{len(findings.cuts)}"),
         (f"connectivity windows of {WINDOW} s", f"{findings.windows}"),
         ("sent twice", f"{twice:,} bytes ({100 * twice / size:.2f} %)" if size else "nothing was sent"),
         ("time", f"{findings.seconds:.1f} s"),

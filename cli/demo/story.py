@@ -146,7 +146,7 @@ class Story:
                 await run.command(window=WINDOW)
                 report = await run.until("window")
             carried, left = output.size(uploaded(proxy.bodies) - before), output.size(report["left"])
-            cut = f", cut {len(proxy.cuts) - cuts} times" if len(proxy.cuts) > cuts else ""
+            cut = {0: "", 1: ", cut once"}.get(len(proxy.cuts) - cuts, ", cut twice")
             voice.say(f"force_sync, window {findings.windows}: {carried} got through{cut}, {left} left")
             if report["complete"]:
                 break

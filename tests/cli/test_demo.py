@@ -83,7 +83,7 @@ def test_the_whole_job(environment: Mapping[str, str], tmp_path: Path) -> None:
     for nothing in ("missing", "duplicated", "out of order", "never told of"):
         assert found[nothing] == "0"
     assert number(found["in flight at the kill -9, and kept"]) <= 1
-    assert found["connection cut during upload"] == "2 times"
+    assert found["cuts of the connection during upload"] == "2"
     assert number(found["that did not parse (exceptions)"]) >= sum(map(does_not_parse, modules))
 
 
