@@ -1,0 +1,102 @@
+"""Other ways of keeping a record, measured beside the agent where they are installed (``pip install '.[bench]'``).
+
+Each writes the same record to a file of its own, set up as its documentation has it for a program that must not lose
+what it logged: handed to the system when the call returns. OpenTelemetry has no such thing; its records wait in the
+process's memory for a thread, which drops them here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Call = Callable[..., object]
+"""``call(name, **attributes)``."""
+
+
+class Missing(Exception):
+    """The peer is not installed."""
+
+
+@contextmanager
+def standard_logging(folder: Path) -> Iterator[Call]:
+    """`logging.FileHandler` with one line of JSON for each record."""
+    handler = logging.FileHandler(folder / "logging.log")
+    handler.setFormatter(_JsonLines())
+    logger = logging.Logger("bench.peer")  # noqa: LOG001 - one of its own, so that nobody else's handlers are measured
+    logger.addHandler(handler)
+    try:
+        yield lambda name, **attributes: logger.info(name, extra={"attributes": attributes})
+    finally:
+        handler.close()
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps({"event": record.msg, "time": record.created, **record.__dict__["attributes"]})
+
+
+@contextmanager
+def structured(folder: Path) -> Iterator[Call]:
+    """`structlog` as its page on performance advises: no check of levels at run time, lines written and flushed."""
+    structlog = _import("structlog")
+    with (folder / "structlog.log").open("w") as file:
+        logger = structlog.wrap_logger(
+            structlog.WriteLogger(file),
+            processors=[structlog.processors.TimeStamper(), structlog.processors.JSONRenderer()],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+            cache_logger_on_first_use=True,
+        ).bind()
+        yield logger.info
+
+
+@contextmanager
+def open_telemetry(_folder: Path) -> Iterator[Call]:
+    """OpenTelemetry's logs with its batch processor, and an exporter that drops what it gets."""
+    _import("opentelemetry.sdk")
+    api, sdk = _import("opentelemetry._logs"), _import("opentelemetry.sdk._logs")
+    exporting = _import("opentelemetry.sdk._logs.export")
+    drop = type(
+        "Drop",
+        (exporting.LogRecordExporter,),
+        {
+            "export": lambda *_: exporting.LogRecordExportResult.SUCCESS,
+            "force_flush": lambda *_: None,
+            "shutdown": lambda _: None,
+        },
+    )
+    provider = sdk.LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(exporting.BatchLogRecordProcessor(drop()))
+    logger = provider.get_logger("bench")
+    severity = api.SeverityNumber.INFO
+
+    def call(name: str, **attributes: Any) -> None:  # noqa: ANN401 - as the peer takes them
+        logger.emit(api.LogRecord(event_name=name, severity_number=severity, attributes=attributes))
+
+    try:
+        yield call
+    finally:
+        provider.shutdown()
+
+
+PEERS = {
+    "logging.FileHandler": standard_logging,
+    "structlog": structured,
+    "OpenTelemetry logs": open_telemetry,
+}
+
+PACKAGES = ("structlog", "opentelemetry-sdk")
+"""Distributions whose versions belong to the results."""
+
+
+def _import(name: str) -> Any:  # noqa: ANN401 - optional, so nothing is known of its types
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Missing(f"not installed ({error.name})") from error

@@ -1,0 +1,147 @@
+"""Servers to upload to, each in a process of its own: ``python -m bench.serving mailboat|bare --folder FOLDER``.
+
+The process tells in one line of JSON where it listens, then answers each line of its input with the processor time it
+has used, and ends when its input does, however the bench ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+PRODUCT = "bench"
+_LINE = 64 * 1024
+_BARE_LIMIT = 1 << 40
+
+
+# -- the side of the bench -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server process that runs: `url` without a slash at its end, `key` for uploads if it needs one."""
+
+    url: str
+    key: str
+    process: asyncio.subprocess.Process
+
+    async def cpu(self) -> float:
+        """Seconds of user and system time that the process has used so far."""
+        assert self.process.stdin is not None  # noqa: S101 - `serving` made the pipes
+        assert self.process.stdout is not None  # noqa: S101
+        self.process.stdin.write(b"\n")
+        await self.process.stdin.drain()
+        return float(json.loads(await self.process.stdout.readline())["cpu"])
+
+
+@asynccontextmanager
+async def serving(kind: str, folder: Path) -> AsyncIterator[Server]:
+    """A server of `kind` with its files in `folder`. Raises `RuntimeError` when it does not come up."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.serving", kind, "--folder", str(folder)),
+        stdin=pipe,
+        stdout=pipe,
+        limit=_LINE,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert process.stdin is not None  # noqa: S101 - made just now
+    assert process.stdout is not None  # noqa: S101
+    try:
+        line = await process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the {kind} server did not come up, see above")
+        told = json.loads(line)
+        yield Server(told["url"], told["key"], process)
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+# -- the side of the server ------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _mailboat(folder: Path) -> AsyncIterator[tuple[str, str]]:
+    """Our server, as it comes."""
+    from mailboat.server import ServerConfig  # noqa: PLC0415 - the bare one does without
+    from mailboat.server.catalog import Role  # noqa: PLC0415
+    from mailboat.server.keys import create_key  # noqa: PLC0415
+    from mailboat.server.serving import running  # noqa: PLC0415
+
+    async with running(ServerConfig(data=folder, port=0)) as server:
+        yield server.url.rstrip("/"), await asyncio.to_thread(create_key, folder, PRODUCT, Role.AGENT)
+
+
+@asynccontextmanager
+async def _bare(folder: Path) -> AsyncIterator[tuple[str, str]]:
+    """PUT /NAME: the body goes into a file as it comes, which is synced once before the answer. Nothing else."""
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, os.makedirs, folder)
+
+    async def put(request: web.Request) -> web.Response:
+        path = folder / request.match_info["name"]
+        fd = await loop.run_in_executor(None, os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            async for piece in request.content.iter_any():
+                os.write(fd, piece)
+            await loop.run_in_executor(None, getattr(os, "fdatasync", os.fsync), fd)
+        finally:
+            os.close(fd)
+        return web.Response(status=204)
+
+    app = web.Application(client_max_size=_BARE_LIMIT)
+    app.router.add_put("/{name}", put)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    try:
+        yield f"http://{host}:{port}", ""
+    finally:
+        await runner.cleanup()
+
+
+_KINDS = {"mailboat": _mailboat, "bare": _bare}
+
+
+async def _serve(kind: str, folder: Path) -> None:
+    async with _KINDS[kind](folder) as (url, key):
+        _tell({"url": url, "key": key})
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        threading.Thread(target=_answer, args=(loop, ended), daemon=True).start()
+        await ended.wait()
+
+
+def _answer(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    for _ in sys.stdin.buffer:
+        _tell({"cpu": time.process_time()})
+    loop.call_soon_threadsafe(ended.set)
+
+
+def _tell(values: dict[str, Any]) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.serving")
+    parser.add_argument("kind", choices=sorted(_KINDS))
+    parser.add_argument("--folder", type=Path, required=True)
+    arguments = parser.parse_args()
+    asyncio.run(_serve(arguments.kind, arguments.folder))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,117 @@
+"""Sessions to be uploaded: real segments, made once, put into as many stores as there are repetitions.
+
+Their records hold random bytes, which zstd leaves as they are: a segment on disk is compressed already, and neither
+the network nor a disk finds anything in it to make smaller.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+
+from bench.serving import PRODUCT
+from mailboat.agent import AgentConfig
+from mailboat.agent.files import OsFileSystem
+from mailboat.agent.segment_file import segment_name
+from mailboat.agent.store import WAITING, Store
+from mailboat.protocol.ids import ENTROPY_BYTES, new_id
+from mailboat.protocol.limits import KIB
+from mailboat.protocol.records import COUNTERS, Kind
+from mailboat.protocol.segment import Preamble, SealReason, SegmentWriter
+from mailboat.protocol.summary import Info
+
+APPLICATION = "upload"
+BLOCK = 512 * KIB
+"""Raw bytes of a block, as the agent's default makes them."""
+
+_RECORD = 16 * KIB
+_SEAL_ROOM = 2 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The segments of one ended session, as files in a folder of their own."""
+
+    session_id: str
+    paths: tuple[Path, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all segments."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def put_into(self, root: Path) -> None:
+        """Have the session wait in the store at `root` (of an agent made by `config`), without copying a byte."""
+        config = AgentConfig(store=root, product=PRODUCT, application=APPLICATION)
+        store = Store(OsFileSystem(), config.store_root, PRODUCT, APPLICATION)
+        store.open()
+        folder = store.folder / WAITING / self.session_id
+        folder.mkdir()
+        for path in self.paths:
+            os.link(path, folder / path.name)
+
+    def pieces(self, length: int) -> Iterator[bytes]:
+        """All bytes, in pieces of at most `length`."""
+        for path in self.paths:
+            with path.open("rb", buffering=0) as file:
+                while piece := file.read(length):
+                    yield piece
+
+
+def make(folder: Path, size: int, segment_size: int) -> Made:
+    """A session of about `size` bytes in segments of at most `segment_size`."""
+    chance, began = random.Random(size), time.time_ns()
+    session_id = new_id(began // 1_000_000, chance.randbytes(ENTROPY_BYTES))
+    folder.mkdir(parents=True)
+    paths: list[Path] = []
+    left, first = size, 0
+    while left > 0:
+        path = folder / segment_name(len(paths))
+        writer = SegmentWriter(_preamble(session_id, len(paths), first, began))
+        path.write_bytes(_segment(writer, min(left, segment_size), chance))
+        paths.append(path)
+        left -= min(left, segment_size)
+        first = writer.next
+    return Made(session_id, tuple(paths))
+
+
+def _preamble(session_id: str, index: int, first: int, began: int) -> Preamble:
+    return Preamble(
+        session_id=session_id,
+        index=index,
+        salt=began & 0xFFFF_FFFF,
+        first=first,
+        started_wall=began,
+        started_monotonic=0,
+        pid=1,
+        info=Info(product=PRODUCT, application=APPLICATION).to_wire(),
+    )
+
+
+def _segment(writer: SegmentWriter, size: int, chance: random.Random) -> bytes:
+    began = writer.description.started_wall
+    content = bytearray(writer.preamble())
+    writer.add(bytes(content))
+    while (room := size - len(content) - _SEAL_ROOM) >= _RECORD or not writer.blocks:
+        records = max(1, min(room, BLOCK) // _RECORD)
+        raw = b"".join(
+            msgpack.packb([Kind.FEATURE, writer.next + number, "bulk", {"bytes": chance.randbytes(_RECORD - KIB)}])
+            for number in range(records)
+        )
+        header, block = writer.block(raw, _counts(records), began)
+        writer.add(block, header)
+        content += block
+    content += writer.seal(SealReason.STOPPED, began + writer.next, writer.next)
+    return bytes(content)
+
+
+def _counts(features: int) -> list[int]:
+    counts = [0] * len(COUNTERS)
+    counts[COUNTERS.index("feature")] = features
+    return counts

@@ -1,0 +1,137 @@
+"""P3: one large session to the server, durable there, over the loopback interface.
+
+The agent's side is the whole job: a session waits in a store, ``force_sync`` negotiates, sends its segments to our
+server in a process of its own, has it confirmed, and notes so in the store. The reference sends the very same bytes
+with one PUT of plain aiohttp to a handler that writes them to a file and calls fdatasync once. What both take is read
+from files in the page cache.
+
+Where the disk is slow or shared, its flush is most of the time and all of the spread: ``--folder`` on a memory file
+system (such as /dev/shm) shows what the software costs.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from bench.harness import BYTE, Budget, Comparison, Contender, Measured, Sense, Settings, Stopwatch
+from bench.serving import PRODUCT, Server, serving
+from bench.sessions import APPLICATION, Made, make
+from mailboat.agent import Agent
+from mailboat.agent.report import SessionState
+from mailboat.protocol.limits import MAX_SEGMENT, MIB
+
+NAME = "upload"
+ABOUT = "upload of one large session, durable (P3)"
+REPETITIONS = 7
+
+SEGMENT = 16 * MIB
+"""As agents make them by default."""
+
+PIECE = MIB // 2
+"""Bytes that the reference hands to aiohttp at a time: neither smaller nor larger ones are faster."""
+
+WINDOW = 600.0
+"""Seconds for one upload; far more than any takes."""
+
+
+async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
+    """P3 with a session of many segments, and with one of a single segment as large as they may be."""
+    one = min(settings.size, MAX_SEGMENT)
+    for row, about, size, segment in (
+        ("P3", "one session in segments of 16 MiB", settings.size, min(SEGMENT, settings.size)),
+        ("P3b", "one segment of 64 MiB", one, one),
+    ):
+        folder = settings.folder / row
+        session = make(folder / "session", size, segment)
+        uploads = _Uploads(folder, session)
+        yield Comparison(
+            row,
+            f"{about}, {session.size / MIB:.0f} MiB in all",
+            BYTE,
+            Sense.SPEED,
+            Contender("aiohttp PUT", uploads.bare),
+            Contender("mailboat", uploads.ours),
+            (Contender("mailboat, one at a time", uploads.one_at_a_time),) if len(session.paths) > 1 else (),
+            Budget(0.95, Sense.SPEED) if row == "P3" else None,
+        )
+        shutil.rmtree(folder)
+
+
+class _Uploads:
+    """The contenders. Each run has a new server, a new store, and an empty queue of the disk."""
+
+    def __init__(self, folder: Path, session: Made) -> None:
+        self._folder = folder
+        self._session = session
+
+    async def bare(self) -> Measured:
+        """The reference."""
+        async with self._server("bare") as server, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()) as client:
+            began = await server.cpu()
+            with Stopwatch() as watch:
+                headers = {"Content-Length": str(self._session.size)}
+                async with client.put(f"{server.url}/upload", data=self._pieces(), headers=headers) as response:
+                    response.raise_for_status()
+            held = (self._folder / "server" / "upload").stat().st_size
+            if held != self._session.size:
+                raise RuntimeError(f"the reference received {held} of {self._session.size} bytes")
+            return self._measured(watch, await server.cpu() - began)
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        for piece in self._session.pieces(PIECE):
+            yield piece
+
+    async def ours(self) -> Measured:
+        """The agent as it comes."""
+        return await self._ours()
+
+    async def one_at_a_time(self) -> Measured:
+        """The agent sending one segment after the other."""
+        return await self._ours(upload_concurrency=1)
+
+    async def _ours(self, **settings: Any) -> Measured:  # noqa: ANN401 - fields of AgentConfig
+        async with self._server("mailboat") as server:
+            store = self._folder / "store"
+            self._session.put_into(store)
+            agent = Agent(
+                server=server.url,
+                api_key=server.key,
+                product=PRODUCT,
+                application=APPLICATION,
+                store=store,
+                synchronize_automatically=False,
+                stop_timeout=0,
+                **settings,
+            )
+            async with agent:
+                began = await server.cpu()
+                with Stopwatch() as watch:
+                    report = await agent.force_sync(timeout=WINDOW)
+                measured = self._measured(watch, await server.cpu() - began)
+            states = {outcome.session_id: outcome.state for outcome in report.sessions}
+            if states.get(self._session.session_id) is not SessionState.ACCEPTED or not report.complete:
+                raise RuntimeError(f"the session was not delivered: {report}")
+            return measured
+
+    def _measured(self, watch: Stopwatch, server: float) -> Measured:
+        parts = {"client": watch.cpu, "server": server}
+        return Measured(self._session.size, watch.wall, watch.cpu + server, parts)
+
+    @asynccontextmanager
+    async def _server(self, kind: str) -> AsyncIterator[Server]:
+        gc.collect()
+        try:
+            async with serving(kind, self._folder / "server") as server:
+                os.sync()  # what others have written must not be flushed on this run's time
+                yield server
+        finally:
+            shutil.rmtree(self._folder / "server", ignore_errors=True)
+            shutil.rmtree(self._folder / "store", ignore_errors=True)
