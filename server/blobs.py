@@ -81,17 +81,20 @@ class LocalBlobs:
     """`Blobs` in a local folder."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is made, with its subfolders, when it is not there."""
+        """`folder` is made when it is not there."""
         self._folder = folder
+        self._named: set[Path] = set()  # the subfolders whose own names are known to be durable
         folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        for number in range(256):
-            (folder / f"{number:02x}").mkdir(mode=_FOLDER_MODE, exist_ok=True)
-        _sync_folder(folder)
+        _sync_folder(folder.parent)
 
     def append(self, blob_id: str, offset: int) -> LocalBlobWriter:
         """See `Blobs.append`."""
         path = self.path(blob_id)
         created = offset == 0 and not path.exists()
+        if created and path.parent not in self._named:
+            path.parent.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+            _sync_folder(self._folder)
+            self._named.add(path.parent)
         flags = os.O_WRONLY | _CLOEXEC | _BINARY | (os.O_CREAT if offset == 0 else 0)
         try:
             fd = os.open(path, flags, _FILE_MODE)
