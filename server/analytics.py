@@ -251,8 +251,8 @@ class _Transaction:
                 self._connection.rollback()
         except duckdb.Error as failure:
             raise AnalyticsError(f"the analytics file cannot be written: {failure}") from failure
-        # Data errors are about values (a number out of range, text that is no JSON); the others about the machine.
-        if isinstance(error, duckdb.DataError):
+        # These are about values (a number out of range, a line that is no JSON); the others about the machine.
+        if isinstance(error, duckdb.DataError | duckdb.InvalidInputException):
             raise RowsRefused(f"the analytics store does not take the rows: {error}") from error
         if isinstance(error, duckdb.Error):
             raise AnalyticsError(f"the analytics file cannot be written: {error}") from error

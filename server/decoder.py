@@ -34,7 +34,7 @@ import msgspec
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records
-from mailboat.protocol.records import Kind, Schema
+from mailboat.protocol.records import SCHEMA_COUNTER, Schema
 from mailboat.server.rows import encode_rows, rows_of
 
 FRAME: Final = struct.Struct(">I")
@@ -243,7 +243,7 @@ class Decoding:
 def raw_of(block: Block, schemas: dict[int, Schema]) -> list[list[Any]]:
     """As `reader.raw_records`, faster: a block without declarations is one array that lacks its head."""
     header = block.header
-    if header.records and not header.counts[Kind.SCHEMA - 1]:
+    if header.records and not header.counts[SCHEMA_COUNTER]:
         try:
             return _array.decode(_ARRAY.pack(_ARRAY_TAG, header.records) + decompress(block))
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):

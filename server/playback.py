@@ -18,7 +18,7 @@ from typing import Any, Final
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_PREAMBLE, MIB
 from mailboat.protocol.reader import Block, Gap, SegmentReader, raw_records
-from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, KIND_NAMES, Kind, Record, Schema, decode
+from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, SCHEMA_COUNTER, Record, Schema, decode
 from mailboat.protocol.segment import BLOCK_HEADER_SIZE, BlockHeader
 from mailboat.server.blobs import Blobs
 from mailboat.server.catalog import SegmentRow
@@ -32,7 +32,6 @@ PIECE: Final = 1 * MIB
 """Bytes read at a time."""
 
 _KINDS: Final = {name: at for at, name in enumerate(COUNTERS[:KIND_COUNTERS])}
-_BY_NAME: Final = {name: kind for kind, name in KIND_NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +233,7 @@ def as_json(record: Record) -> dict[str, Any]:
 
 def _places(reader: SegmentReader, schemas: dict[int, Schema]) -> Iterator[_Place]:
     for block in reader.blocks():
-        if block.header.counts[Kind.SCHEMA - 1] or not block.header.records:
+        if block.header.counts[SCHEMA_COUNTER] or not block.header.records:
             try:
                 raw_records(block, schemas)
             except (SegmentError, TypeError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any, Final
 import duckdb
 
 from mailboat.protocol.errors import MailboatError
-from mailboat.protocol.records import COUNTERS, KIND_COUNTERS
+from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, SCHEMA_COUNTER
 from mailboat.server.analytics import Analytics
 from mailboat.server.catalog import Origin
 
@@ -126,8 +127,8 @@ class Reports:
 
     async def ask(self, question: Callable[[Question], Answer]) -> Answer:
         """The answer; `TooSlow` when there is none in time."""
-        cursor = self._analytics.cursor()
-        answer = asyncio.get_running_loop().run_in_executor(self._threads, _answer, cursor, question)
+        asked = _Asked(self._analytics, question)
+        answer = asyncio.get_running_loop().run_in_executor(self._threads, asked.answer)
         try:
             async with asyncio.timeout(self._time_limit):
                 return await asyncio.shield(answer)
@@ -135,19 +136,45 @@ class Reports:
             raise TooSlow(f"no answer within {self._time_limit:g} s: ask about a shorter period") from error
         finally:
             if not answer.done():
-                cursor.interrupt()
                 answer.add_done_callback(_seen)
+                asked.interrupt()
 
     def close(self) -> None:
         """Wait for the answers under way."""
         self._threads.shutdown()
 
 
-def _answer(cursor: duckdb.DuckDBPyConnection, question: Callable[[Question], Answer]) -> Answer:
-    try:
-        return question(Question(cursor))
-    finally:
-        cursor.close()
+class _Asked:
+    """One question on its way through a thread."""
+
+    def __init__(self, analytics: Analytics, question: Callable[[Question], Answer]) -> None:
+        self._analytics = analytics
+        self._question = question
+        self._lock = threading.Lock()
+        self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._interrupted = False
+
+    def answer(self) -> Answer:
+        """In the thread: the answer."""
+        with self._lock:
+            if self._interrupted:
+                raise TooSlow("nobody waits for the answer any more")
+        cursor = self._analytics.cursor()
+        with self._lock:
+            self._cursor = cursor
+        try:
+            return self._question(Question(cursor))
+        finally:
+            with self._lock:
+                self._cursor = None
+            cursor.close()
+
+    def interrupt(self) -> None:
+        """From the event loop: have no answer."""
+        with self._lock:
+            self._interrupted = True
+            if self._cursor is not None:
+                self._cursor.interrupt()
 
 
 def _seen(answer: asyncio.Future[Answer]) -> None:
@@ -179,7 +206,7 @@ def overview(scope: Scope, question: Question) -> Answer:
         "crash_free": 1 - total["crashed"] / total["ended"] if total["ended"] else None,
         "records": _record_counts(scope, question),
         "declared": {name: kinds[name] for name in COUNTERS[:KIND_COUNTERS]},
-        "levels": {name: kinds[name] for name in COUNTERS[KIND_COUNTERS:]},
+        "levels": {name: kinds[name] for name in COUNTERS[KIND_COUNTERS:SCHEMA_COUNTER]},
         "versions": ask("application, version"),
         "environment": {name: ask(name) for name in ("os", "runtime", "locale", "environment")},
         "days": _days(scope, question),

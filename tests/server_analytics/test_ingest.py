@@ -1,0 +1,311 @@
+"""Loading as the server does it: with its catalog and its segments, and with what can go wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mailboat.protocol import Info
+from mailboat.protocol.records import COUNTERS
+from mailboat.server import batches, ingest
+from mailboat.server.analytics import Analytics, AnalyticsError, RowsRefused, Step
+from mailboat.server.catalog import Registration, SessionRow, SessionState, Verification
+from mailboat.server.decoding import Decoded, Decoder
+from testkit.ingesting import Rig
+from testkit.loading import PRODUCT, Bench, session_row
+from testkit.segments import SESSION, Segment, feature, pack
+
+OTHERS = [f"018f0000-0000-7000-8000-{number:012}" for number in range(100, 110)]
+
+
+@pytest.fixture(scope="session")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the segments of all tests: making its 256 folders durable takes longer than most tests."""
+    return tmp_path_factory.mktemp("segments")
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, segments: Path) -> AsyncIterator[Rig]:
+    made = Rig(tmp_path, segments=segments)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def bench(rig: Rig) -> Bench:
+    return Bench(rig.loader.analytics, None, rig.folder)  # type: ignore[arg-type] # it only asks
+
+
+def of(count: int, session_id: str = SESSION, version: str = "1.0") -> Segment:
+    """A segment of three blocks with so many records each."""
+    segment = Segment(session_id, info=Info(version=version))
+    for _ in range(3):
+        segment.block([feature("a") for _ in range(count)])
+    return segment
+
+
+def corrupt(session_id: str = SESSION) -> bytes:
+    """A segment whose checksums are right, and whose records are none."""
+    segment = Segment(session_id)
+    segment.block([pack({"no": "record"})], counts=[1, *([0] * (len(COUNTERS) - 1))])
+    return segment.seal()
+
+
+async def state_of(rig: Rig, upload_id: str) -> tuple[Verification, str]:
+    row = await rig.catalog.upload(upload_id)
+    assert row is not None
+    return row.verification, row.reason
+
+
+async def test_complete_segments_are_loaded_and_asked_for_no_more(rig: Rig) -> None:
+    for session_id in OTHERS:
+        await rig.add(session_id, of(5, session_id).seal())
+    await rig.ingest.settled()
+    assert [bench(rig).sequences(session_id) for session_id in OTHERS] == [list(range(15))] * 10
+    assert await rig.waiting() == ()
+    assert rig.counters["ingest_records"] == 150
+
+
+async def test_a_running_session_is_loaded_as_far_as_it_is_durable(rig: Rig) -> None:
+    segment = of(5)
+    data, ends = segment.seal(), segment.ends
+    upload_id = await rig.add(SESSION, data, durable=ends[0] + 10)
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(5))
+    assert await rig.waiting() == (), "the torn tail is not listed until more has come"
+    await rig.grow(upload_id, ends[1])
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(10))
+    await rig.grow(upload_id, len(data), complete=True)
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(15))
+
+
+async def test_batches_of_bounded_size_overlap_and_lose_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "BATCH_SEGMENTS", 3)
+    monkeypatch.setattr(ingest, "LISTED", 7)
+    for number, session_id in enumerate(OTHERS):
+        await rig.add(session_id, of(number + 1, session_id).seal())
+    await rig.ingest.settled()
+    assert [len(bench(rig).sequences(session_id)) for session_id in OTHERS] == [3 * number for number in range(1, 11)]
+    assert bench(rig).sql("SELECT count(*) FROM loaded") == [(10,)]
+
+
+async def test_a_segment_that_expands_beyond_bounds_is_loaded_in_several_rounds(tmp_path: Path, segments: Path) -> None:
+    program = (
+        "import mailboat.server.decoder as d; d.MAX_RAW = 100_000; "
+        "import sys; sys.exit(d.main())"
+    )  # fmt: skip
+    rig = Rig(tmp_path, Decoder([sys.executable, "-c", program]), segments)
+    await rig.start()
+    segment = Segment()
+    for _ in range(8):
+        segment.block([feature("a", text="x" * 60_000)])
+    await rig.add(SESSION, segment.seal())
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(8))
+    assert rig.counters["ingest_segments"] == 8
+    await rig.stop()
+
+
+async def test_a_corrupt_segment_is_set_aside_and_stops_nothing(rig: Rig) -> None:
+    await rig.add(OTHERS[0], of(5, OTHERS[0]).seal())
+    bad = await rig.add(SESSION, corrupt())
+    await rig.add(OTHERS[1], of(5, OTHERS[1]).seal())
+    await rig.ingest.settled()
+    assert await state_of(rig, bad) == (Verification.REJECTED, "corrupted")
+    assert [len(bench(rig).sequences(each)) for each in (SESSION, *OTHERS[:2])] == [0, 15, 15]
+    assert await rig.waiting() == ()
+
+
+async def test_a_block_that_cannot_be_read_does_not_condemn_its_segment(rig: Rig) -> None:
+    segment = of(5)
+    segment.block([pack({"no": "record"})], counts=[1, *([0] * (len(COUNTERS) - 1))])
+    upload_id = await rig.add(SESSION, segment.seal())
+    await rig.ingest.settled()
+    assert await state_of(rig, upload_id) == (Verification.VERIFIED, "")
+    assert bench(rig).sequences() == list(range(15))
+    assert bench(rig).sql('SELECT "first", records FROM gap') == [(15, 1)]
+
+
+class Deadly(Decoder):
+    """A decoder that dies whenever it gets a segment holding a certain word."""
+
+    def __init__(self) -> None:
+        program = (
+            "import os, mailboat.server.decoder as d\n"
+            "feed = d.Decoding.feed\n"
+            "d.Decoding.feed = lambda self, piece: os._exit(9) if b'deadly' in piece else feed(self, piece)\n"
+            "d.main()\n"
+        )
+        super().__init__([sys.executable, "-c", program])
+
+
+async def test_a_segment_on_which_the_decoder_dies_costs_itself_alone(tmp_path: Path, segments: Path) -> None:
+    rig = Rig(tmp_path, Deadly(), segments)
+    await rig.start()
+    for session_id in OTHERS[:5]:
+        await rig.add(session_id, of(5, session_id).seal())
+    bad = await rig.add(SESSION, of(5, version="deadly").seal())
+    live = await rig.add(OTHERS[9], of(5, OTHERS[9], version="deadly").data, durable=500)
+    for session_id in OTHERS[5:9]:
+        await rig.add(session_id, of(5, session_id).seal())
+    await rig.ingest.settled()
+    assert [len(bench(rig).sequences(each)) for each in OTHERS[:9]] == [15] * 9
+    assert await state_of(rig, bad) == (Verification.REJECTED, "corrupted")
+    assert await state_of(rig, live) == (Verification.PENDING, ""), "nothing is said of a session that goes on"
+    assert rig.counters["ingest_segments_failed"] == 2
+    assert await rig.waiting() == ()
+    await rig.grow(live, len(of(5, OTHERS[9], version="deadly").data), complete=True)
+    await rig.ingest.settled()
+    assert await state_of(rig, live) == (Verification.REJECTED, "corrupted")
+    await rig.stop()
+
+
+async def test_a_decoder_that_was_killed_by_accident_costs_nothing(rig: Rig) -> None:
+    await rig.add(OTHERS[0], of(5, OTHERS[0]).seal())
+    await rig.ingest.settled()
+    process = rig.loader._decoder._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    upload_id = await rig.add(SESSION, of(5).seal())
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(15))
+    assert await state_of(rig, upload_id) == (Verification.VERIFIED, "")
+
+
+@pytest.mark.parametrize("lost", ["all", "end"])
+async def test_a_segment_whose_bytes_are_lost_is_set_aside(rig: Rig, lost: str) -> None:
+    await rig.stop_loading()
+    bad = await rig.add(SESSION, of(5).seal())
+    good = await rig.add(OTHERS[0], of(5, OTHERS[0]).seal())
+    if lost == "all":
+        rig.blobs.remove(bad)
+    else:
+        rig.blobs.settle(bad, 300)
+    await rig.start_loading()
+    await rig.ingest.settled()
+    assert await state_of(rig, bad) == (Verification.REJECTED, "corrupted")
+    assert await state_of(rig, good) == (Verification.VERIFIED, "")
+    assert bench(rig).sequences(OTHERS[0]) == list(range(15))
+
+
+async def test_rows_that_the_store_refuses_are_found_and_set_aside(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Analytics.load
+
+    def refusing(self: Analytics, decoded: Decoded, steps: Sequence[Step]) -> None:
+        if any(step.segment.session_id == SESSION for step in steps):
+            raise RowsRefused("no such number")
+        load(self, decoded, steps)
+
+    monkeypatch.setattr(Analytics, "load", refusing)
+    for session_id in (*OTHERS[:4], SESSION, *OTHERS[4:]):
+        await rig.add(session_id, of(5, session_id).seal())
+    await rig.ingest.settled()
+    assert [len(bench(rig).sequences(each)) for each in (SESSION, *OTHERS)] == [0, *([15] * 10)]
+    assert rig.counters["ingest_segments_failed"] == 1
+    assert list((rig.folder / "ingest").iterdir()) == [], "no rows are left lying about"
+
+
+async def test_when_the_machine_refuses_it_is_tried_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, refusals = Analytics.load, [AnalyticsError("no space left on device"), OSError(28, "no space left")]
+
+    def full(self: Analytics, decoded: Decoded, steps: Sequence[Step]) -> None:
+        if refusals:
+            raise refusals.pop()
+        load(self, decoded, steps)
+
+    monkeypatch.setattr(Analytics, "load", full)
+    monkeypatch.setattr(ingest, "RETRY_LONGEST", 0.01)
+    upload_id = await rig.add(SESSION, of(5).seal())
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(15))
+    assert await state_of(rig, upload_id) == (Verification.VERIFIED, "")
+    assert rig.counters["ingest_failures"] == 2
+
+
+async def lose(rig: Rig) -> None:
+    (rig.folder / "analytics.duckdb").unlink()
+
+
+async def spoil(rig: Rig) -> None:
+    (rig.folder / "analytics.duckdb").write_bytes(b"no database" * 99)
+
+
+@pytest.mark.parametrize("harm", [lose, spoil])
+async def test_a_store_that_is_lost_is_made_again(rig: Rig, harm: Callable[[Rig], Awaitable[None]]) -> None:
+    await rig.catalog.register([Registration(PRODUCT, session_row().summary, SessionState.WANTED)], 1.0)
+    await rig.add(SESSION, of(5).seal(), index=1)
+    await rig.ingest.settled()
+    await rig.stop_loading()
+    await harm(rig)
+    await rig.start_loading()
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(15))
+    assert bench(rig).sql("SELECT count(*) FROM session") == [(1,)]
+    assert rig.counters["ingest_stores_rebuilt"] == 1
+
+
+async def test_an_older_copy_of_the_store_is_brought_up_to_date(rig: Rig) -> None:
+    await rig.add(SESSION, of(5).seal())
+    await rig.ingest.settled()
+    await rig.stop_loading()
+    older = (rig.folder / "analytics.duckdb").read_bytes()
+    await rig.start_loading()
+    await rig.add(OTHERS[0], of(5, OTHERS[0]).seal())
+    await rig.ingest.settled()
+    await rig.stop_loading()
+    (rig.folder / "analytics.duckdb").write_bytes(older)
+    await rig.start_loading()
+    await rig.ingest.settled()
+    assert [bench(rig).sequences(each) for each in (SESSION, OTHERS[0])] == [list(range(15))] * 2
+
+
+async def test_sessions_are_copied_as_they_change(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "LISTED", 3)
+    offers = [Registration(PRODUCT, session_row(each).summary, SessionState.WANTED) for each in OTHERS]
+    await rig.catalog.register(offers, 1.0)
+    await rig.ingest.settled()
+    declined = [replace(offer, state=SessionState.DECLINED) for offer in offers[:4]]
+    await rig.catalog.register(declined, 2.0)
+    await rig.ingest.settled()
+    assert bench(rig).sql("SELECT state, count(*) FROM session GROUP BY 1 ORDER BY 1") == [
+        ("declined", 4),
+        ("wanted", 6),
+    ]
+
+
+async def test_a_session_that_the_store_refuses_is_passed_over(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Analytics.load_sessions
+
+    def refusing(self: Analytics, rows: Sequence[SessionRow], revision: int, folder: Path) -> None:
+        if any(row.summary.session_id == SESSION for row in rows):
+            raise RowsRefused("what a name")
+        load(self, rows, revision, folder)
+
+    monkeypatch.setattr(Analytics, "load_sessions", refusing)
+    ids = (*OTHERS[:4], SESSION, *OTHERS[4:])
+    await rig.catalog.register(
+        [Registration(PRODUCT, session_row(each).summary, SessionState.WANTED) for each in ids], 1.0
+    )
+    await rig.ingest.settled()
+    assert bench(rig).sql("SELECT count(*) FROM session") == [(10,)]
+    assert rig.counters["ingest_sessions_refused"] == 1
+
+
+async def test_stopping_in_the_middle_of_a_batch_is_prompt_and_loses_nothing(rig: Rig) -> None:
+    for number in range(40):
+        session_id = f"018f0000-0000-7000-8000-{number:012}"
+        await rig.add(session_id, of(1000, session_id).seal())
+    rig.wake.set()
+    await rig.stop_loading()
+    await rig.start_loading()
+    await rig.ingest.settled()
+    assert bench(rig).sql("SELECT count(*), count(DISTINCT (session_id, sequence)) FROM feature") == [
+        (120_000, 120_000)
+    ]

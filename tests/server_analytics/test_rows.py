@@ -1,0 +1,162 @@
+"""What becomes of a record on its way to a table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailboat.protocol import SegmentError, SegmentReader
+from mailboat.protocol.reader import raw_records
+from mailboat.protocol.records import Kind, Schema, decode
+from mailboat.server import rows
+from mailboat.server.decoder import raw_of
+from mailboat.server.rows import encode_rows, rows_of
+from testkit.segments import (
+    CLOCK,
+    Segment,
+    event,
+    exception,
+    feature,
+    installation,
+    pack,
+    positional,
+    timing,
+    value,
+)
+
+texts = st.text(max_size=12)
+plain_values = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False, allow_infinity=False), texts
+)
+attributes = st.dictionaries(
+    texts, st.recursive(plain_values, lambda inner: st.lists(inner, max_size=3), max_leaves=5), max_size=4
+)
+times = st.integers(0, 2**55)
+numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+levels = st.integers(0, 60)
+stacks = st.lists(st.tuples(texts, st.integers(0, 9), texts), max_size=3)
+records = st.one_of(
+    st.tuples(st.just(Kind.FEATURE), times, texts, attributes),
+    st.tuples(st.just(Kind.VALUE), times, texts, attributes, numbers, st.none() | texts),
+    st.tuples(st.just(Kind.TIMING), times, texts, attributes, st.integers(0, 2**60)),
+    st.tuples(st.just(Kind.EVENT), times, texts, attributes, levels, st.none() | texts),
+    st.tuples(st.just(Kind.EXCEPTION), times, texts, attributes, levels, texts, st.none() | texts, stacks, st.just([])),
+    st.tuples(st.just(Kind.INSTALLATION), times, texts, attributes),
+    st.tuples(st.just(Kind.POSITIONAL), times, st.just(3), plain_values, plain_values),
+)  # fmt: skip
+SCHEMAS = {3: Schema(3, Kind.FEATURE, "order.placed", ("user_id", "price"))}
+
+
+def lines_of(raws: list[Any], schemas: dict[int, Schema] | None = None) -> dict[str, list[dict[str, Any]]]:
+    made = rows_of(raws, 5, 100, CLOCK, schemas or {})
+    return {
+        table: [json.loads(line) for line in encode_rows(found).splitlines()] for table, found in made.items() if found
+    }
+
+
+@given(st.lists(records, min_size=1, max_size=20))
+def test_rows_say_what_the_protocol_reads(raws: list[tuple[Any, ...]]) -> None:
+    """The bulk path and the protocol's own decoder are two; this holds them together."""
+    plain = [json.loads(json.dumps(raw)) for raw in raws]
+    told = {line["q"]: (table, line) for table, lines in lines_of(plain, SCHEMAS).items() for line in lines}
+    assert sorted(told) == list(range(100, 100 + len(raws)))
+    for sequence, raw in enumerate(plain, 100):
+        table, line = told[sequence]
+        record = decode(raw, sequence, CLOCK, SCHEMAS)
+        assert (table, line["n"], line["s"]) == (record.kind, record.name, 5)
+        assert line["t"] == (raw[1] + CLOCK) // 1000
+        assert line["a"] == record.attributes
+        assert line.get("v") == (record.duration if table == "timing" else record.value)
+        assert (line.get("u"), line.get("m"), line.get("c")) == (record.unit, record.message, record.context)
+        assert line.get("l") == record.level
+        assert line.get("k", []) == list(record.stack)
+
+
+@given(st.lists(records, min_size=1, max_size=10))
+def test_the_fast_way_to_unpack_a_block_gives_what_the_thorough_one_gives(raws: list[tuple[Any, ...]]) -> None:
+    segment = Segment()
+    segment.block([pack(raw) for raw in raws], counts=[len(raws), *([0] * 11)])
+    (block,) = SegmentReader(segment.data).blocks()
+    assert raw_of(block, {}) == raw_records(block, {})
+
+
+def test_each_kind_has_its_table() -> None:
+    raws = [
+        feature(),
+        value("size", 3),
+        timing("parse", 0.5),
+        event("cache.miss", 30, "no entry"),
+        exception(),
+        installation("inst-42", plan="pro"),
+        positional(1, 7),
+        [99, 0, "of a later version", 1, 2],
+        positional(2, "declared nowhere"),
+    ]
+    lines = lines_of(raws, {1: Schema(1, Kind.FEATURE, "order.placed", ("user_id",))})
+    assert {table: [line["q"] for line in found] for table, found in lines.items()} == {
+        "feature": [100, 106],
+        "value": [101],
+        "timing": [102],
+        "event": [103],
+        "exception": [104],
+        "installation": [105],
+        "other": [107, 108],
+    }
+    assert lines["feature"][1]["a"] == {"user_id": 7}
+    assert [(line["k"], line["f"]) for line in lines["other"]] == [
+        ("99", ["of a later version", 1, 2]),
+        ("positional", [2, "declared nowhere"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [(-(2**63), 0), (1e30, rows._LATEST), (1.5e9, (CLOCK + 1_500_000_000) // 1000)],
+)
+def test_times_outside_any_calendar_are_moved_to_its_bounds(time: float, expected: int) -> None:
+    (line,) = lines_of([[Kind.FEATURE, time, "a", {}]])["feature"]
+    assert line["t"] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(True, 1.0), (2**64 - 1, 2.0**64), (float("nan"), None), (float("-inf"), None), ("7", None), (None, None)],
+)
+def test_a_value_is_a_finite_number_or_nothing(given: object, expected: float | None) -> None:
+    (line,) = lines_of([value("size", given)])["value"]
+    assert line["v"] == expected
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        [Kind.FEATURE, 0],
+        [Kind.FEATURE, "noon", "a", {}],
+        [Kind.FEATURE, 0, "a", [1]],
+        [Kind.FEATURE, float("inf"), "a", {}],
+        [Kind.VALUE, 0, "a", {}],
+        [Kind.TIMING, 0, "a", {}, "long"],
+        [Kind.EVENT, 0, "a", {}],
+        [[], 0, "a"],
+    ],
+)
+def test_fields_that_are_no_record_are_refused_with_the_record_named(raw: list[Any]) -> None:
+    with pytest.raises(SegmentError, match="record 101"):
+        rows_of([feature(), raw], 0, 100, CLOCK, {})
+
+
+def test_what_json_has_no_form_for_becomes_something_it_has() -> None:
+    odd = {"bytes": b"\x00\xff", "nan": float("nan"), None: 1, 5: 2, "deep": {None: [b"x"]}}
+    (line,) = lines_of([[Kind.FEATURE, 0, "a", odd]])["feature"]
+    assert line["a"] == {"bytes": "AP8=", "nan": None, "None": 1, "5": 2, "deep": {"None": ["eA=="]}}
+
+
+def test_a_row_that_the_loader_could_not_read_at_once_is_cut() -> None:
+    huge = {"text": "\x00" * (rows.MAX_ROW // 6 + 1)}
+    first, second, third = lines_of([feature("before"), [Kind.FEATURE, 0, "big", huge], feature("after")])["feature"]
+    assert (first["n"], second["n"], third["n"]) == ("before", "big", "after")
+    assert second["a"] == {"$cut": True}
