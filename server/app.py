@@ -24,6 +24,7 @@ from mailboat.protocol.errors import StoreError
 from mailboat.protocol.limits import MAX_NEGOTIATION_WIRE, MAX_OFFERS
 from mailboat.server import api, ingest, negotiation, uploads
 from mailboat.server.blobs import Blobs, LocalBlobs
+from mailboat.server.catalog import Catalog
 from mailboat.server.config import ServerConfig
 from mailboat.server.context import (
     BLOBS,
@@ -60,11 +61,13 @@ def create_app(
     *,
     clock: Callable[[], float] = time.time,
     open_blobs: Callable[[Path], Blobs] = LocalBlobs,
+    open_catalog: Callable[[Path], Catalog] = SqliteCatalog,
 ) -> web.Application:
     """The whole server as an application, to be run by `serving.run`, an aiohttp runner, or a test.
 
-    `clock` is the wall clock in Unix seconds; `open_blobs` makes the blob store in a folder, and is called in a thread.
-    Nothing is touched before the application starts up.
+    `clock` is the wall clock in Unix seconds. `open_blobs` makes the blob store in a folder, and is called in a thread;
+    `open_catalog` makes the catalog for a file, and its `open` does the work. Nothing is touched before the application
+    starts up.
     """
     app = web.Application(
         middlewares=[problems, authentication],
@@ -83,7 +86,7 @@ def create_app(
     app.on_response_prepare.append(add_version)
     app.on_shutdown.append(_end_transfers)
     app.cleanup_ctx.append(_threads)
-    app.cleanup_ctx.append(partial(_store, open_blobs))
+    app.cleanup_ctx.append(partial(_store, open_blobs, open_catalog))
     app.cleanup_ctx.append(_ingest)
     app.router.add_get("/v1/status", status)
     negotiation.add_routes(app)
@@ -116,10 +119,12 @@ async def _threads(app: web.Application) -> AsyncIterator[None]:
         await asyncio.to_thread(pool.shutdown)
 
 
-async def _store(open_blobs: Callable[[Path], Blobs], app: web.Application) -> AsyncIterator[None]:
+async def _store(
+    open_blobs: Callable[[Path], Blobs], open_catalog: Callable[[Path], Catalog], app: web.Application
+) -> AsyncIterator[None]:
     config = app[CONFIG]
     lock = await asyncio.to_thread(_locked_folder, config)
-    catalog = SqliteCatalog(config.data / CATALOG_FILE)
+    catalog = open_catalog(config.data / CATALOG_FILE)
     try:
         blobs = await asyncio.to_thread(open_blobs, config.data / BLOBS_FOLDER)
         await catalog.open()

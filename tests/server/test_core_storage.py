@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from mailboat.protocol import SegmentReader
+from mailboat.protocol.uploads.state import UploadState
 from mailboat.server import ServerConfig
 from mailboat.server.app import create_app
 from mailboat.server.blobs import BlobLost, LocalBlobs, LocalBlobWriter
-from mailboat.server.catalog import ProductRow
-from mailboat.server.context import CATALOG, COUNTERS
+from mailboat.server.catalog import CatalogError, ProductRow, UploadRow
+from mailboat.server.context import BLOBS, CATALOG, COUNTERS
 from mailboat.server.recovery import BOOT_NOTE, boot_id
 from mailboat.server.serving import RunningServer, running
 from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id
@@ -28,6 +29,7 @@ class FaultyBlobs(LocalBlobs):
     room: int | None = None
     failing_syncs = 0
     failing_opens = 0
+    events: list[str]
 
     def append(self, blob_id: str, offset: int) -> LocalBlobWriter:
         if self.failing_opens:
@@ -56,20 +58,40 @@ class FaultyWriter(LocalBlobWriter):
         if self._blobs.failing_syncs:
             self._blobs.failing_syncs -= 1
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return super().sync()
+        offset = super().sync()
+        self._blobs.events.append(f"synced {offset}")
+        return offset
+
+
+class ToldCatalog(SqliteCatalog):
+    """A real catalog that tells what it has committed, and fails as told."""
+
+    events: list[str]
+    failing = 0
+
+    async def store(self, state: UploadState, now: float) -> bool:
+        if self.failing:
+            self.failing -= 1
+            raise CatalogError("made up")
+        stored = await super().store(state, now)
+        self.events.append(f"stored {state.offset}")
+        return stored
+
+    async def finish_upload(self, row: UploadRow) -> bool:
+        finished = await super().finish_upload(row)
+        self.events.append(f"finished {row.state.offset} {row.verification}")
+        return finished
 
 
 @asynccontextmanager
 async def faulty(config: ServerConfig, key: str) -> AsyncIterator[tuple[RunningServer, Wire, FaultyBlobs]]:
-    made: list[FaultyBlobs] = []
-
-    def open_blobs(folder: Path) -> FaultyBlobs:
-        made.append(FaultyBlobs(folder))
-        return made[0]
-
-    app = create_app(config, open_blobs=open_blobs)
+    app = create_app(config, open_blobs=FaultyBlobs, open_catalog=ToldCatalog)
     async with running(config, app) as server, wired(server.url, key) as client:
-        yield server, client, made[0]
+        blobs, catalog = server.app[BLOBS], server.app[CATALOG]
+        assert isinstance(blobs, FaultyBlobs)
+        assert isinstance(catalog, ToldCatalog)
+        blobs.events = catalog.events = []
+        yield server, client, blobs
 
 
 async def finish(client: Wire, path: str, data: bytes) -> None:
@@ -78,6 +100,38 @@ async def finish(client: Wire, path: str, data: bytes) -> None:
     assert (await client.append(path, data[offset:], offset, complete=True)).complete
     (decision,) = await client.negotiate(summary_of(data))
     assert decision.verdict == "have"
+
+
+async def test_an_offset_is_told_after_its_sync_and_its_commit(config: ServerConfig, key: str) -> None:
+    data = make_segment(fresh_session_id())
+    size = len(data)
+    async with faulty(config, key) as (_, client, blobs):
+        path = await client.upload_of(data)
+        blobs.events.append("asked")
+        assert (await client.append(path, data[:100], 0, complete=False)).offset == 100
+        blobs.events.append("told")
+        assert (await client.append(path, data[100:], 100, complete=True)).offset == size
+        assert blobs.events == [
+            "asked",
+            "synced 100",
+            "stored 100",
+            "told",
+            f"synced {size}",
+            f"finished {size} verified",
+        ]
+
+
+async def test_an_offset_that_could_not_be_noted_is_not_told(config: ServerConfig, key: str) -> None:
+    data = make_segment(fresh_session_id())
+    async with faulty(config, key) as (server, client, blobs):
+        path = await client.upload_of(data)
+        catalog = server.app[CATALOG]
+        assert isinstance(catalog, ToldCatalog)
+        catalog.failing = 1
+        assert (await client.append(path, data[:500], 0, complete=False)).status == 503
+        assert (await client.ask("HEAD", path)).offset == 0
+        await finish(client, path, data)
+        assert blobs.path(path.rpartition("/")[2]).read_bytes() == data
 
 
 async def test_a_disk_that_fills_up_keeps_what_fitted(config: ServerConfig, key: str) -> None:
