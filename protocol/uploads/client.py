@@ -89,9 +89,10 @@ class UploadClient:
         self._target = target
         self._resource = resource
         self._offset = acknowledged or 0
-        # The last byte that any request can have brought to the server. An earlier process may have sent everything
-        # there was, so until the resource itself has told its offset, that is the bound.
-        self._sent: int | None = None
+        # The last byte that any request of ours can have brought to the server. Before the resource itself has told its
+        # offset, what an earlier process sent comes on top: up to everything there is.
+        self._sent = self._offset
+        self._told = False
         self._limits = Limits()
         self._shrunk: int | None = None
         self._backoff = backoff if backoff is not None else Backoff()
@@ -251,7 +252,7 @@ class UploadClient:
             if size < left:
                 return self._give_up(Refused(413, None, f"the server's limits leave nothing to send: {limits}"))
             return Wait(None)
-        self._sent = max(self._bound, self._offset + size)
+        self._sent = max(self._sent, self._offset + size)
         return self._begin(Append(self._offset, complete, self._source.final_length, size))
 
     def _most(self) -> int:
@@ -313,7 +314,7 @@ class UploadClient:
         if resource is None:
             return self._fail(NotOurs(reply.status, "the new upload lies at another origin"))
         self._resource = resource
-        self._sent = 0
+        self._told = True
         if reply.offset not in (None, 0) or reply.complete is True:
             return self._learn(reply.offset, Query(), pause, complete=reply.complete is True)
         self._backoff = self._backoff.succeeded()
@@ -322,7 +323,7 @@ class UploadClient:
 
     @property
     def _bound(self) -> int:
-        return self._source.length if self._sent is None else self._sent
+        return self._sent if self._told else self._source.length
 
     def _learn(self, offset: int | None, flight: Request, pause: _Pause, *, complete: bool) -> Outcome:
         """Take the server's word on where the upload stands, if it can be true."""
@@ -334,7 +335,8 @@ class UploadClient:
             return self._fail(OutOfSync(self._offset, offset, reason))
         progress = offset > self._offset
         self._offset = offset
-        self._sent = max(self._sent or 0, offset)
+        self._sent = max(self._sent, offset)
+        self._told = True
         if complete:
             return self._finish(Completed(offset))
         if progress:

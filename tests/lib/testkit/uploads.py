@@ -6,6 +6,7 @@ any two. What a transfer received is durable only once it was recorded; `restart
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -168,3 +169,49 @@ class MemoryServer:
         transfer = Transfer(self, accepted, version, created=created)
         self.transfers[accepted.state.id] = transfer
         return transfer
+
+
+# -- requests as tests write them ------------------------------------------------------------------------------------
+
+REGISTRY = "https://iana.org/assignments/http-problem-types"
+
+
+def patch(offset: int | str, *, complete: str = "?0", **fields: str) -> dict[str, str]:
+    """The header fields of an append; further ones by name, with underscores for hyphens."""
+    headers = {
+        "Content-Type": rufh.PARTIAL_UPLOAD,
+        "Upload-Offset": str(offset),
+        "Upload-Complete": complete,
+        "Upload-Draft-Interop-Version": "9",
+    }
+    return headers | named(fields)
+
+
+def named(fields: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in fields.items()}
+
+
+def made(server: MemoryServer | None = None, body: bytes = b"", **fields: str) -> tuple[MemoryServer, str]:
+    """A server and the URL of an upload on it that holds `body`."""
+    server = server or MemoryServer()
+    created = server.handle("POST", PLACE, {"Upload-Complete": "?0"} | named(fields), body)
+    assert created.status == 201
+    return server, created.headers["Location"]
+
+
+def head(server: MemoryServer, url: str) -> HttpAnswer:
+    return server.handle("HEAD", url, {"Upload-Draft-Interop-Version": "9"})
+
+
+def stored(server: MemoryServer, url: str) -> bytes:
+    return bytes(server.uploads[url.removeprefix(f"{PLACE}/")].blob)
+
+
+def problem(reply: HttpAnswer) -> str:
+    """The type of the problem document that `reply` must be."""
+    assert reply.headers["Content-Type"] == "application/problem+json"
+    document = json.loads(reply.body)
+    assert document["status"] == reply.status
+    kind = document["type"]
+    assert isinstance(kind, str)
+    return kind
