@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +22,8 @@ from mailboat.server.context import BLOBS, CATALOG, COUNTERS
 from mailboat.server.recovery import BOOT_NOTE, boot_id
 from mailboat.server.serving import RunningServer, running
 from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id
-from testkit.serverkit import Wire, fresh_session_id, make_segment, summary_of, wired
+from mailboat.server.turns import TURNS
+from testkit.serverkit import RawAppend, Wire, eventually, fresh_session_id, make_segment, summary_of, wired
 
 
 class FaultyBlobs(LocalBlobs):
@@ -29,6 +32,8 @@ class FaultyBlobs(LocalBlobs):
     room: int | None = None
     failing_syncs = 0
     failing_opens = 0
+    gate: threading.Event | None = None
+    at_gate: threading.Event
     events: list[str]
 
     def append(self, blob_id: str, offset: int) -> LocalBlobWriter:
@@ -58,6 +63,9 @@ class FaultyWriter(LocalBlobWriter):
         if self._blobs.failing_syncs:
             self._blobs.failing_syncs -= 1
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if self._blobs.gate is not None:
+            self._blobs.at_gate.set()
+            assert self._blobs.gate.wait(30)
         offset = super().sync()
         self._blobs.events.append(f"synced {offset}")
         return offset
@@ -119,6 +127,31 @@ async def test_an_offset_is_told_after_its_sync_and_its_commit(config: ServerCon
             f"synced {size}",
             f"finished {size} verified",
         ]
+
+
+async def test_who_was_overtaken_while_waiting_holds_nobody(config: ServerConfig, key: str) -> None:
+    """An append waits for the sync of an older one, and stalls; a query that came after it must not wait for that."""
+    data = make_segment(fresh_session_id())
+    async with faulty(config, key) as (server, client, blobs):
+        path = await client.upload_of(data)
+        line = server.app[TURNS]._lines
+        name = path.rpartition("/")[2]
+        blobs.gate, blobs.at_gate = threading.Event(), threading.Event()
+        first = asyncio.ensure_future(client.append(path, data[:100], 0, complete=False))
+        await eventually(blobs.at_gate.is_set)
+        stalling = await RawAppend.begin(client, path, len(data) - 100, 100)
+        await stalling.send(data[100:200])
+        await eventually(lambda: line[name].present == 2)
+        query = asyncio.ensure_future(client.ask("HEAD", path))
+        await eventually(lambda: line[name].present == 3)
+        blobs.gate.set()
+        async with asyncio.timeout(10):
+            assert (await first).offset == 100
+            assert 100 <= (await query).offset <= 200
+            assert await stalling.status() == 409
+        await stalling.close()
+        await finish(client, path, data)
+        assert blobs.path(name).read_bytes() == data
 
 
 async def test_an_offset_that_could_not_be_noted_is_not_told(config: ServerConfig, key: str) -> None:
@@ -319,6 +352,10 @@ def test_a_blob_is_appended_to_and_read_back(tmp_path: Path) -> None:
     again.close()
     assert blobs.read(name, 0, 100) == b"hello world"
     assert blobs.read(name, 6, 3) == b"wor"
+    shorter = blobs.append(name, 5)
+    shorter.write(b"!")
+    shorter.close()
+    assert blobs.read(name, 0, 100) == b"hello!"
     assert blobs.path(name).stat().st_mode & 0o077 == 0
     with pytest.raises(BlobLost):
         blobs.append(name, 12)
