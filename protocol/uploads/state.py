@@ -44,9 +44,10 @@ class Event(Enum):
 
 
 # The theory in one place: bytes only while open; an end is reached once and never left, except that a complete upload's
-# *resource* may still go (its bytes were handed over when it completed). OVERRUN: a client sent more than the length it
-# had stated, so nobody can say any more which bytes are meant (RUFH 4.4.2: "marking the upload resource invalid"). LOSE:
-# the server lost bytes that it had announced; to go back is no way out, since an offset never decreases (4.1.1).
+# *resource* may still go (its bytes were handed over when it completed).
+# OVERRUN: a client sent more than the length it had stated, so nobody can say any more which bytes are meant (RUFH
+# 4.4.2: "marking the upload resource invalid"). LOSE: the server lost bytes that it had announced; to go back is no way
+# out, since an offset never decreases (4.1.1).
 TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = MappingProxyType(
     {
         (Phase.OPEN, Event.APPEND): Phase.OPEN,
