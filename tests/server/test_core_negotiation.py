@@ -314,9 +314,16 @@ async def test_odd_texts_and_numbers_do_not_break_the_server(
 ) -> None:
     message = json.loads(Request(AGENT, (another(summary),)).encode(wire.JSON_MEDIA_TYPE))
     offer = message["offers"][0]
-    offer["info"].update(application="\ud800 \0 \U0001f600", version="x" * 1_024, properties={"\udfff": float("nan")})
-    offer["counts"] = dict.fromkeys(offer["counts"], 2**63 - 1)
+    offer["info"].update(
+        application="\0 \U0001f600", version="x" * 1_024, properties={"\udfff": float("nan"), "x": "\ud800"}
+    )
+    offer["counts"] = dict.fromkeys(offer["counts"], 2 ** 63 - 1)
     offer["started"], offer["ended"] = 0.0, 1e15
+    answer = await client.ask(
+        "POST", "/v1/negotiate", data=json.dumps(message).encode(), Content_Type=wire.JSON_MEDIA_TYPE
+    )
+    assert answer.status in (200, 400), answer
+    offer["info"]["properties"] = {"x": float("inf")}
     answer = await client.ask(
         "POST", "/v1/negotiate", data=json.dumps(message).encode(), Content_Type=wire.JSON_MEDIA_TYPE
     )
