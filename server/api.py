@@ -99,7 +99,8 @@ async def list_sessions(request: web.Request) -> web.StreamResponse:
 
 async def show_session(request: web.Request) -> web.StreamResponse:
     """``GET /api/v1/sessions/{id}``."""
-    row = await _session(request, ("product",))
+    reader(request)
+    row = await _session(request, Parameters(request, ("product",)))
     session_id = row.summary.session_id
     answer = await _ask(request, functools.partial(reports.gaps, row.product, session_id))
     return _json({**session_json(row), "segments": [asdict(each) for each in row.segments], **answer})
@@ -107,12 +108,13 @@ async def show_session(request: web.Request) -> web.StreamResponse:
 
 async def list_records(request: web.Request) -> web.StreamResponse:
     """``GET /api/v1/sessions/{id}/records``."""
-    row = await _session(request, ("product", "after", *PAGING, "kind", "name"))
+    reader(request)
     given = Parameters(request, ("product", "after", *PAGING, "kind", "name"))
     if given.text("after") is not None and given.text("cursor") is not None:
         raise refused("cursor", "give either it or `after`: they mean the same")
     after = given.whole("cursor" if given.text("cursor") is not None else "after", -1, -1, 2**63 - 1)
     query = PageQuery(after, given.whole("limit", 1000, 1, MAX_RECORDS), given.text("kind"), given.text("name"))
+    row = await _session(request, given)
     read = functools.partial(_records, request.app[PLAYBACK].page, row, query)
     body = await asyncio.get_running_loop().run_in_executor(request.app[WORKERS], read)
     return _answer(body)
@@ -126,9 +128,8 @@ def _records(read: Callable[[tuple[SegmentRow, ...], PageQuery], Page], row: Ses
     return b'{"session":' + encode(row.summary.session_id) + b',"records":[' + records + b"]," + rest[1:]
 
 
-async def _session(request: web.Request, known: tuple[str, ...]) -> SessionRow:
-    principal = reader(request)
-    product = product_of(principal, Parameters(request, known).text("product"))
+async def _session(request: web.Request, given: Parameters) -> SessionRow:
+    product = product_of(reader(request), given.text("product"))
     session_id = request.match_info["id"]
     if not is_canonical(session_id):
         raise refused("id", f"expected a session's id (a UUID in canonical form), got {session_id!r:.80}")

@@ -78,8 +78,8 @@ class Loader:
         await loop.run_in_executor(self._decoding, self._decoder.close)
         if hasattr(self, "analytics"):
             await self._write(self.analytics.close)
-        self._writing.shutdown()
-        self._decoding.shutdown()
+        for executor in (self._writing, self._decoding):
+            await asyncio.to_thread(executor.shutdown)
 
     # -- what is known -------------------------------------------------------------------------------------------
 

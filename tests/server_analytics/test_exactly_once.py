@@ -104,7 +104,7 @@ async def killed(tmp_path: Path, seed: int, kills: int, sessions: int) -> None:
 
 
 async def test_a_loader_killed_at_random_moments_loads_every_record_once(tmp_path: Path, seed: int) -> None:
-    await killed(tmp_path, seed, kills=8, sessions=10)
+    await killed(tmp_path, seed, kills=6, sessions=8)
 
 
 @pytest.mark.soak
