@@ -80,7 +80,8 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
     plans = await _plans(request, principal, asked)
     now = app[CLOCK]()
     ruled = await run_in_worker(app, _rule_all, asked, plans, now, app[CONFIG].min_free_bytes, app[BLOBS])
-    held = await app[CATALOG].register(ruled.registrations, now, ruled.ledger)
+    registrations = ruled.registrations  # none, and hence no commit, when the key reaches no product that was named
+    held = await app[CATALOG].register(registrations, now, ruled.ledger) if registrations else ()
     accepts = _ZSTD in request.headers.get("Accept-Encoding", "")
     content = await run_in_worker(app, _answer, ruled.offers, held, media_type, accepts)
     app[COUNTERS]["offers"] += len(ruled.offers)
