@@ -317,7 +317,7 @@ async def test_odd_texts_and_numbers_do_not_break_the_server(
     offer["info"].update(
         application="\0 \U0001f600", version="x" * 1_024, properties={"\udfff": float("nan"), "x": "\ud800"}
     )
-    offer["counts"] = dict.fromkeys(offer["counts"], 2 ** 63 - 1)
+    offer["counts"] = dict.fromkeys(offer["counts"], 2**63 - 1)
     offer["started"], offer["ended"] = 0.0, 1e15
     answer = await client.ask(
         "POST", "/v1/negotiate", data=json.dumps(message).encode(), Content_Type=wire.JSON_MEDIA_TYPE
