@@ -27,8 +27,15 @@ MAX_STACK_FRAMES: Final = 100
 MAX_CAUSES: Final = 8
 """Exceptions kept of one chain of causes."""
 
+MAX_ENTRIES: Final = 65_536
+"""Entries, in all its containers together, of a record that has to be converted before it packs: a container that holds
+itself, or an endless one, must not hold up the caller."""
+
 MAX_SCHEMA_FIELDS: Final = 64
 """Fields of a declared emitter."""
+
+MAX_SCHEMAS: Final = 4096
+"""Emitters declared in one session: they are repeated in each of its segments. An application has a few dozen."""
 
 # -- segments ------------------------------------------------------------------------------------------------------
 
@@ -67,6 +74,9 @@ MAX_PROPERTIES: Final = 64
 MAX_PROPERTY_TEXT: Final = 1024
 """Characters of one text in a summary: summaries are for lists, not for content."""
 
+MAX_PROPERTY_BYTES: Final = 16 * KIB
+"""Bytes of one property map: with the largest texts around it, it fits a preamble and a seal (`MAX_PREAMBLE`)."""
+
 # -- transfer ------------------------------------------------------------------------------------------------------
 
 MAX_RETRY_AFTER: Final = 24 * 3600.0
@@ -92,8 +102,9 @@ POISON_ATTEMPTS: Final = 3
 MIN_JOURNAL: Final = 128 * KIB
 """Two halves of one mapping granule each on every platform (64 KiB on Windows)."""
 
-MAX_JOURNAL: Final = 8 * MIB
-"""Two halves of `MAX_BLOCK_RAW`: a half becomes one block."""
+MAX_JOURNAL: Final = 2 * MIB
+"""Two halves of `MAX_RECORD`: what is larger than a record may be does not fit a half, and is looked at before it is
+kept."""
 
 JOURNAL_GROWTH: Final = 64 * MIB
 """Bytes of additional halves taken while the writer is behind a burst; beyond it a caller that fills a half is

@@ -164,7 +164,7 @@ class Decision:
             verdict=Verdict(text) if text in list(Verdict) else Verdict.LATER,
             reason=fields.text("reason", ""),
             explanation=fields.text("explanation", ""),
-            after=fields.number("after", 0.0),
+            after=min(fields.number("after", 0.0), MAX_RETRY_AFTER),
             priority=fields.whole("priority", 0, low=-(2**31), high=2**31),
             segments=fields.each("segments", MAX_SEGMENTS, SegmentDecision.read),
         )

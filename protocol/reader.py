@@ -14,7 +14,7 @@ data, `feed` it, and take `blocks()` after each feed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,7 +31,6 @@ from mailboat.protocol.segment import (
     ENCODING_ZSTD,
     PREAMBLE_MAGIC,
     SEAL_MAGIC,
-    SEAL_START,
     SEAL_TAG,
     SKIPPABLE,
     BlockHeader,
@@ -41,6 +40,8 @@ from mailboat.protocol.segment import (
 
 SHORTEST_RECORD: Final = 3
 """Kind, time and name."""
+
+PairsHook = Callable[[Iterable[tuple[Any, Any]]], dict[Any, Any]]
 
 _MAX_FRAME: Final = {PREAMBLE_MAGIC: MAX_PREAMBLE + 1024, SEAL_MAGIC: MAX_SEAL + 1024}
 _KEEP_IN_SEARCH: Final = MAX_SEAL + 1024 + SKIPPABLE.size
@@ -90,33 +91,62 @@ def decompress(block: Block) -> bytes:
             )
         if not declared:
             return b""
-        return zstandard.ZstdDecompressor(max_window_size=MAX_BLOCK).decompress(block.payload, max_output_size=declared)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_BLOCK)
+        return decompressor.decompress(block.payload, max_output_size=declared, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise SegmentError(f"the block at {block.offset} does not decompress: {error}") from error
 
 
-def unpack(raw: bytes) -> Iterator[list[Any]]:
-    """The records packed in `raw`, one by one as raw fields; `SegmentError` where they are no records."""
-    unpacker = msgpack.Unpacker(max_buffer_size=max(len(raw), 1), strict_map_key=False, unicode_errors="replace")
+def unpack(raw: bytes) -> list[list[Any]]:
+    """The records packed in `raw` as raw fields; `SegmentError` if it holds anything else."""
+    records, end = whole_records(raw)
+    if end != len(raw):
+        raise SegmentError(f"what stands at byte {end} of {len(raw)} is no record, or is cut short")
+    return records
+
+
+def whole_records(raw: bytes) -> tuple[list[list[Any]], int]:
+    """The records at the start of `raw` up to the first that is none or cut short, and the place where that begins."""
+    try:
+        return _whole_records(raw, None)
+    except TypeError:  # a map's key is itself a list or a map, as of a dict with tuples for keys: once more, slowly
+        return _whole_records(raw, _as_map)
+
+
+def _whole_records(raw: bytes, pairs_hook: PairsHook | None) -> tuple[list[list[Any]], int]:
+    records: list[list[Any]] = []
+    end = 0
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=max(len(raw), 1),
+        strict_map_key=False,
+        unicode_errors="replace",
+        object_pairs_hook=pairs_hook,
+    )
     unpacker.feed(raw)
     try:
         for record in unpacker:
-            if not isinstance(record, list) or len(record) < SHORTEST_RECORD or not isinstance(record[0], int):
-                raise SegmentError(f"expected a record, got {record!r:.80}")
-            yield record
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        if isinstance(error, SegmentError):
-            raise
-        raise SegmentError(f"the records are no msgpack: {error}") from error
-    if unpacker.tell() != len(raw):
-        raise SegmentError("the last record is cut short")
+            if not _is_record(record):
+                break
+            records.append(record)
+            end = unpacker.tell()
+    except (ValueError, msgpack.UnpackException, RecursionError):
+        pass  # that is where the records end
+    return records, end
+
+
+def _is_record(value: object) -> bool:
+    return isinstance(value, list) and len(value) >= SHORTEST_RECORD and isinstance(value[0], int)
+
+
+def _as_map(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {str(key) if isinstance(key, list | dict) else key: value for key, value in pairs}
 
 
 def raw_records(block: Block, schemas: dict[int, Schema]) -> list[list[Any]]:
     """The raw fields of a block's records, all of them or `SegmentError`; declarations among them are added to
     `schemas`.
     """
-    records = list(unpack(decompress(block)))
+    records = unpack(decompress(block))
     if block.header.counts[SCHEMA_COUNTER]:
         declared = [schema_of(record) for record in records if record[0] == Kind.SCHEMA]
         schemas.update((schema.number, schema) for schema in declared)
@@ -148,6 +178,7 @@ class SegmentReader:
         self._closed = False
         self._salt: int | None = None
         self._damage_from: int | None = None
+        self._begun_without: int | None = None
         self._digest = hashlib.sha256()
         self._digest_checks: bool | None = None
         if data is not None:
@@ -184,10 +215,19 @@ class SegmentReader:
         header = block.header
         try:
             raw = raw_records(block, self.schemas)
-            return [decode(fields, header.first + at, header.clock, self.schemas) for at, fields in enumerate(raw)]
         except SegmentError as error:
-            self.gaps.append(Gap(block.offset, block.end - block.offset, str(error), header.first, header.records))
+            self._lose(block, str(error), header.first, header.records)
             return []
+        records = []
+        for sequence, fields in enumerate(raw, header.first):
+            try:
+                records.append(decode(fields, sequence, header.clock, self.schemas))
+            except SegmentError as error:  # costs itself alone
+                self._lose(block, str(error), sequence, 1)
+        return records
+
+    def _lose(self, block: Block, reason: str, first: int, records: int) -> None:
+        self.gaps.append(Gap(block.offset, block.end - block.offset, reason, first, records))
 
     def blocks(self) -> Iterator[Block]:
         """The intact blocks among what was fed and not yet handed out."""
@@ -239,6 +279,9 @@ class SegmentReader:
             return self._start_damage()
         self._digest_checks = self._digest.digest() == seal.sha256
         self._note_missing(seal.next, self.offset, 0, "the blocks before the seal are missing")
+        first = seal.next - seal.records
+        if self._begun_without is not None and self._begun_without > first:
+            self.gaps.append(Gap(0, 0, "the blocks after the preamble are missing", first, self._begun_without - first))
         self._consume(len(frame))
         self.seal = seal
         return True
@@ -298,10 +341,13 @@ class SegmentReader:
         header = self._header_at(0)
         if header is not None:
             return header.first
-        seal = self._seal_at(0)
-        return seal.next if seal is not None else self.next
+        ending = self._ending()
+        return ending[0].next if ending is not None else self.next
 
     def _note_missing(self, following: int, offset: int, length: int, reason: str) -> bool:
+        if offset == 0 and self.preamble is None:
+            # Without its preamble nobody knows where the segment begins, until its seal says how much it holds.
+            self._begun_without = self.next = following
         missing = following - self.next
         if missing > 0:
             self.gaps.append(Gap(offset, length, reason, self.next, missing))
@@ -309,18 +355,23 @@ class SegmentReader:
         return missing > 0
 
     def _find_frame(self, start: int) -> int | None:
-        """The index of the first intact header or seal at or after `start`."""
-        for at in _occurrences(self._buffer, start):
-            if self._header_at(at) is not None or self._seal_at(at) is not None:
+        """The index of the first intact header at or after `start`, or of the seal that the segment ends with."""
+        at = self._buffer.find(BLOCK_START, start)
+        while at >= 0:
+            if self._header_at(at) is not None:
                 return at
-        return None
+            at = self._buffer.find(BLOCK_START, at + 1)
+        # A seal is only looked for at the end, where it has to be: to try every place that looks like the start of one
+        # would take hours over bytes made for it.
+        ending = self._ending()
+        return len(self._buffer) - ending[1] if ending and len(self._buffer) - ending[1] >= start else None
 
-    def _seal_at(self, at: int) -> Seal | None:
-        if not self._buffer.startswith(SEAL_START, at) or len(self._buffer) < at + SKIPPABLE.size:
+    def _ending(self) -> tuple[Seal, int] | None:
+        """The seal at the end of a segment that is complete, and the size of its frame."""
+        if not self._closed or self.seal is not None:
             return None
-        size = SKIPPABLE.size + SKIPPABLE.unpack_from(self._buffer, at)[1]
         try:
-            return Seal.decode(bytes(self._buffer[at : at + size])) if size <= MAX_SEAL + 1024 else None
+            return Seal.at_end_of(bytes(self._buffer[-_KEEP_IN_SEARCH:]))
         except SegmentError:
             return None
 
@@ -328,14 +379,3 @@ class SegmentReader:
         self._digest.update(memoryview(self._buffer)[:length])
         del self._buffer[:length]
         self.offset += length
-
-
-def _occurrences(buffer: bytearray, start: int) -> Iterator[int]:
-    """Where a block or a seal may begin, in order."""
-    at = start - 1
-    while True:
-        places = [place for head in (BLOCK_START, SEAL_START) if (place := buffer.find(head, at + 1)) >= 0]
-        if not places:
-            return
-        at = min(places)
-        yield at

@@ -26,6 +26,7 @@ those that are missing, and hands out a kind it does not know with its raw field
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -77,6 +78,8 @@ SCHEMA_COUNTER: Final = len(COUNTERS) - 1
 
 LEVELS: Final = tuple(Level)
 
+LEVELLED_KINDS: Final = (Kind.EVENT, Kind.EXCEPTION)
+
 
 def counter(kind: int) -> int:
     """The index in `COUNTERS` under which a record of `kind` is counted; `SegmentError` for a kind that is unknown."""
@@ -89,8 +92,7 @@ def counter(kind: int) -> int:
 
 def level_counter(level: int) -> int:
     """The index in `COUNTERS` under which a record of `level` is counted: the highest level that it reaches."""
-    reached = sum(level >= known for known in LEVELS)
-    return KIND_COUNTERS + max(reached, 1) - 1
+    return KIND_COUNTERS + max(bisect_right(LEVELS, level), 1) - 1
 
 
 def records_counted(counts: Sequence[int]) -> int:
@@ -99,14 +101,21 @@ def records_counted(counts: Sequence[int]) -> int:
 
 
 def count_raw(raw: Sequence[Any], counts: list[int], schemas: Mapping[int, Schema]) -> None:
-    """Add one record, as unpacked, to `counts`; used where no counter was kept (recovery)."""
+    """Add one record, as unpacked, to `counts`; used where no counter was kept (recovery).
+
+    Whatever it holds, it is counted as one record (or declaration), under an event where nothing better is known: it
+    has its sequence number.
+    """
     kind = raw[0]
-    if kind == Kind.POSITIONAL:
-        schema = schemas.get(raw[2])
+    if kind == Kind.SCHEMA:
+        counts[SCHEMA_COUNTER] += 1
+        return
+    if kind == Kind.POSITIONAL:  # has no level, whatever its kind
+        schema = schemas.get(raw[2]) if isinstance(raw[2], int) else None
         kind = schema.kind if schema else Kind.FEATURE
-    counts[counter(kind)] += 1
-    if kind in (Kind.EVENT, Kind.EXCEPTION):
+    elif kind in LEVELLED_KINDS and isinstance(_at(raw, 4), int):
         counts[level_counter(raw[4])] += 1
+    counts[counter(kind if kind in COUNTED_KINDS else Kind.EVENT)] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +166,7 @@ def schema_of(raw: Sequence[Any]) -> Schema:
     try:
         _, _, name, fields, number, kind = raw[:6]
         return Schema(int(number), int(kind), str(name), tuple(map(str, fields)))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise SegmentError(f"a schema record is malformed: {error}") from error
 
 
@@ -174,7 +183,7 @@ def decode(raw: Sequence[Any], sequence: int, clock: int, schemas: Mapping[int, 
         if kind not in KIND_NAMES:
             return Record(sequence, time, str(kind), "", {}, rest=tuple(raw[2:]))
         return Record(sequence, time, KIND_NAMES[kind], str(raw[2]), *_DECODERS[kind](raw))
-    except (IndexError, TypeError, KeyError, ValueError) as error:
+    except (IndexError, TypeError, KeyError, ValueError, OverflowError) as error:
         raise SegmentError(f"record {sequence} has the wrong fields: {error!r}") from error
 
 

@@ -161,7 +161,7 @@ class Preamble:
                 info=dict(values.get("info", {})),
                 version=version,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise SegmentError(f"the preamble lacks a field or has a wrong one: {error}") from error
 
 
@@ -294,7 +294,7 @@ class Seal:
                 installation=values.get("installation"),
                 lost={str(reason): int(count) for reason, count in (values.get("lost") or {}).items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise SegmentError(f"the seal lacks a field or has a wrong one: {error}") from error
 
     @classmethod

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
+from math import isfinite
 from typing import Any, Final
 
 from mailboat.protocol.ids import canonical
-from mailboat.protocol.limits import MAX_PROPERTIES, MAX_PROPERTY_TEXT, MAX_SEGMENT, MAX_SEGMENTS
+from mailboat.protocol.limits import MAX_PROPERTIES, MAX_PROPERTY_BYTES, MAX_PROPERTY_TEXT, MAX_SEGMENT, MAX_SEGMENTS
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS
 from mailboat.protocol.segment import Preamble, Seal, SealReason
 from mailboat.protocol.wire import Fields
@@ -36,6 +38,9 @@ INFO_TEXTS: Final = (
 
 PERSONAL_TEXTS: Final = ("user", "host", "command")
 """Those that an anonymous session leaves empty."""
+
+_ENTRY_BYTES: Final = 16
+"""What an entry of a property map takes beside its texts, at most."""
 
 
 class Status(StrEnum):
@@ -205,8 +210,9 @@ class Summary:
 
 
 def _lost(fields: Fields) -> dict[str, int]:
-    reasons = Fields(fields.mapping("lost"), fields.place("lost"))
-    return {reason: reasons.whole(reason) for reason in fields.mapping("lost")}
+    given = fields.mapping("lost")
+    reasons = Fields(given, fields.place("lost"))
+    return {cut_text(reason): reasons.whole(reason) for reason in islice(given, MAX_PROPERTIES)}
 
 
 def _status(fields: Fields) -> Status:
@@ -221,12 +227,38 @@ def properties_of(fields: Fields, name: str) -> dict[str, Any]:
 
 
 def cut_properties(values: Mapping[str, Any]) -> dict[str, Any]:
-    """At most `MAX_PROPERTIES` entries; scalars stay (texts up to `MAX_PROPERTY_TEXT`), anything else becomes text."""
+    """At most `MAX_PROPERTIES` entries of `MAX_PROPERTY_BYTES` together; scalars stay, anything else becomes text.
+
+    Takes any values at all, and gives such as every encoding can carry.
+    """
     cut: dict[str, Any] = {}
-    for name, value in list(values.items())[:MAX_PROPERTIES]:
-        scalar = value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63)
-        cut[str(name)[:MAX_PROPERTY_TEXT]] = value if scalar else str(value)[:MAX_PROPERTY_TEXT]
+    room = MAX_PROPERTY_BYTES
+    for name, value in islice(values.items(), MAX_PROPERTIES):
+        key, plain = cut_text(name), _plain(value)
+        room -= _ENTRY_BYTES + len(key.encode()) + len(plain.encode() if isinstance(plain, str) else b"")
+        if room >= 0:
+            cut[key] = plain
     return cut
+
+
+def cut_text(value: object, limit: int = MAX_PROPERTY_TEXT) -> str:
+    """`value` as a text of at most `limit` bytes of UTF-8, whatever it is."""
+    try:
+        text = value if isinstance(value, str) else str(value)
+        encoded = str.encode(text, "utf-8", "backslashreplace")
+    except Exception as error:  # noqa: BLE001 - any type of the host's, whose __str__ may do anything
+        encoded = f"<{type(value).__name__}: no text, {type(error).__name__}>".encode(errors="backslashreplace")
+    return encoded[:limit].decode(errors="ignore")
+
+
+def _plain(value: object) -> bool | float | int | str | None:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float) and isfinite(value):
+        return float(value)
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return int(value)
+    return cut_text(value)
 
 
 def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
@@ -237,18 +269,19 @@ def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
     first, last = parts[0][0], parts[-1][1]
     counts = tuple(map(sum, zip(*(seal.counts for _, seal, _ in parts), strict=True)))
     installation = next((seal.installation for _, seal, _ in reversed(parts) if seal.installation), None) or {}
+    properties = installation.get("properties")
     elapsed = max(0, last.ended_monotonic - first.started_monotonic) / 1e9
     return Summary(
         session_id=canonical(first.session_id, "preamble.session"),
         info=Info.from_wire(dict(first.info)),
-        started=first.started_wall / 1e9,
+        started=max(first.started_wall, 0) / 1e9,
         ended=max(last.ended_wall, 0) / 1e9,
         duration=elapsed,
         status=Status.CRASHED if last.reason is SealReason.CRASHED else Status.STOPPED,
         counts=counts,
         segments=tuple(sealed_state(preamble.index, seal, size) for preamble, seal, size in parts),
-        installation=str(installation.get("id", "")),
-        installation_properties=cut_properties(installation.get("properties") or {}),
+        installation=cut_text(installation.get("id", "")),
+        installation_properties=cut_properties(properties if isinstance(properties, Mapping) else {}),
         lost=dict(last.lost),
     )
 

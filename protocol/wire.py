@@ -86,6 +86,8 @@ class Fields:
             raise self._wrong(name, "a text", value)
         if len(value) > limit:
             raise WireError(f"{self.place(name)}: a text of {len(value)} characters, at most {limit} are taken")
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise WireError(f"{self.place(name)}: a text with half a surrogate pair, which nothing can encode")
         return value
 
     def whole(self, name: str, default: int | None = None, low: int = 0, high: int = 2**63 - 1) -> int:

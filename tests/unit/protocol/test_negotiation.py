@@ -1,0 +1,184 @@
+"""Negotiation messages: they survive both encodings, and no bytes of a peer raise anything but `WireError`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailboat.protocol import wire
+from mailboat.protocol.errors import WireError
+from mailboat.protocol.limits import BACKOFF_FIRST, MAX_OFFERS, MAX_RETRY_AFTER, MAX_SEGMENT
+from mailboat.protocol.negotiation import Decision, Policy, Reply, Request, SegmentDecision, Verdict
+from mailboat.protocol.segment import Preamble, Seal, SealReason
+from mailboat.protocol.summary import summarise
+from testkit.segments import SESSION
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+BOTH = pytest.mark.parametrize("media_type", wire.MEDIA_TYPES)
+
+OFFER = summarise(
+    [(Preamble(SESSION, 0, 1, 0, 10**18, 5), Seal(SealReason.STOPPED, 0, 0, 0, (0,) * 12, 10**18, 9, b"\1" * 32), 100)]
+)
+segments = st.builds(
+    SegmentDecision,
+    index=st.integers(0, 99_999),
+    url=TEXT,
+    offset=st.integers(0, MAX_SEGMENT),
+    complete=st.booleans(),
+    sha256=st.just("") | st.just("ab" * 32),
+)
+decisions = st.builds(
+    Decision,
+    session_id=st.uuids().map(str),
+    verdict=st.sampled_from(Verdict),
+    reason=TEXT,
+    explanation=TEXT,
+    after=st.floats(0, MAX_RETRY_AFTER),
+    priority=st.integers(-5, 5),
+    segments=st.lists(segments, max_size=3).map(tuple),
+)
+policies = st.builds(
+    Policy,
+    sync_interval=st.none() | st.floats(0, MAX_RETRY_AFTER),
+    backoff_floor=st.floats(0, MAX_RETRY_AFTER),
+    max_offers=st.integers(1, MAX_OFFERS),
+)
+replies = st.builds(
+    Reply,
+    decisions=st.lists(decisions, max_size=3).map(tuple),
+    wanted=st.lists(st.uuids().map(str), max_size=3).map(tuple),
+    policy=policies,
+)
+requests = st.builds(
+    Request,
+    agent=TEXT,
+    offers=st.lists(st.just(OFFER), max_size=2).map(tuple),
+    sent=st.floats(0, 1e10),
+    ledger=st.dictionaries(TEXT, st.integers(0, 9), max_size=3),
+)
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@BOTH
+@given(reply=replies)
+def test_a_reply_survives_the_wire(reply: Reply, media_type: str) -> None:
+    assert Reply.decode(reply.encode(media_type), media_type) == reply
+
+
+@BOTH
+@given(request=requests)
+def test_a_request_survives_the_wire(request: Request, media_type: str) -> None:
+    assert Request.decode(request.encode(media_type), media_type) == request
+
+
+@BOTH
+@given(body=st.binary(max_size=200))
+def test_bytes_of_any_kind_are_refused_and_nothing_worse(body: bytes, media_type: str) -> None:
+    for message in (Request, Reply):
+        with pytest.raises(WireError):
+            message.decode(body, media_type)
+
+
+@BOTH
+@pytest.mark.parametrize("message", [Reply((Decision(SESSION, Verdict.SEND),), (SESSION,)), Request("a", (OFFER,))])
+def test_a_message_cut_anywhere_is_refused(message: Reply | Request, media_type: str) -> None:
+    body = message.encode(media_type)
+    for cut in range(len(body)):
+        with pytest.raises(WireError):
+            type(message).decode(body[:cut], media_type)
+    with pytest.raises(WireError):
+        type(message).decode(body + b"\x01", media_type)
+
+
+@BOTH
+@given(data=st.data())
+def test_a_message_with_anything_in_any_place_is_read_or_refused(data: st.DataObject, media_type: str) -> None:
+    whole = Reply((Decision(SESSION, Verdict.SEND, segments=(SegmentDecision(0, "/u", 0, False),)),)).encode()
+    message: Any = msgpack.unpackb(whole)
+    place, path = message, data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=4))
+    for at, step in enumerate(path):
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        if not keys:
+            return
+        key = keys[step % len(keys)]
+        if at == len(path) - 1 or not isinstance(place[key], dict | list):
+            place[key] = data.draw(JUNK)
+            break
+        place = place[key]
+    with contextlib.suppress(WireError):
+        assert isinstance(Reply.decode(wire.encode(message, media_type), media_type), Reply)
+
+
+@BOTH
+@pytest.mark.parametrize("version", [0, 2, 2**31, None, "1", 1.0, True])
+def test_another_version_is_refused(version: object, media_type: str) -> None:
+    with pytest.raises(WireError, match=r"reply\.v"):
+        Reply.decode(wire.encode({"v": version, "decisions": []}, media_type), media_type)
+
+
+@BOTH
+def test_members_to_come_are_ignored(media_type: str) -> None:
+    message = {"v": 1, "decisions": [{"session": SESSION, "verdict": "have", "new": [1]}], "new": {"x": 1}}
+    assert Reply.decode(wire.encode(message, media_type), media_type) == Reply((Decision(SESSION, Verdict.HAVE),))
+
+
+def decision(**changes: object) -> Decision:
+    body = wire.encode(
+        {"v": 1, "decisions": [{"session": SESSION, "verdict": "send", **changes}]}, wire.JSON_MEDIA_TYPE
+    )
+    return Reply.decode(body, wire.JSON_MEDIA_TYPE).decisions[0]
+
+
+def test_a_verdict_to_come_reads_as_later() -> None:
+    assert decision(verdict="perhaps").verdict is Verdict.LATER
+
+
+@pytest.mark.parametrize(
+    ("asked", "obeyed"), [(0, 0.0), (5.5, 5.5), (10**9, MAX_RETRY_AFTER), (10**15, MAX_RETRY_AFTER)]
+)
+def test_a_server_cannot_silence_a_session_for_good(asked: float, obeyed: float) -> None:
+    assert decision(after=asked).after == obeyed
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"after": -1},
+        {"after": float("inf")},
+        {"session": "../../etc"},
+        {"session": SESSION.upper()},
+        {"priority": 2**40},
+        {"segments": [{"index": -1, "url": "/u"}]},
+        {"segments": [{"index": 0, "url": "/u", "offset": -1}]},
+        {"segments": [{"index": 0, "url": "/u", "offset": 2**62}]},
+        {"segments": [{"index": 0, "url": "x" * 3000}]},
+        {"segments": [{"index": 0, "url": "/u", "sha256": "a" * 65}]},
+        {"verdict": 5},
+    ],
+)
+def test_a_lying_server_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(WireError, match=r"reply\.decisions\[0\]"):
+        decision(**changes)
+
+
+def test_no_more_is_taken_than_a_request_may_hold() -> None:
+    body = Request("a", (OFFER,) * (MAX_OFFERS + 1)).encode()
+    with pytest.raises(WireError, match=rf"request\.offers: a list of {MAX_OFFERS + 1}"):
+        Request.decode(body)
+
+
+def test_a_policy_is_as_the_server_said_or_as_usual() -> None:
+    assert Reply.decode(wire.encode({"v": 1}, wire.JSON_MEDIA_TYPE), wire.JSON_MEDIA_TYPE).policy == Policy()
+    assert Policy().backoff_floor == BACKOFF_FIRST
+    for wrong in ({"max_offers": 0}, {"backoff_floor": -1}, {"sync_interval": 10**9}, {"max_offers": 10**6}):
+        with pytest.raises(WireError, match=r"reply\.policy"):
+            Reply.decode(wire.encode({"v": 1, "policy": wrong}, wire.JSON_MEDIA_TYPE), wire.JSON_MEDIA_TYPE)
