@@ -65,13 +65,14 @@ async def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
 
 async def test_a_server_told_to_stop_keeps_what_was_sent(tmp_path: Path) -> None:
     data = make_segment(fresh_session_id(), size=400_000)
-    key = create_key(tmp_path, PRODUCT)
-    server = await ServerProcess.start(tmp_path)
+    folder = tmp_path / "data"
+    key = create_key(folder, PRODUCT)
+    server = await ServerProcess.start(folder)
     async with wired(server.url, key) as client:
         path = await client.upload_of(data)
         append = await RawAppend.begin(client, path, len(data))
         await append.send(data[:123_456])
-        blob = LocalBlobs(tmp_path / "segments").path(path.rpartition("/")[2])
+        blob = LocalBlobs(folder / "segments").path(path.rpartition("/")[2])
         async with asyncio.timeout(20):
             while not (blob.exists() and blob.stat().st_size == 123_456):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.005)
@@ -80,7 +81,7 @@ async def test_a_server_told_to_stop_keeps_what_was_sent(tmp_path: Path) -> None
             assert await append.status() == 503
             assert await stopping == 0
         await append.close()
-    again = await ServerProcess.start(tmp_path)
+    again = await ServerProcess.start(folder)
     async with wired(again.url, key) as client:
         (decision,) = await client.negotiate(summary_of(data))
         assert decision.segments[0].offset == 123_456
@@ -179,8 +180,9 @@ async def kill_and_restart(server: ServerProcess, steps: Steps, chance: random.R
 
 async def test_a_server_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
-    key = create_key(tmp_path, PRODUCT)
-    server = await ServerProcess.start(tmp_path)
+    folder = tmp_path / "data"
+    key = create_key(folder, PRODUCT)
+    server = await ServerProcess.start(folder)
     steps = Steps()
     steps.back.set()
     delivered: list[list[bytes]] = []
@@ -194,13 +196,13 @@ async def test_a_server_killed_at_any_moment_loses_and_doubles_nothing(tmp_path:
             await sender.deliver(parts)
             delivered.append(parts)
 
-    async with wired(server.url, key) as client:
-        killer = asyncio.ensure_future(kill_and_restart(server, steps, chance))
-        async with asyncio.timeout(4 * KILLS + 30):
-            await asyncio.gather(*(send(client) for _ in range(SENDERS)))
-            server = await killer
+    async with wired(server.url, key) as client, asyncio.timeout(4 * KILLS + 30), asyncio.TaskGroup() as group:
+        killer = group.create_task(kill_and_restart(server, steps, chance))
+        for _ in range(SENDERS):
+            group.create_task(send(client))
+    server = killer.result()
     assert await server.stop() == 0
-    await check(tmp_path, delivered)
+    await check(folder, delivered)
 
 
 async def check(folder: Path, delivered: list[list[bytes]]) -> None:

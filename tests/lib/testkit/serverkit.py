@@ -228,29 +228,33 @@ class ServerProcess:
 
     @classmethod
     async def start(cls, data: Path, port: int = 0) -> ServerProcess:
-        """Start it, and wait until it listens."""
+        """Start it, and wait until it listens. What it logs goes into a file beside `data`."""
         program = (
             "import sys; from pathlib import Path; from mailboat.server.config import ServerConfig; "
             "from mailboat.server.serving import run; "
             "sys.exit(run(ServerConfig(data=Path(sys.argv[1]), port=int(sys.argv[2])), "
             "echo=lambda line: print(line, flush=True)))"
         )
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            program,
-            str(data),
-            str(port),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        log = data.with_name(f"{data.name}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as errors:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                program,
+                str(data),
+                str(port),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+            )
         assert process.stdout is not None
         lines: list[str] = []
         while line := (await process.stdout.readline()).decode().strip():
             lines.append(line)
             if line.startswith("listening on "):
                 return cls(data, int(line.rpartition(":")[2]), process, lines)
-        raise AssertionError(f"the server did not start: {lines}, exit status {await process.wait()}")
+        status = await process.wait()
+        raise AssertionError(f"the server did not start: {lines}, exit status {status}; {log.read_text()[-2000:]}")
 
     async def kill(self) -> None:
         """Kill it with -9."""
