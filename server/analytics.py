@@ -7,6 +7,8 @@ from, so that whatever is killed when, every record is loaded exactly once.
 The tables are told in `analytics_schema`.
 """
 
+# ruff: noqa: S608 - what is put into SQL here are fragments of `analytics_schema`; values are always bound
+
 from __future__ import annotations
 
 import json
@@ -22,7 +24,17 @@ from mailboat.protocol.errors import StoreError
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import COUNTERS, Schema
 from mailboat.protocol.summary import INFO_TEXTS
-from mailboat.server.analytics_schema import LAYOUT, SESSION_COLUMNS, TABLES, insert_rows, insert_sessions
+from mailboat.server.analytics_schema import (
+    BATCH_COLUMNS,
+    GAP_COLUMNS,
+    KEY_COLUMNS,
+    LAYOUT,
+    LOADED_COLUMNS,
+    SESSION_COLUMNS,
+    TABLES,
+    given,
+    insert_rows,
+)
 from mailboat.server.catalog import SegmentRow, SessionRow
 from mailboat.server.decoder import Outcome, Range, add_range, schemas_from
 from mailboat.server.decoding import Decoded
@@ -127,16 +139,15 @@ class Analytics:
 
     def progress(self, sessions: Iterable[Key]) -> dict[Key, dict[str, Progress]]:
         """What was loaded of the uploads of each of these sessions, by upload id."""
-        wanted = sorted(set(sessions))
+        columns = "segment, consumed, next, records, ranges, schemas, failed"
         found = self._writer.execute(
-            "SELECT product, session_id::VARCHAR, upload_id::VARCHAR, segment, consumed, next, records, ranges, "
-            "schemas, failed FROM loaded JOIN (SELECT unnest($products) AS product, unnest($ids)::UUID AS session_id) "
-            "USING (product, session_id)",
-            {"products": [each[0] for each in wanted], "ids": [each[1] for each in wanted]},
+            f"SELECT product, session_id::VARCHAR, upload_id::VARCHAR, {columns} FROM loaded "
+            f"JOIN {given(KEY_COLUMNS)} USING (product, session_id)",
+            {"rows": _rows(_keys(sorted(set(sessions))))},
         ).fetchall()
         known: dict[Key, dict[str, Progress]] = {}
-        for product, session_id, upload_id, *columns in found:
-            known.setdefault((product, session_id), {})[upload_id] = _progress(*columns)
+        for product, session_id, upload_id, *rest in found:
+            known.setdefault((product, session_id), {})[upload_id] = _progress(*rest)
         return known
 
     # -- loading -------------------------------------------------------------------------------------------------
@@ -147,10 +158,10 @@ class Analytics:
         All or nothing, and durable on return. Raises `RowsRefused` when it is the rows' fault.
         """
         with self._transaction():
-            self._batch([step.segment for step in steps], [step.outcome for step in steps])
+            self._batch(steps)
             for table in decoded.tables:
                 self._writer.execute(insert_rows(table), {"file": str(decoded.folder / f"{table}.json")})
-            self._add_gaps([(step.segment, step.outcome) for step in steps])
+            self._add_gaps(steps)
             self._replace_loaded([(step.segment, step.progress) for step in steps])
 
     def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
@@ -160,74 +171,63 @@ class Analytics:
         with self._transaction():
             self._replace_loaded([(segment, failed)])
 
-    def load_sessions(self, rows: Sequence[SessionRow], revision: int, folder: Path) -> None:
-        """Put these sessions in place of what was known of them, and note the revision; `folder` is for a file on the
-        way.
-        """
-        file = folder / "session.json"
-        file.write_bytes(b"\n".join(encode(session_columns(row)) for row in rows))
+    def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
+        """Put these sessions in place of what was known of them, and note the revision."""
+        keys = _keys([(row.product, row.summary.session_id) for row in rows])
         with self._transaction():
-            ids = {"products": [row.product for row in rows], "ids": [row.summary.session_id for row in rows]}
             self._writer.execute(
-                "DELETE FROM session USING (SELECT unnest($products) AS product, unnest($ids)::UUID AS session_id) old "
+                f"DELETE FROM session USING {given(KEY_COLUMNS)} old "
                 "WHERE session.product = old.product AND session.session_id = old.session_id",
-                ids,
+                {"rows": _rows(keys)},
             )
-            self._writer.execute(insert_sessions(), {"file": str(file)})
+            columns = _rows([session_columns(row) for row in rows])
+            self._writer.execute(f"INSERT INTO session FROM {given(SESSION_COLUMNS)}", {"rows": columns})
             self._writer.execute("UPDATE state SET revision = $revision", {"revision": revision})
-        file.unlink()
 
-    def _batch(self, segments: Sequence[SegmentRow], outcomes: Sequence[Outcome]) -> None:
+    def _batch(self, steps: Sequence[Step]) -> None:
         """Lay table ``batch``; whether a session is internal is known from its summary, or else from its preamble."""
-        self._writer.execute(
-            "CREATE OR REPLACE TEMP TABLE batch AS SELECT n.*, coalesce(s.internal, n.said, false) AS internal FROM "
-            "(SELECT unnest($numbers) AS number, unnest($products) AS product, unnest($ids)::UUID AS session_id, "
-            "unnest($said::BOOLEAN[]) AS said) n LEFT JOIN session s USING (product, session_id)",
+        rows = [
             {
-                "numbers": [each.number for each in outcomes],
-                "products": [each.product for each in segments],
-                "ids": [each.session_id for each in segments],
-                "said": [None if each.info is None else each.info.get("test") is True for each in outcomes],
-            },
+                **_of_segment(step.segment),
+                "number": step.outcome.number,
+                "said": None if step.outcome.info is None else step.outcome.info.get("test") is True,
+            }
+            for step in steps
+        ]
+        self._writer.execute(
+            "CREATE OR REPLACE TEMP TABLE batch AS SELECT n.*, coalesce(s.internal, n.said, false) AS internal "
+            f"FROM {given(BATCH_COLUMNS)} n LEFT JOIN session s USING (product, session_id)",
+            {"rows": _rows(rows)},
         )
 
-    def _add_gaps(self, found: Sequence[tuple[SegmentRow, Outcome]]) -> None:
-        gaps = [(segment, gap) for segment, outcome in found for gap in outcome.gaps]
-        if gaps:
-            self._writer.execute(
-                "INSERT INTO gap SELECT unnest($products), unnest($ids)::UUID, unnest($segments), "
-                "unnest($uploads)::UUID, unnest($offsets), unnest($lengths), unnest($reasons), unnest($firsts), "
-                "unnest($records::BIGINT[])",
-                {
-                    **_columns([segment for segment, _ in gaps]),
-                    "offsets": [gap[0] for _, gap in gaps],
-                    "lengths": [gap[1] for _, gap in gaps],
-                    "reasons": [gap[2] for _, gap in gaps],
-                    "firsts": [gap[3] for _, gap in gaps],
-                    "records": [gap[4] for _, gap in gaps],
-                },
-            )
+    def _add_gaps(self, steps: Sequence[Step]) -> None:
+        names = ("offset", "length", "reason", "first", "records")
+        rows = [
+            {**_of_segment(step.segment), **dict(zip(names, gap, strict=True))}
+            for step in steps
+            for gap in step.outcome.gaps
+        ]
+        if rows:
+            self._writer.execute(f"INSERT INTO gap FROM {given(GAP_COLUMNS)}", {"rows": _rows(rows)})
 
     def _replace_loaded(self, found: Sequence[tuple[SegmentRow, Progress]]) -> None:
-        self._writer.execute(
-            "DELETE FROM loaded USING (SELECT unnest($uploads)::UUID AS upload_id) old "
-            "WHERE loaded.upload_id = old.upload_id",
-            {"uploads": [segment.upload_id for segment, _ in found]},
-        )
-        self._writer.execute(
-            "INSERT INTO loaded SELECT unnest($products), unnest($ids)::UUID, unnest($segments), "
-            "unnest($uploads)::UUID, unnest($consumed), unnest($next), unnest($records), unnest($ranges), "
-            "unnest($schemas), unnest($failed::VARCHAR[])",
+        rows = [
             {
-                **_columns([segment for segment, _ in found]),
-                "consumed": [progress.consumed for _, progress in found],
-                "next": [progress.next for _, progress in found],
-                "records": [progress.records for _, progress in found],
-                "ranges": [json.dumps(progress.ranges) for _, progress in found],
-                "schemas": [_schemas_text(progress.schemas) for _, progress in found],
-                "failed": [progress.failed for _, progress in found],
-            },
+                **_of_segment(segment),
+                "consumed": progress.consumed,
+                "next": progress.next,
+                "records": progress.records,
+                "ranges": json.dumps(progress.ranges),
+                "schemas": _schemas_text(progress.schemas),
+                "failed": progress.failed,
+            }
+            for segment, progress in found
+        ]
+        bound = {"rows": _rows(rows)}
+        self._writer.execute(
+            f"DELETE FROM loaded USING {given(LOADED_COLUMNS)} old WHERE loaded.upload_id = old.upload_id", bound
         )
+        self._writer.execute(f"INSERT INTO loaded FROM {given(LOADED_COLUMNS)}", bound)
         self._writer.execute("UPDATE state SET generation = generation + 1")
 
     def _transaction(self) -> _Transaction:
@@ -274,7 +274,7 @@ def advanced(known: Progress, outcome: Outcome) -> Progress:
 
 
 def session_columns(row: SessionRow) -> dict[str, Any]:
-    """One row of ``session`` as `insert_sessions` reads it."""
+    """One row of ``session``."""
     summary, info = row.summary, row.summary.info
     return {
         "product": row.product,
@@ -300,13 +300,21 @@ def _micros(seconds: float) -> int:
     return int(min(max(seconds, 0.0), _LATEST) * 1e6)
 
 
-def _columns(segments: Sequence[SegmentRow]) -> dict[str, list[Any]]:
+def _of_segment(segment: SegmentRow) -> dict[str, Any]:
     return {
-        "products": [each.product for each in segments],
-        "ids": [each.session_id for each in segments],
-        "segments": [each.index for each in segments],
-        "uploads": [each.upload_id for each in segments],
+        "product": segment.product,
+        "session_id": segment.session_id,
+        "segment": segment.index,
+        "upload_id": segment.upload_id,
     }
+
+
+def _keys(sessions: Iterable[Key]) -> list[dict[str, Any]]:
+    return [{"product": product, "session_id": session_id} for product, session_id in sessions]
+
+
+def _rows(rows: Sequence[dict[str, Any]]) -> str:
+    return encode(rows).decode()
 
 
 def _schemas_text(schemas: Iterable[Schema]) -> str:

@@ -12,7 +12,7 @@ from mailboat.server.catalog import SegmentRow
 from mailboat.server.decoder import Outcome, Task
 
 BATCH_SEGMENTS: Final = 200
-BATCH_BYTES: Final = 16 * MIB
+BATCH_BYTES: Final = 4 * MIB
 """Compressed bytes of one batch: about a million records, whose rows take 200 MiB on their way through the disk."""
 
 Known = dict[Key, dict[str, Progress]]

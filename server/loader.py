@@ -100,7 +100,7 @@ class Loader:
 
     async def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
         """See `Analytics.load_sessions`."""
-        await self._write(lambda: self.analytics.load_sessions(rows, revision, self._rows))
+        await self._write(lambda: self.analytics.load_sessions(rows, revision))
 
     async def load(self, segments: Sequence[SegmentRow], known: Known) -> AsyncGenerator[list[Step], None]:
         """Load the segments in batches; gives the steps of each batch that has been written.

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -29,6 +29,8 @@ TIME_LIMIT: Final = 20.0
 """Seconds for one question: beyond it the server has better things to do."""
 THREADS: Final = 2
 """Questions answered at a time; the engine itself uses every processor for each."""
+INTERRUPT_AGAIN: Final = 0.05
+"""Seconds between interruptions of a question that nobody waits for."""
 TOP: Final = 50
 """Versions, systems and the like listed in an overview, most used first."""
 MAX_DAYS: Final = 400
@@ -137,7 +139,7 @@ class Reports:
         finally:
             if not answer.done():
                 answer.add_done_callback(_seen)
-                asked.interrupt()
+                _interrupt(asked, answer)
 
     def close(self) -> None:
         """Wait for the answers under way."""
@@ -150,31 +152,34 @@ class _Asked:
     def __init__(self, analytics: Analytics, question: Callable[[Question], Answer]) -> None:
         self._analytics = analytics
         self._question = question
-        self._lock = threading.Lock()
         self._cursor: duckdb.DuckDBPyConnection | None = None
-        self._interrupted = False
+        self._unwanted = False
 
     def answer(self) -> Answer:
         """In the thread: the answer."""
-        with self._lock:
-            if self._interrupted:
-                raise TooSlow("nobody waits for the answer any more")
-        cursor = self._analytics.cursor()
-        with self._lock:
-            self._cursor = cursor
+        if self._unwanted:
+            raise TooSlow("nobody waits for the answer any more")
+        cursor = self._cursor = self._analytics.cursor()
         try:
             return self._question(Question(cursor))
         finally:
-            with self._lock:
-                self._cursor = None
+            self._cursor = None
             cursor.close()
 
     def interrupt(self) -> None:
         """From the event loop: have no answer."""
-        with self._lock:
-            self._interrupted = True
-            if self._cursor is not None:
-                self._cursor.interrupt()
+        self._unwanted = True
+        cursor = self._cursor
+        if cursor is not None:
+            with suppress(duckdb.ConnectionException):  # closed in this very moment: it has ended
+                cursor.interrupt()
+
+
+def _interrupt(asked: _Asked, answer: asyncio.Future[Answer]) -> None:
+    """Interrupt until it has ended: an interruption between two statements is lost."""
+    if not answer.done():
+        asked.interrupt()
+        asyncio.get_running_loop().call_later(INTERRUPT_AGAIN, _interrupt, asked, answer)
 
 
 def _seen(answer: asyncio.Future[Answer]) -> None:

@@ -157,9 +157,9 @@ def test_gaps_are_noted_with_the_rows(bench: Bench) -> None:
 
 def test_sessions_take_the_place_of_what_was_known_of_them(bench: Bench, tmp_path: Path) -> None:
     running = session_row(status=Status.RUNNING, counts={"feature": 1})
-    bench.analytics.load_sessions([running, session_row(OTHER), session_row(product="Other")], 3, tmp_path)
+    bench.analytics.load_sessions([running, session_row(OTHER), session_row(product="Other")], 3)
     ended = session_row(status=Status.CRASHED, counts={"feature": 5, "error": 2}, installation="i")
-    bench.analytics.load_sessions([ended], 4, tmp_path)
+    bench.analytics.load_sessions([ended], 4)
     found = bench.sql(
         "SELECT product, session_id::VARCHAR, status, n_feature, n_error, records, installation FROM session "
         "ORDER BY 1, 2"
@@ -173,7 +173,7 @@ def test_sessions_take_the_place_of_what_was_known_of_them(bench: Bench, tmp_pat
 
 
 def test_whether_a_session_is_internal_comes_from_its_summary_before_its_preamble(bench: Bench, tmp_path: Path) -> None:
-    bench.analytics.load_sessions([session_row(info=Info(test=False))], 1, tmp_path)
+    bench.analytics.load_sessions([session_row(info=Info(test=False))], 1)
     data = mixed().seal()
     bench.load((segment_row(data), data), (segment_row(data, OTHER), data))
     assert bench.sql("SELECT session_id::VARCHAR, any_value(internal) FROM feature GROUP BY 1 ORDER BY 1") == [
@@ -218,7 +218,7 @@ def test_whatever_an_agent_packs_is_loaded(bench: Bench, said: list[tuple[str, A
 )
 def test_whatever_a_summary_says_is_loaded(bench: Bench, tmp_path: Path, text: str, properties: dict[str, Any]) -> None:
     info = Info(version=text, user=text, time_zone=text, properties=properties)
-    bench.analytics.load_sessions([session_row(info=info, started=1e15)], 1, tmp_path)
+    bench.analytics.load_sessions([session_row(info=info, started=1e15)], 1)
     assert bench.sql("SELECT count(*) FROM session") == [(1,)]
 
 
@@ -229,7 +229,7 @@ def test_whatever_a_summary_says_is_loaded(bench: Bench, tmp_path: Path, text: s
 def test_a_file_that_is_of_no_use_is_moved_aside_and_begun_anew(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "analytics.duckdb"
     made = Analytics(path)
-    made.load_sessions([session_row()], 5, tmp_path)
+    made.load_sessions([session_row()], 5)
     made.close()
     if damage == "noise":
         path.write_bytes(b"no database" * 1000)

@@ -283,10 +283,10 @@ async def test_sessions_are_copied_as_they_change(rig: Rig, monkeypatch: pytest.
 async def test_a_session_that_the_store_refuses_is_passed_over(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     load = Analytics.load_sessions
 
-    def refusing(self: Analytics, rows: Sequence[SessionRow], revision: int, folder: Path) -> None:
+    def refusing(self: Analytics, rows: Sequence[SessionRow], revision: int) -> None:
         if any(row.summary.session_id == SESSION for row in rows):
             raise RowsRefused("what a name")
-        load(self, rows, revision, folder)
+        load(self, rows, revision)
 
     monkeypatch.setattr(Analytics, "load_sessions", refusing)
     ids = (*OTHERS[:4], SESSION, *OTHERS[4:])

@@ -140,7 +140,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     made, chance = World(Bench(analytics, decoder, folder)), random.Random(7)
     for _ in range(60):
         add_session(made, chance)
-    analytics.load_sessions(made.sessions, 1, folder)
+    analytics.load_sessions(made.sessions, 1)
     yield made
     decoder.close()
     analytics.close()
