@@ -175,7 +175,9 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         if self._sync is not None:
-            await self._sync.finish()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_TIMEOUT):
+                    await self._sync.finish()
         if self._http is not None:
             await self._http.close()
         if self._disk is not None and self._store is not None:

@@ -186,7 +186,8 @@ class Synchronizer:
         self._closed = True
         async with self._rounds.ended:
             self._rounds.ended.notify_all()
-        await self._rounds.settled()
+        async with self._one_round:
+            await self._rounds.settled()
 
     async def delivered(self, session_id: str) -> SessionOutcome:
         """The final outcome of a session, once it has one. Raises `TimeoutError` when there will be none any more."""

@@ -7,14 +7,17 @@ no other request would fare better). The bytes come straight from the segment's 
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import aiofiles
+from aiofiles.threadpool.binary import AsyncBufferedReader
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.http import TRANSPORT_FAILURES, Body, Http, told
@@ -51,9 +54,16 @@ class _Upload:
     """One segment on its way. `unreadable` is set when its own file could not be read."""
 
     client: UploadClient
-    path: Path
+    file: AsyncBufferedReader
     progress: Progress
+    turn: int = 0
     unreadable: Refused | Retry | None = None
+
+    def cannot_read(self, error: OSError | EOFError) -> Refused | Retry:
+        """Only what is wrong with the segment itself counts against it: descriptors may be short for a time."""
+        why = f"the segment {Path(str(self.file.name)).name} cannot be read: {error}"
+        damaged = isinstance(error, EOFError) or error.errno == errno.EIO
+        return Refused(0, None, why) if damaged else Retry(0.0, why)
 
 
 class Uploader:
@@ -75,7 +85,11 @@ class Uploader:
         client = UploadClient(
             RufhDialect(), source, target=target, resource=resource, acknowledged=min(task.offset, source.length)
         )
-        return await self._drive(_Upload(client, path, progress))
+        try:
+            async with _opened(path, self._executor) as file:
+                return await self._drive(_Upload(client, file, progress))
+        except OSError as error:
+            return Retry(0.0, f"the segment {path.name} cannot be read: {error}")
 
     async def _drive(self, upload: _Upload) -> Outcome | Broken:
         client = upload.client
@@ -126,21 +140,37 @@ class Uploader:
         return outcome
 
     async def _body(self, upload: _Upload, offset: int, length: int) -> Body:
-        left = length
+        """A stretch of the segment. aiohttp may be slow to let go of the body of a request that failed: one that is no
+        longer the last made reads no more, for all of them share the file and its position.
+        """
+        upload.turn += 1
+        turn, left = upload.turn, length
         try:
-            async with aiofiles.open(upload.path, "rb", executor=self._executor) as file:
-                await file.seek(offset)
-                while left:
-                    part = await file.read(min(left, UPLOAD_READ))
-                    if not part:
-                        raise EOFError(f"it has {left} bytes less than it had")
-                    left -= len(part)
-                    yield part
-                    upload.progress(len(part), upload.client.offset)
+            await upload.file.seek(offset)
+            while left and upload.turn == turn:
+                part = await upload.file.read(min(left, UPLOAD_READ))
+                if not part:
+                    raise EOFError(f"it has {left} bytes less than it had")
+                left -= len(part)
+                yield part
+                upload.progress(len(part), upload.client.offset)
         except (OSError, EOFError) as error:
-            # It ends the request, and aiohttp would tell it as a lost connection, so the reason is kept here. Only what
-            # is wrong with the segment itself counts against it: descriptors may be short, a folder closed, for a time.
-            why = f"the segment {upload.path.name} cannot be read: {error}"
-            damaged = isinstance(error, EOFError) or error.errno == errno.EIO
-            upload.unreadable = Refused(0, None, why) if damaged else Retry(0.0, why)
+            # It ends the request, and aiohttp would tell it as a lost connection, so the reason is kept here.
+            upload.unreadable = upload.cannot_read(error)
             raise
+
+
+@asynccontextmanager
+async def _opened(path: Path, executor: Executor) -> AsyncIterator[AsyncBufferedReader]:
+    """The file, open for reading, and closed in any case: a thread may be opening it while we are cancelled."""
+
+    async def opened() -> AsyncBufferedReader:
+        return await aiofiles.open(path, "rb", executor=executor)
+
+    opening = asyncio.create_task(opened())
+    try:
+        yield await asyncio.shield(opening)
+    finally:
+        await asyncio.wait([opening])
+        if opening.exception() is None:
+            await opening.result().close()

@@ -1,0 +1,100 @@
+"""kill -9 at random moments of recording processes: what they were told was recorded arrives, once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mailboat.agent import Agent, SessionState
+from testkit.oracle import Habits, Told, complaints, killed
+from testkit.serverkit import PRODUCT
+from testkit.servers import Given, Served, digests, given_by, served, show, stored
+
+STORES = 10
+VICTIMS_EACH = 5
+AT_ONCE = 4
+
+
+async def lives_and_deaths(store: Path, server: Served, application: str, seed: int) -> list[Told]:
+    """Several victims on one store, some at the same time; each later one takes up what earlier ones left."""
+    draw = random.Random(seed)
+    gate = asyncio.Semaphore(2)
+
+    async def one(own_seed: int, after: int) -> Told:
+        async with gate:
+            return await killed(Habits.drawn(own_seed, store, server.url, server.key, application), after)
+
+    lives = [(draw.randrange(2**32), draw.choice((1, 2, 3, draw.randrange(4, 1500)))) for _ in range(VICTIMS_EACH)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(*life)) for life in lives]
+    return [task.result() for task in tasks]
+
+
+async def recovered(store: Path, server: Served, application: str) -> Agent:
+    """An agent that has brought everything in the store to the server, and has stopped."""
+    agent = Agent(
+        store=store,
+        server=server.url,
+        api_key=server.key,
+        product=PRODUCT,
+        application=application,
+        synchronize_automatically=False,
+    )
+    async with agent:
+        report = await agent.force_sync(timeout=60.0)
+        assert report.complete, report
+        assert all(
+            outcome.state is SessionState.ACCEPTED
+            for outcome in report.sessions
+            if outcome.session_id != agent.session_id
+        ), report
+    return agent
+
+
+async def check(told: list[Told], store: Path, application: str, agent: Agent, given: Given) -> int:
+    """Each session of this store at the server; returns how many records those hold."""
+    here = {name: row for name, row in (await given.sessions()).items() if row["info"]["application"] == application}
+    by_session = {each.session_id: each for each in told if each.session_id is not None}
+    assert by_session.keys() <= here.keys(), "a session is missing"
+    total = 0
+    for session_id, row in here.items():
+        records = await given.records(session_id)
+        assert row["delivered"], row
+        assert len(records) == row["records"]
+        total += len(records)
+        # One without a word in the pipe was killed as it began: it may hold what nobody was told, but of its own only.
+        if session_id in by_session:
+            assert complaints(by_session[session_id], records) == []
+        assert digests(await given.segments(session_id)) == digests(stored(store, session_id))
+    silent = len(here) - len(by_session) - 1
+    assert silent <= sum(each.session_id is None for each in told)
+    status = agent.status
+    assert (status.ledger.accepted, status.ledger.pending, status.waiting_sessions) == (total, 0, 0)
+    return total
+
+
+@pytest.mark.timeout(180)
+async def test_whatever_was_told_to_be_recorded_arrives_once_and_in_order(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    gate = asyncio.Semaphore(AT_ONCE // 2)
+    async with served(tmp_path / "data") as server, given_by(server.url, server.data) as given:
+
+        async def one_store(number: int, own_seed: int) -> Counter[str]:
+            store, application = tmp_path / f"store-{number}", f"application-{number}"
+            async with gate:
+                told = await lives_and_deaths(store, server, application, own_seed)
+                agent = await recovered(store, server, application)
+                found = await check(told, store, application, agent, given)
+            return Counter(killed=len(told), told=sum(each.records for each in told), found=found)
+
+        async with asyncio.TaskGroup() as group:
+            stores = [group.create_task(one_store(number, draw.randrange(2**32))) for number in range(STORES)]
+    sums = sum((store.result() for store in stores), Counter[str]())
+    show(f"kill -9: {dict(sums)}")
+    assert sums["killed"] == STORES * VICTIMS_EACH
+    assert sums["told"] <= sums["found"] <= sums["told"] + 4 * sums["killed"]
+    assert sums["told"] > 1000
