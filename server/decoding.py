@@ -18,7 +18,8 @@ from mailboat.protocol.limits import MIB
 from mailboat.server.decoder import Outcome, Task, read_frame, write_frame
 
 TIME_LIMIT: Final = 60.0
-"""Seconds for one segment, after which the decoder is ended: 128 MiB of raw records take about two."""
+"""Seconds for one batch, after which the decoder is ended. A batch takes one or two; one of nothing but bombs may need
+more, and its segments are then taken one by one, where 128 MiB of raw records take about two."""
 PIECE: Final = 1 * MIB
 """Bytes read and passed on at a time."""
 
@@ -66,6 +67,9 @@ class Decoder:
         """
         if self._process is not None and self._process.poll() is not None:
             self.close()  # it died while nothing was asked of it
+        watchdog = threading.Timer(self._time_limit, self._running().kill)
+        watchdog.daemon = True
+        watchdog.start()
         try:
             self._send({"begin": str(folder)})
             for task, pieces in tasks:
@@ -79,6 +83,8 @@ class Decoder:
             # It is in the middle of a task, or of an answer: begin anew.
             self.close()
             raise
+        finally:
+            watchdog.cancel()
 
     def abort(self) -> None:
         """End the process from any thread: a `decode` under way raises `DecoderDied`."""
@@ -98,16 +104,10 @@ class Decoder:
 
     def _one(self, task: Task, pieces: Iterable[bytes]) -> Outcome:
         self._under_way = task.number
-        watchdog = threading.Timer(self._time_limit, self._running().kill)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            self._send({"segment": task.to_wire()})
-            for piece in pieces:
-                self._send({"bytes": piece})
-            outcome = Outcome.from_wire(self._ask({"end": True}, "decoded"))
-        finally:
-            watchdog.cancel()
+        self._send({"segment": task.to_wire()})
+        for piece in pieces:
+            self._send({"bytes": piece})
+        outcome = Outcome.from_wire(self._ask({"end": True}, "decoded"))
         self._under_way = None
         return outcome
 

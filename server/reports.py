@@ -188,6 +188,9 @@ def _seen(answer: asyncio.Future[Answer]) -> None:
         answer.exception()
 
 
+_SESSION: Final = "hash(product, session_id)"
+"""A session in 64 bits: what is counted by it is counted in a quarter of the time."""
+
 # -- overview ------------------------------------------------------------------------------------------------------
 
 _ENDED: Final = "count(*) FILTER (status != 'running')"
@@ -272,18 +275,20 @@ def features(scope: Scope, paging: Paging, question: Question) -> Answer:
         WITH used AS (
             SELECT product, session_id, name, count(*) AS n, min(time) AS first, max(time) AS last
             FROM feature WHERE {scope.where("time")} GROUP BY ALL),
-        named AS (SELECT used.*, installation, string_split(name, '.') AS steps
-                  FROM used LEFT JOIN session USING (product, session_id)),
+        named AS (
+            SELECT name, n, first, last, installation, {_SESSION} AS session
+            FROM used LEFT JOIN (SELECT product, session_id, installation FROM session) USING (product, session_id)),
+        names AS (SELECT DISTINCT name, string_split(name, '.') AS steps FROM used),
         nodes AS (
-            SELECT *, unnest(list_append(
+            SELECT name, unnest(list_append(
                 [array_to_string(steps[1:i], '.') FOR i IN range(1, least(len(steps), {MAX_LEVELS} + 1))],
                 name)) AS node
-            FROM named)
+            FROM names)
         SELECT node AS name, nullif(array_to_string(string_split(node, '.')[:-2], '.'), '') AS parent,
                sum(n)::BIGINT AS uses, coalesce(sum(n) FILTER (name = node), 0)::BIGINT AS own,
-               count(DISTINCT (product, session_id)) AS sessions, {_INSTALLATIONS} AS installations,
+               count(DISTINCT session) AS sessions, {_INSTALLATIONS} AS installations,
                min(first) AS first, max(last) AS last
-        FROM nodes GROUP BY node ORDER BY uses DESC, name {paging.sql}
+        FROM named JOIN nodes USING (name) GROUP BY node ORDER BY uses DESC, name {paging.sql}
         """,
         scope.values,
     )
@@ -313,7 +318,7 @@ def values(scope: Scope, kind: str | None, paging: Paging, question: Question) -
     chosen = [f"{sql} WHERE {scope.where('time')}" for name, sql in sources.items() if kind in (None, name)]
     rows = question.rows(
         f"""
-        SELECT kind, name, unit, count(x) AS count, count(DISTINCT (product, session_id)) AS sessions, sum(x) AS sum,
+        SELECT kind, name, unit, count(x) AS count, count(DISTINCT {_SESSION}) AS sessions, sum(x) AS sum,
                min(x) AS min, max(x) AS max, avg(x) AS mean, {_SPREAD} AS spread
         FROM ({" UNION ALL ".join(chosen)}) GROUP BY kind, name, unit
         ORDER BY count DESC, kind, name, unit {paging.sql}
@@ -334,7 +339,7 @@ def exceptions(scope: Scope, paging: Paging, question: Question) -> Answer:
     """Exceptions that went the same way (`grouping`), most frequent first, each with its latest occurrence."""
     rows = question.rows(
         f"""
-        SELECT "group", any_value(name) AS type, count(*) AS count, count(DISTINCT (product, session_id)) AS sessions,
+        SELECT "group", any_value(name) AS type, count(*) AS count, count(DISTINCT {_SESSION}) AS sessions,
                {_INSTALLATIONS} AS installations, min(time) AS first, max(time) AS last,
                list_sort(list_slice(list(DISTINCT version) FILTER (version != ''), 1, {TOP})) AS versions,
                max(level) AS level, arg_max(message, time) AS message, arg_max(context, time) AS context,
