@@ -52,6 +52,7 @@ from mailboat.protocol.uploads.decisions import (
     decide_query,
     finish_append,
 )
+from mailboat.protocol.uploads.messages import HttpAnswer
 from mailboat.protocol.uploads.rufh import CURRENT, Version
 from mailboat.protocol.uploads.state import Event, UploadState
 from mailboat.protocol.uploads.values import Append, Cancel, Create, Discover, Limits, Query
@@ -333,7 +334,7 @@ def _limits_of_strangers(request: web.Request) -> Limits:
     return Limits(max_size=config.max_upload_bytes, max_age=config.upload_max_age)
 
 
-def _response(answer: rufh_server.HttpAnswer) -> web.StreamResponse:
+def _response(answer: HttpAnswer) -> web.StreamResponse:
     return web.Response(status=answer.status, headers=answer.headers, body=answer.body or None)
 
 

@@ -29,6 +29,7 @@ from typing import Final, TypeVar
 
 from mailboat.protocol.limits import KIB
 from mailboat.protocol.uploads.http_dates import retry_after
+from mailboat.protocol.uploads.messages import folded
 from mailboat.protocol.uploads.outcomes import (
     Advanced,
     Bad,
@@ -172,8 +173,8 @@ class UploadClient:
         """Report the answer to the task under way; `body`: its beginning, enough for a problem document (64 KiB)."""
         flight = self._landed()
         reply = self._dialect.read(flight, status, headers, body)
-        folded = {name.lower(): value for name, value in headers.items()}
-        floor = retry_after(folded.get("retry-after"), folded.get("date"), wall)
+        fields = folded(headers)
+        floor = retry_after(fields.get("retry-after"), fields.get("date"), wall)
         pause = _Pause(now, entropy, floor)
         self._note_limits(reply, now)
         if isinstance(flight, Cancel):

@@ -13,6 +13,13 @@ For a request with a body an adapter goes through these steps, in this order:
 A verdict's state has to be stored before it is answered, `Refused` included: an answer that tells an offset promises
 that this very offset will be accepted next (RUFH 4.6), which holds only under the new epoch.
 
+A body under a digest is kept whole or not at all: nothing of it is recorded on the way, and `finish_append` is told the
+digest of what came. Where the verdict stands at ``from_offset`` again, the adapter drops the bytes. An upload that is
+complete and declared a digest of the whole has to pass `check_whole` before that is stored.
+
+An upload made of others (`joining`) takes no bytes. Whenever one of its parts is complete, or it is asked for, the
+adapter has `joining` say whether it is complete too, and copies the parts before that is stored.
+
 `now` is wall-clock time in Unix seconds: lifetimes are kept across restarts.
 """
 
@@ -21,8 +28,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from mailboat.protocol.uploads.state import Event, Phase, UploadMisuse, UploadState
-from mailboat.protocol.uploads.values import Append, Create, Limits, stated_length
+from mailboat.protocol.uploads.state import Creation, Event, Phase, UploadMisuse, UploadState
+from mailboat.protocol.uploads.values import Append, Create, Limits, Query, stated_length
 
 
 class Refusal(Enum):
@@ -42,6 +49,11 @@ class Refusal(Enum):
     APPEND_TOO_LARGE = "one request carries more than the server takes at a time"
     APPEND_TOO_SMALL = "one request carries less than the server takes at a time"
     SUPERSEDED = "a newer request on the same upload took over"
+    UNSUPPORTED_VERSION = "the request speaks a version of the protocol that is not spoken here"
+    UNKNOWN_ALGORITHM = "a digest of an algorithm that is not computed here"
+    MISMATCHING_DIGEST = "the bytes are not those that the digest was made of"
+    MADE_OF_PARTS = "the upload is made of others, and takes no bytes itself"
+    UNUSABLE_PART = "an upload cannot be a part of another one"
 
 
 class BodyEnd(Enum):
@@ -124,6 +136,7 @@ def decide_create(
         limits=limits,
         expires=None if limits.max_age is None else now + limits.max_age,
         dialect=dialect,
+        creation=Creation(partial=request.partial, notes=request.notes),
     )
     verdict = _admit(fresh.fenced(), request, 0)
     if isinstance(verdict, Refused):
@@ -135,7 +148,9 @@ def decide_append(state: UploadState, request: Append, *, now: float) -> Accepte
     """Whether the body of `request` may be appended to the upload in `state`."""
     state = state.at(now)
     if state.gone:
-        return _gone(state)
+        return refuse_gone(state)
+    if state.creation.parts:
+        return Refused(Refusal.MADE_OF_PARTS, "an upload made of others takes no bytes", state)
     if state.complete:
         # RUFH 4.4.2: a body on top of a complete upload contradicts its length, an empty one is merely late
         late = request.content_length == 0
@@ -148,19 +163,27 @@ def decide_append(state: UploadState, request: Append, *, now: float) -> Accepte
     return _admit(state.prolonged(now), request, state.offset)
 
 
-def decide_query(state: UploadState, *, now: float) -> Found | Refused:
-    """Where the upload stands. Takes a new epoch: a transfer still under way could outdate the answer."""
+def decide_query(state: UploadState, request: Query = Query(), *, now: float) -> Found | Refused:  # noqa: B008 - frozen
+    """Where the upload stands. Takes a new epoch: a transfer still under way could outdate the answer.
+
+    An upload that has all its bytes is completed by being asked for, in a dialect where that needs no word of the
+    client: it takes its upload for complete when it hears the offset, and will not ask again. That happens when the
+    server was killed between the last byte and the completion.
+    """
     state = state.at(now)
     if state.gone:
-        return _gone(state)
-    return Found(state if state.complete else state.fenced())
+        return refuse_gone(state)
+    if state.complete:
+        return Found(state)
+    whole = request.completes_at_length and state.offset == state.length and not state.creation.parts
+    return Found(state.fenced().after(Event.FINISH) if whole else state.fenced())
 
 
 def decide_cancel(state: UploadState, *, now: float) -> Cancelled | Refused:
     """The upload's resource goes, and with it the bytes of an incomplete upload."""
     state = state.at(now)
     if state.gone:
-        return _gone(state)
+        return refuse_gone(state)
     return Cancelled(state.fenced().after(Event.CANCEL), discard=not state.complete)
 
 
@@ -169,6 +192,12 @@ def record_bytes(state: UploadState, accepted: Accepted, *, offset: int) -> Uplo
 
     `state` is the upload as stored now. Raises `UploadMisuse` for an offset outside of what was accepted.
     """
+    if accepted.request.digest is not None and offset != accepted.from_offset:
+        raise UploadMisuse("nothing of a body under a digest is recorded before it was checked")
+    return _recorded(state, accepted, offset)
+
+
+def _recorded(state: UploadState, accepted: Accepted, offset: int) -> UploadState | Refused:
     if state.phase is not Phase.OPEN or state.epoch != accepted.epoch:
         return Refused(Refusal.SUPERSEDED, "a newer request on this upload took over; ask for its offset", state)
     end = None if accepted.max_bytes is None else accepted.from_offset + accepted.max_bytes
@@ -178,13 +207,16 @@ def record_bytes(state: UploadState, accepted: Accepted, *, offset: int) -> Uplo
 
 
 def finish_append(
-    state: UploadState, accepted: Accepted, *, offset: int, end: BodyEnd, now: float
+    state: UploadState, accepted: Accepted, *, offset: int, end: BodyEnd, now: float, digest: bytes | None = None
 ) -> Appended | Refused:
     """What has become of the upload, now that `accepted`'s body ended as `end` says and is durable up to `offset`.
 
-    `state` is the upload as stored now. Raises `UploadMisuse` as `record_bytes` does.
+    `state` is the upload as stored now. `digest`: that of the body, by the algorithm of the digest it was declared
+    under; needed of a whole body if there was one. Raises `UploadMisuse` as `record_bytes` does.
     """
-    recorded = record_bytes(state, accepted, offset=offset)
+    if not _sound(accepted, offset, end, digest):
+        return _dropped(state, accepted, offset, end, now)
+    recorded = _recorded(state, accepted, offset)
     if isinstance(recorded, Refused):
         return recorded
     state = recorded.prolonged(now)
@@ -192,6 +224,11 @@ def finish_append(
         if accepted.max_bytes is None or offset != accepted.from_offset + accepted.max_bytes:
             raise UploadMisuse(f"a body cannot overrun {accepted.max_bytes} bytes and end at {offset}")
         return _overrun(state)
+    return _ended(state, accepted, offset, end)
+
+
+def _ended(state: UploadState, accepted: Accepted, offset: int, end: BodyEnd) -> Appended | Refused:
+    """What follows from a body that has been recorded: completion, if that was the last of it."""
     request = accepted.request
     if end is BodyEnd.CUT or _short(accepted, offset):
         return Appended(state)
@@ -202,6 +239,33 @@ def finish_append(
     if request.complete or (request.completes_at_length and offset == state.length):
         return Appended(replace(state, length=offset).after(Event.FINISH))
     return Appended(state)
+
+
+def _sound(accepted: Accepted, offset: int, end: BodyEnd, digest: bytes | None) -> bool:
+    """Whether what came of a body may be kept, as far as its digest goes."""
+    declared = accepted.request.digest
+    if declared is None:
+        return True
+    if end is not BodyEnd.WHOLE or _short(accepted, offset):
+        return False
+    if digest is None:
+        raise UploadMisuse("the digest of a whole body is needed, where one was declared")
+    return digest == declared.value
+
+
+def _dropped(state: UploadState, accepted: Accepted, offset: int, end: BodyEnd, now: float) -> Appended | Refused:
+    """A body that is not sound: as if it had never come."""
+    recorded = _recorded(state, accepted, accepted.from_offset)
+    if isinstance(recorded, Refused):
+        return recorded
+    state = recorded.prolonged(now)
+    if end is BodyEnd.OVERRUN:
+        detail = f"more came than the {accepted.max_bytes} bytes that could be taken"
+        return Refused(Refusal.INCONSISTENT_LENGTH, detail, state)
+    if end is BodyEnd.CUT or _short(accepted, offset):
+        return Appended(state)
+    detail = f"the {offset - accepted.from_offset} bytes of the body have not the digest {accepted.request.digest}"
+    return Refused(Refusal.MISMATCHING_DIGEST, detail, state)
 
 
 def _short(accepted: Accepted, offset: int) -> bool:
@@ -220,12 +284,31 @@ def _overrun(state: UploadState) -> Refused:
     return Refused(Refusal.APPEND_TOO_LARGE, f"a request holds at most {limits.max_append_size} bytes", state)
 
 
-def _gone(state: UploadState) -> Refused:
+def check_whole(state: UploadState, digest: bytes) -> UploadState | Refused:
+    """Hold a complete upload to the digest that was declared of the whole: the state to store, or what to answer.
+
+    `digest` is that of all its bytes, by that algorithm. Raises `UploadMisuse` where nothing is to be held to.
+    """
+    declared = state.creation.whole
+    if declared is None or not state.complete:
+        raise UploadMisuse(f"upload {state.id} is not complete, or declared no digest")
+    if digest == declared.value:
+        return state
+    detail = f"the {state.offset} bytes of the upload have not the digest {declared}"
+    return Refused(Refusal.MISMATCHING_DIGEST, detail, state.after(Event.MISMATCH))
+
+
+def refuse_gone(state: UploadState) -> Refused:
+    """The refusal of any request on an upload that can no longer be used."""
     return Refused(Refusal.GONE, f"the upload is {state.phase.value}", state)
 
 
 def _admit(state: UploadState, request: Create | Append, offset: int) -> Accepted | Refused:
     """Check a request that stands at the right offset against length and limits; `state` has its new epoch."""
+    whole = state.creation.whole or request.whole
+    if request.whole not in (None, whole):
+        return Refused(Refusal.MISMATCHING_DIGEST, f"the upload's digest was declared as {whole} before", state)
+    state = replace(state, creation=replace(state.creation, whole=whole))
     contradiction = _contradiction(state, request, offset)
     if contradiction is not None:
         return Refused(Refusal.INCONSISTENT_LENGTH, contradiction, state)

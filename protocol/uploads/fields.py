@@ -1,9 +1,9 @@
-"""Structured fields (RFC 9651), as far as resumable uploads need them: integers, booleans, a dictionary of integers.
+"""Structured fields (RFC 9651), as far as resumable uploads need them: integers, booleans, bytes, dictionaries of them.
 
 Why a parser of our own: every line of the agent's dependencies lands in somebody else's environment, and of the whole
-RFC three shapes are needed. The grammar is complete all the same, because a dictionary with an unknown member must be
+RFC four shapes are needed. The grammar is complete all the same, because a dictionary with an unknown member must be
 read past that member, whatever its value is (RUFH 4.1.4); values of other types are recognised and given as `OTHER`.
-Only what lies inside them (the padding of base64, the UTF-8 of a display string) is not checked.
+Only what lies inside them (the UTF-8 of a display string) is not checked. Bytes that are no base64 are `OTHER` as well.
 
 Strictness is that of RFC 9651, section 4.2: what does not parse as a whole is no value at all, and the caller treats
 the field as absent. `FieldError` is the only thing these functions raise. The work is linear in the length of the text,
@@ -12,6 +12,7 @@ which the HTTP library bounds.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from enum import Enum
@@ -28,13 +29,13 @@ class FieldError(WireError):
 
 
 class Other(Enum):
-    """Stands for every value that is neither integer nor boolean."""
+    """Stands for every value that is neither integer nor boolean nor bytes."""
 
     OTHER = "other"
 
 
 OTHER: Final = Other.OTHER
-Value = int | bool | Other
+Value = int | bool | bytes | Other
 
 _BARE_ITEM = re.compile(
     r"""
@@ -90,6 +91,8 @@ class _Reader:
             return int(found["integer"])
         if found["boolean"] is not None:
             return found["boolean"] == "1"
+        if found["bytes"] is not None:
+            return _decoded(found["bytes"][1:-1])
         return OTHER
 
     def parameters(self) -> None:
@@ -122,6 +125,13 @@ class _Reader:
             self.parameters()
             return True
         return self.inner_list() if self.skip("(") else self.item()
+
+
+def _decoded(text: str) -> bytes | Other:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:  # RFC 9651, 4.2.7: padding may be missing, but no sender of digests leaves it out
+        return OTHER
 
 
 def _single(text: str) -> Value:

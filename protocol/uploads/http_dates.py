@@ -1,4 +1,4 @@
-"""Retry-After, in both of its forms (RFC 9110, sections 5.6.7 and 10.2.3).
+"""HTTP-dates, and Retry-After in both of its forms (RFC 9110, sections 5.6.7 and 10.2.3).
 
 Not `email.utils`: it opens the socket and random modules to read a date.
 """
@@ -12,6 +12,8 @@ from typing import Final
 from mailboat.protocol.limits import MAX_RETRY_AFTER
 
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_LAST: Final = 253_402_300_799.0
 _CLOCK: Final = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 _MONTH: Final = rf"(?P<month>{'|'.join(_MONTHS)})"
 _FORMS: Final = tuple(
@@ -42,6 +44,12 @@ def parse_http_date(text: str, wall: float) -> float | None:
         if found is not None:
             return _timestamp(found, wall)
     return None
+
+
+def format_http_date(moment: float) -> str:
+    """Unix time as an HTTP-date, in the one form that is still written; years beyond 9999 are that year's end."""
+    at = datetime.fromtimestamp(min(max(moment, 0.0), _LAST), UTC)
+    return f"{_DAYS[at.weekday()]}, {at.day:02} {_MONTHS[at.month - 1]} {at.year:04} {at:%H:%M:%S} GMT"
 
 
 def _timestamp(found: re.Match[str], wall: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from types import MappingProxyType
 from typing import Final, Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE
+from mailboat.protocol.uploads.messages import media_type
 from mailboat.protocol.uploads.values import Limits, Request
 
 
@@ -39,6 +42,7 @@ _BY_STATUS: Final[Mapping[int, Meaning]] = MappingProxyType(
         423: Meaning.RETRY,
         425: Meaning.RETRY,
         429: Meaning.RETRY,
+        460: Meaning.RETRY,  # tus, Checksum: the bytes were damaged on their way
         511: Meaning.NOT_OURS,  # RFC 6585, 6: the network wants to be signed in to
     }
 )
@@ -89,6 +93,24 @@ class Reply:
     def meaning(self) -> Meaning:
         """What its status means."""
         return meaning_of(self.status)
+
+
+MAX_DETAIL: Final = 500
+"""Characters kept of a server's explanation: it goes to logs and status lines."""
+
+
+def problem_of(fields: Mapping[str, str], body: bytes) -> tuple[str, str]:
+    """Type and detail of a problem document (RFC 9457); empty where there is none. `fields` as `folded` gives them."""
+    if media_type(fields) != PROBLEM_MEDIA_TYPE:
+        return "", ""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):  # cut off, no UTF-8, nested without end: the status alone has to do
+        return "", ""
+    if not isinstance(document, dict):
+        return "", ""
+    kind, detail = document.get("type"), document.get("detail", document.get("title"))
+    return kind if isinstance(kind, str) else "", detail[:MAX_DETAIL] if isinstance(detail, str) else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ though since -13 it need not be, and a reader does not insist on it.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,7 +16,9 @@ from typing import Final
 
 from mailboat.protocol.errors import Code
 from mailboat.protocol.uploads.decisions import Refusal
+from mailboat.protocol.uploads.digests import Algorithm, Digest
 from mailboat.protocol.uploads.fields import FieldError, parse_boolean, parse_dictionary, parse_integer
+from mailboat.protocol.uploads.messages import media_type
 
 UPLOAD_OFFSET: Final = "Upload-Offset"
 UPLOAD_COMPLETE: Final = "Upload-Complete"
@@ -24,20 +27,24 @@ UPLOAD_LENGTH: Final = "Upload-Length"
 UPLOAD_LIMIT: Final = "Upload-Limit"
 INTEROP_VERSION: Final = "Upload-Draft-Interop-Version"
 PARTIAL_UPLOAD: Final = "application/partial-upload"
+CONTENT_DIGEST: Final = "Content-Digest"
+REPR_DIGEST: Final = "Repr-Digest"
 
 _REGISTRY: Final = "https://iana.org/assignments/http-problem-types"
 MISMATCHING_OFFSET: Final = f"{_REGISTRY}#mismatching-upload-offset"
 COMPLETED_UPLOAD: Final = f"{_REGISTRY}#completed-upload"
 INCONSISTENT_LENGTH: Final = f"{_REGISTRY}#inconsistent-upload-length"
+MISMATCHING_DIGEST: Final = f"{_REGISTRY}#digest-mismatching-values"
 BLANK: Final = "about:blank"
 TITLES: Final[Mapping[str, str]] = MappingProxyType(
     {
         MISMATCHING_OFFSET: "Mismatching Upload Offset",
         COMPLETED_UPLOAD: "Upload Is Completed",
         INCONSISTENT_LENGTH: "Inconsistent Upload Length Values",
+        MISMATCHING_DIGEST: "Mismatching Digest Values",
     }
 )
-"""Problem types and their registered titles (RUFH 14.4)."""
+"""Problem types and their registered titles (RUFH 14.4; the last of draft-ietf-httpapi-digest-fields-problem-types)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,11 @@ PROBLEMS: Final[Mapping[Refusal, tuple[Code, str]]] = MappingProxyType(
         Refusal.APPEND_TOO_LARGE: (Code.TOO_LARGE, BLANK),
         Refusal.APPEND_TOO_SMALL: (Code.BAD_REQUEST, BLANK),
         Refusal.SUPERSEDED: (Code.CONFLICT, BLANK),
+        Refusal.UNSUPPORTED_VERSION: (Code.UNSUPPORTED_VERSION, BLANK),
+        Refusal.UNKNOWN_ALGORITHM: (Code.BAD_REQUEST, BLANK),
+        Refusal.MISMATCHING_DIGEST: (Code.BAD_REQUEST, MISMATCHING_DIGEST),
+        Refusal.MADE_OF_PARTS: (Code.FORBIDDEN, BLANK),
+        Refusal.UNUSABLE_PART: (Code.BAD_REQUEST, BLANK),
     }
 )
 
@@ -121,15 +133,6 @@ def problem_of(refusal: Refusal, version: Version) -> tuple[Code, str]:
     if refusal is Refusal.COMPLETED_EXTENDED and version.extending_is_inconsistent:
         return PROBLEMS[Refusal.INCONSISTENT_LENGTH]
     return PROBLEMS[refusal]
-
-
-def folded(headers: Mapping[str, str]) -> dict[str, str]:
-    """`headers` under lower-case names; a field that came several times is one list, as RFC 9110, 5.2 says."""
-    fields: dict[str, str] = {}
-    for name, value in headers.items():
-        key = name.lower()
-        fields[key] = f"{fields[key]}, {value}" if key in fields else value
-    return fields
 
 
 def version_by_tag(tag: str) -> Version | None:
@@ -153,11 +156,6 @@ def speaks_rufh(fields: Mapping[str, str]) -> bool:
     """Whether a request, given as `folded` fields, shows that it is meant in this dialect."""
     names = (UPLOAD_COMPLETE, UPLOAD_INCOMPLETE, INTEROP_VERSION)
     return any(name.lower() in fields for name in names) or media_type(fields) == PARTIAL_UPLOAD
-
-
-def media_type(fields: Mapping[str, str]) -> str:
-    """The media type of the body, without parameters and in lower case; empty when none is stated."""
-    return fields.get("content-type", "").partition(";")[0].strip(" \t").lower()
 
 
 def integer_field(fields: Mapping[str, str], name: str) -> int | None:
@@ -201,3 +199,35 @@ def limit_members(text: str) -> dict[str, int] | None:
             return None
         limits[key] = value
     return limits
+
+
+# In order of preference where a request declares several: one that holds is enough.
+_ALGORITHMS: Final = {"sha-512": Algorithm.SHA512, "sha-256": Algorithm.SHA256}
+
+
+def serialise_digest(digest: Digest) -> str:
+    """`digest` as `Content-Digest` or `Repr-Digest`; raises `FieldError` for an algorithm that those have not."""
+    for key, algorithm in _ALGORITHMS.items():
+        if algorithm is digest.algorithm:
+            return f"{key}=:{base64.b64encode(digest.value).decode('ascii')}:"
+    raise FieldError(f"digest fields know no {digest.algorithm.label}")
+
+
+def digest_field(fields: Mapping[str, str], name: str) -> Digest | None:
+    """The digest that `Content-Digest` or `Repr-Digest` declares (RFC 9530, 2 and 3), None when it declares none.
+
+    What cannot be read, or is of an algorithm that nobody should rely on any more (RFC 9530, 5), is as if it were
+    absent: a recipient may ignore any digest.
+    """
+    text = fields.get(name.lower())
+    if text is None:
+        return None
+    try:
+        members = parse_dictionary(text)
+    except FieldError:
+        return None
+    for key, algorithm in _ALGORITHMS.items():
+        value = members.get(key)
+        if isinstance(value, bytes) and len(value) == algorithm.size:
+            return Digest(algorithm, value)
+    return None

@@ -6,15 +6,14 @@ which many HTTP libraries and proxies cannot handle.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE
 from mailboat.protocol.uploads import rufh
 from mailboat.protocol.uploads.fields import serialise_boolean, serialise_integer
-from mailboat.protocol.uploads.replies import Complaint, HttpRequest, Meaning, Reply, meaning_of
+from mailboat.protocol.uploads.messages import folded, media_type
+from mailboat.protocol.uploads.replies import Complaint, HttpRequest, Meaning, Reply, meaning_of, problem_of
 from mailboat.protocol.uploads.rufh import CURRENT, Version
 from mailboat.protocol.uploads.values import Append, Create, Limits, Query, Request
 
@@ -22,8 +21,6 @@ _COMPLAINTS: Final[Mapping[str, Complaint]] = MappingProxyType(
     {rufh.COMPLETED_UPLOAD: Complaint.COMPLETED, rufh.INCONSISTENT_LENGTH: Complaint.INCONSISTENT_LENGTH}
 )
 _CREATED: Final = 201
-_MAX_DETAIL: Final = 500
-"""Characters kept of a server's explanation: it goes to logs and status lines."""
 
 
 class RufhDialect:
@@ -50,7 +47,7 @@ class RufhDialect:
 
     def read(self, request: Request, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         """What the answer to `request` says. Never raises, whatever the answer holds."""
-        fields = rufh.folded(headers)
+        fields = folded(headers)
         offset = rufh.integer_field(fields, rufh.UPLOAD_OFFSET)
         complete = rufh.complete_field(fields, self._version)
         limits = _limits(fields)
@@ -63,9 +60,9 @@ class RufhDialect:
             case Append():
                 ours = offset is not None or complete is not None
             case _:
-                ours = rufh.media_type(fields) != "text/html"  # any success will do, but not a portal's page
+                ours = media_type(fields) != "text/html"  # any success will do, but not a portal's page
         # A success may tell nothing of the body; a refusal should explain itself.
-        problem, detail = ("", "") if meaning_of(status) is Meaning.SUCCESS else _problem(fields, body)
+        problem, detail = ("", "") if meaning_of(status) is Meaning.SUCCESS else problem_of(fields, body)
         return Reply(
             status,
             ours,
@@ -87,6 +84,10 @@ class RufhDialect:
             headers[rufh.UPLOAD_LENGTH] = serialise_integer(request.length)
         if request.content_length is not None:
             headers["Content-Length"] = str(request.content_length)
+        if request.digest is not None:
+            headers[rufh.CONTENT_DIGEST] = rufh.serialise_digest(request.digest)
+        if request.whole is not None:
+            headers[rufh.REPR_DIGEST] = rufh.serialise_digest(request.whole)
         return headers
 
 
@@ -103,17 +104,3 @@ def _limits(fields: Mapping[str, str]) -> Limits | None:
         min_append_size=members.get("min-append-size"),
         max_age=members.get("max-age", members.get("expires")),
     )
-
-
-def _problem(fields: Mapping[str, str], body: bytes) -> tuple[str, str]:
-    """Type and detail of a problem document (RFC 9457); empty where there is none."""
-    if rufh.media_type(fields) != PROBLEM_MEDIA_TYPE:
-        return "", ""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):  # cut off, no UTF-8, nested without end: the status alone has to do
-        return "", ""
-    if not isinstance(document, dict):
-        return "", ""
-    kind, detail = document.get("type"), document.get("detail", document.get("title"))
-    return kind if isinstance(kind, str) else "", detail[:_MAX_DETAIL] if isinstance(detail, str) else ""

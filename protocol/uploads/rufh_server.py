@@ -5,20 +5,18 @@ Interim answers (104) are never made here: clients exist that take one for the f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE, Problem
 from mailboat.protocol.uploads import rufh
 from mailboat.protocol.uploads.decisions import Appended, Cancelled, Found, Refusal, Refused
-from mailboat.protocol.uploads.fields import MAX_INTEGER, serialise_boolean, serialise_dictionary, serialise_integer
+from mailboat.protocol.uploads.fields import serialise_boolean, serialise_dictionary, serialise_integer
+from mailboat.protocol.uploads.messages import HttpAnswer, Unreadable, content_length, folded, media_type
 from mailboat.protocol.uploads.rufh import CURRENT, Version
 from mailboat.protocol.uploads.state import UploadState
 from mailboat.protocol.uploads.values import Append, Cancel, Create, Discover, Limits, Query
-
-_DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 # A creation is "any request that can carry content" (RUFH 4.2.1); PATCH is taken by appends. GET is answered as HEAD is
 # (4.3.2): what is uploaded is never shown through the upload's own resource.
@@ -29,15 +27,6 @@ _ALLOW_UPLOAD: Final = "OPTIONS, HEAD, GET, PATCH, DELETE"
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """An HTTP answer: status, header fields, body (a problem document or nothing)."""
-
-    status: int
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
 def read_request(
     method: str, headers: Mapping[str, str], *, default: Version = CURRENT
 ) -> Create | Append | Query | Cancel | Discover | Refused:
@@ -46,15 +35,24 @@ def read_request(
     `headers` may be any mapping, with names in any case; fields that came more than once are joined. `default` is the
     version of the upload in question, for a request that does not tell its own.
     """
-    fields = rufh.folded(headers)
+    fields = folded(headers)
     version = rufh.version_of(fields, default)
+    try:
+        return _read(method, fields, version)
+    except Unreadable as error:
+        return Refused(Refusal.MALFORMED, str(error))
+
+
+def _read(
+    method: str, fields: Mapping[str, str], version: Version
+) -> Create | Append | Query | Cancel | Discover | Refused:
     match method:
         case "POST" | "PUT":
             return _read_create(fields, version)
         case "PATCH":
             return _read_append(fields, version)
         case "HEAD" | "GET":
-            return Query()
+            return Query(version.completes_at_length)
         case "DELETE":
             return Cancel()
         case "OPTIONS":
@@ -65,7 +63,7 @@ def read_request(
 
 def request_version(headers: Mapping[str, str], *, default: Version = CURRENT) -> Version:
     """The interop version of an HTTP request; `default` (the upload's own) where it does not tell."""
-    return rufh.version_of(rufh.folded(headers), default)
+    return rufh.version_of(folded(headers), default)
 
 
 def answer(
@@ -108,49 +106,41 @@ def answer_unknown(*, version: Version = CURRENT) -> HttpAnswer:
     return _refusal(Refused(Refusal.UNKNOWN, "there is no upload of this id"), version, 0.0)
 
 
-def _read_create(fields: Mapping[str, str], version: Version) -> Create | Refused:
-    complete = rufh.complete_field(fields, version)
-    if complete is None:
-        return _unreadable(fields, version.complete_field, "?0 or ?1")
-    size = _content_length(fields)
-    if isinstance(size, Refused):
-        return size
-    length = rufh.integer_field(fields, rufh.UPLOAD_LENGTH)
-    return Create(complete, length, size, version.completes_at_length)
+def _read_create(fields: Mapping[str, str], version: Version) -> Create:
+    return Create(
+        _complete(fields, version),
+        rufh.integer_field(fields, rufh.UPLOAD_LENGTH),
+        content_length(fields),
+        version.completes_at_length,
+        digest=rufh.digest_field(fields, rufh.CONTENT_DIGEST),
+        whole=rufh.digest_field(fields, rufh.REPR_DIGEST),
+    )
 
 
 def _read_append(fields: Mapping[str, str], version: Version) -> Append | Refused:
-    media_type = rufh.media_type(fields)
-    if version.typed_appends and media_type != rufh.PARTIAL_UPLOAD:
-        detail = f"an append has the media type {rufh.PARTIAL_UPLOAD}, not {media_type[:80]!r}"
+    given = media_type(fields)
+    if version.typed_appends and given != rufh.PARTIAL_UPLOAD:
+        detail = f"an append has the media type {rufh.PARTIAL_UPLOAD}, not {given[:80]!r}"
         return Refused(Refusal.UNSUPPORTED_MEDIA_TYPE, detail)
     offset = rufh.integer_field(fields, rufh.UPLOAD_OFFSET)
     if offset is None:
-        return _unreadable(fields, rufh.UPLOAD_OFFSET, "a non-negative integer")
+        raise Unreadable(fields, rufh.UPLOAD_OFFSET, "a non-negative integer")
+    return Append(
+        offset,
+        _complete(fields, version),
+        rufh.integer_field(fields, rufh.UPLOAD_LENGTH),
+        content_length(fields),
+        version.completes_at_length,
+        digest=rufh.digest_field(fields, rufh.CONTENT_DIGEST),
+        whole=rufh.digest_field(fields, rufh.REPR_DIGEST),
+    )
+
+
+def _complete(fields: Mapping[str, str], version: Version) -> bool:
     complete = rufh.complete_field(fields, version)
     if complete is None:
-        return _unreadable(fields, version.complete_field, "?0 or ?1")
-    size = _content_length(fields)
-    if isinstance(size, Refused):
-        return size
-    length = rufh.integer_field(fields, rufh.UPLOAD_LENGTH)
-    return Append(offset, complete, length, size, version.completes_at_length)
-
-
-def _content_length(fields: Mapping[str, str]) -> int | Refused | None:
-    """Bytes in the body, None when chunked: a message with neither field has no body (RFC 9112, 6.3)."""
-    if "transfer-encoding" in fields:
-        return None
-    text = fields.get("content-length", "0").strip(" \t")
-    if not _DIGITS.fullmatch(text):
-        return _unreadable(fields, "Content-Length", f"an integer up to {MAX_INTEGER}")
-    return int(text)
-
-
-def _unreadable(fields: Mapping[str, str], name: str, wanted: str) -> Refused:
-    given = fields.get(name.lower())
-    found = "it is missing" if given is None else f"not {given[:80]!r}"
-    return Refused(Refusal.MALFORMED, f"{name} must be {wanted}; {found}")
+        raise Unreadable(fields, version.complete_field, "?0 or ?1")
+    return complete
 
 
 def _refusal(refused: Refused, version: Version, now: float) -> HttpAnswer:
@@ -204,3 +194,38 @@ def _limit_members(limits: Limits, seconds_left: int | None, version: Version) -
         version.age_limit: seconds_left,
     }
     return {key: value for key, value in members.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class RufhServer:
+    """The functions above for one interop version: a `detect.ServerDialect`."""
+
+    version: Version = CURRENT
+
+    @property
+    def tag(self) -> str:
+        """See `ServerDialect.tag`."""
+        return self.version.tag
+
+    @property
+    def absolute(self) -> bool:
+        """See `ServerDialect.absolute`."""
+        return False
+
+    def read(self, method: str, headers: Mapping[str, str]) -> Create | Append | Query | Cancel | Discover | Refused:
+        """See `read_request`; the version has been detected, so it is the default."""
+        return read_request(method, headers, default=self.version)
+
+    def answer(
+        self, verdict: Appended | Found | Cancelled | Refused, *, now: float, location: str | None = None
+    ) -> HttpAnswer:
+        """See `answer`."""
+        return answer(verdict, version=self.version, now=now, location=location)
+
+    def answer_options(self, limits: Limits, *, upload: bool = False) -> HttpAnswer:
+        """See `answer_options`."""
+        return answer_options(limits, version=self.version, upload=upload)
+
+    def answer_unknown(self) -> HttpAnswer:
+        """See `answer_unknown`."""
+        return answer_unknown(version=self.version)

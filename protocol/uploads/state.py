@@ -15,7 +15,8 @@ from enum import Enum
 from types import MappingProxyType
 
 from mailboat.protocol.errors import MailboatError
-from mailboat.protocol.uploads.values import NO_LIMITS, Limits
+from mailboat.protocol.uploads.digests import Digest
+from mailboat.protocol.uploads.values import NO_LIMITS, Limits, Notes
 
 
 class UploadMisuse(MailboatError, RuntimeError):
@@ -41,13 +42,15 @@ class Event(Enum):
     EXPIRE = "expire"
     OVERRUN = "overrun"
     LOSE = "lose"
+    MISMATCH = "mismatch"
 
 
 # The theory in one place: bytes only while open; an end is reached once and never left, except that a complete upload's
 # *resource* may still go (its bytes were handed over when it completed).
 # OVERRUN: a client sent more than the length it had stated, so nobody can say any more which bytes are meant (RUFH
 # 4.4.2: "marking the upload resource invalid"). LOSE: the server lost bytes that it had announced; to go back is no way
-# out, since an offset never decreases (4.1.1).
+# out, since an offset never decreases (4.1.1). MISMATCH: all bytes came, and they are not those that the client had
+# declared by a digest of the whole; nobody can say which of them are wrong.
 TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = MappingProxyType(
     {
         (Phase.OPEN, Event.APPEND): Phase.OPEN,
@@ -59,8 +62,27 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = MappingProxyType(
         (Phase.COMPLETE, Event.CANCEL): Phase.CANCELLED,
         (Phase.COMPLETE, Event.EXPIRE): Phase.EXPIRED,
         (Phase.COMPLETE, Event.LOSE): Phase.INVALID,
+        (Phase.COMPLETE, Event.MISMATCH): Phase.INVALID,
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """What was said once, when an upload was made, and does not change.
+
+    `partial`: it is only a part of others, so nobody looks into it when it is complete. `parts`: ids of the uploads
+    that this one is made of; it takes no bytes itself. `whole`: the digest that its bytes must have in the end.
+    `notes`: header fields to repeat in answers, in the words of the dialect.
+    """
+
+    partial: bool = False
+    parts: tuple[str, ...] = ()
+    whole: Digest | None = None
+    notes: Notes = ()
+
+
+PLAIN = Creation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +92,7 @@ class UploadState:
     `id`: canonical UUID. `offset`: bytes received and durable. `length`: bytes of the whole, None while unknown.
     `epoch`: number of the request that may write now. `expires`: wall-clock seconds (Unix) at which the resource goes,
     None for never. `dialect`: the tag of the dialect it was made in, for requests that do not tell theirs (a bare
-    HEAD); the core carries it and never looks at it.
+    HEAD); the core carries it and never looks at it. `creation`: what else was said when it was made.
     """
 
     id: str
@@ -81,6 +103,7 @@ class UploadState:
     limits: Limits = NO_LIMITS
     expires: float | None = None
     dialect: str = ""
+    creation: Creation = PLAIN
 
     @property
     def complete(self) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mailboat.protocol.uploads.digests import Digest
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -25,6 +27,12 @@ class Limits:
 
 NO_LIMITS = Limits()
 
+MAX_PARTS = 1000
+"""Uploads that one may be made of: clients split a file into a handful."""
+
+Notes = tuple[tuple[str, str], ...]
+"""Header fields that a client gave with a creation, to be repeated to it: name and value."""
+
 
 @dataclass(frozen=True, slots=True)
 class Create:
@@ -32,13 +40,27 @@ class Create:
 
     `complete`: the body is the whole upload. `length`: the upload's length as stated on its own, None when it was not.
     `content_length`: bytes in the body, None when the message does not tell (chunked). `completes_at_length`: this
-    dialect takes an upload for complete as soon as its offset reaches its length, without being told.
+    dialect takes an upload for complete as soon as its offset reaches its length, without being told. `digest`: that of
+    this body, `whole`: that of the whole upload, as declared. `partial`: it is only made to be a part of another one.
+    `notes`: header fields, name and value, that later answers repeat as they are.
     """
 
     complete: bool
     length: int | None = None
     content_length: int | None = 0
     completes_at_length: bool = False
+    digest: Digest | None = None
+    whole: Digest | None = None
+    partial: bool = False
+    notes: Notes = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Make an upload out of others, named by their URLs as the client wrote them; `notes` as in `Create`."""
+
+    parts: tuple[str, ...]
+    notes: Notes = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +72,15 @@ class Append:
     length: int | None = None
     content_length: int | None = 0
     completes_at_length: bool = False
+    digest: Digest | None = None
+    whole: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Tell where the upload stands."""
+    """Tell where the upload stands; `completes_at_length` as in `Create`."""
+
+    completes_at_length: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +94,9 @@ class Discover:
 
 
 Request = Create | Append | Query | Cancel
-"""What a client asks of an upload; `Discover` is asked of the server."""
+"""What a client of ours asks of an upload."""
+Asked = Request | Join | Discover
+"""What a server may be asked."""
 
 
 def stated_length(request: Create | Append, offset: int) -> int | None:

@@ -19,7 +19,7 @@ import json
 import pytest
 
 from mailboat.protocol.uploads.decisions import BodyEnd
-from mailboat.protocol.uploads.rufh_server import HttpAnswer
+from mailboat.protocol.uploads.messages import HttpAnswer
 from mailboat.protocol.uploads.values import Limits
 from testkit.conformance import Row, Table
 from testkit.uploads import PLACE, REGISTRY, MemoryServer, Transfer, head, made, patch, problem, stored

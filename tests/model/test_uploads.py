@@ -8,17 +8,20 @@ has asked; the client would call that out of sync.
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mailboat.protocol.uploads.client import UploadClient
 from mailboat.protocol.uploads.decisions import BodyEnd
+from mailboat.protocol.uploads.messages import HttpAnswer
 from mailboat.protocol.uploads.outcomes import Completed, Created, OutOfSync
+from mailboat.protocol.uploads.replies import ClientDialect
 from mailboat.protocol.uploads.rufh_client import RufhDialect
-from mailboat.protocol.uploads.rufh_server import HttpAnswer
 from mailboat.protocol.uploads.state import UploadState
 from mailboat.protocol.uploads.tasks import Done, Source, Wait
+from mailboat.protocol.uploads.tus_client import TusDialect
 from mailboat.protocol.uploads.values import Append, Cancel, Create, Limits, Query, Request
 from testkit.uploads import PLACE, MemoryServer, Transfer
 
@@ -49,6 +52,10 @@ class Flight:
 
 
 class Uploads(RuleBasedStateMachine):
+    dialect: ClientDialect = RufhDialect()
+    bounded = True
+    """Whether the dialect has words for a bound of appends; without them such a bound is tried out, from 16 KiB on."""
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
@@ -62,7 +69,7 @@ class Uploads(RuleBasedStateMachine):
         self.client = self.started(Source(0, sealed=False), None, None)
 
     def started(self, source: Source, resource: str | None, acknowledged: int | None) -> UploadClient:
-        return UploadClient(RufhDialect(), source, target=PLACE, resource=resource, acknowledged=acknowledged)
+        return UploadClient(self.dialect, source, target=PLACE, resource=resource, acknowledged=acknowledged)
 
     @initialize(
         length=st.integers(0, 300) | st.integers(100, 300),
@@ -75,6 +82,7 @@ class Uploads(RuleBasedStateMachine):
     def begin(
         self, length: int, sealed: bool, polite: bool, most: int | None, server_most: int | None, age: int | None
     ) -> None:
+        server_most = server_most if self.bounded else None
         self.server = MemoryServer(Limits(max_size=1000, max_append_size=server_most, max_age=age))
         self.server.polite = polite
         self.client.grown(Source(length, sealed=sealed))
@@ -307,14 +315,22 @@ class Uploads(RuleBasedStateMachine):
         assert upload.blob == CONTENT[: source.length]
 
 
+class TusUploads(Uploads):
+    dialect = TusDialect({"session": "0190a000", "product": "Acme Studio"})
+    bounded = False
+
+
 TestUploads = Uploads.TestCase
 TestUploads.settings = settings(max_examples=2 * settings().max_examples, stateful_step_count=50)
+TestTusUploads = TusUploads.TestCase
+TestTusUploads.settings = TestUploads.settings
 
 
-def test_cut_at_every_64_kib_each_cut_costs_one_query_and_no_pause() -> None:
+@pytest.mark.parametrize("dialect", [RufhDialect(), TusDialect()], ids=["rufh", "tus"])
+def test_cut_at_every_64_kib_each_cut_costs_one_query_and_no_pause(dialect: ClientDialect) -> None:
     content = bytes(range(256)) * 4096 * 16
     server = MemoryServer()
-    client = UploadClient(RufhDialect(), Source(len(content), sealed=True), target=PLACE)
+    client = UploadClient(dialect, Source(len(content), sealed=True), target=PLACE)
     received = queries = 0
     while not isinstance(task := client.next_task(0.0), Done):
         assert isinstance(task, Create | Query | Append), "a pause"

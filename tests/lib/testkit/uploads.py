@@ -1,4 +1,4 @@
-"""An upload server in memory: the core and the dialect as an adapter would drive them, without sockets.
+"""An upload server in memory: the core and the dialects as an adapter would drive them, without sockets.
 
 It keeps to the four steps of `mailboat.protocol.uploads.decisions`, one call a step, so that a test can stop between
 any two. What a transfer received is durable only once it was recorded; `restart` loses the rest, as a power cut would.
@@ -10,11 +10,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mailboat.protocol.uploads import rufh
+from mailboat.protocol.uploads import rufh, tus
 from mailboat.protocol.uploads.decisions import (
     Accepted,
+    Appended,
     BodyEnd,
+    Cancelled,
+    Found,
     Refused,
+    check_whole,
     decide_append,
     decide_cancel,
     decide_create,
@@ -22,16 +26,11 @@ from mailboat.protocol.uploads.decisions import (
     finish_append,
     record_bytes,
 )
-from mailboat.protocol.uploads.rufh_server import (
-    HttpAnswer,
-    answer,
-    answer_options,
-    answer_unknown,
-    read_request,
-    request_version,
-)
+from mailboat.protocol.uploads.detect import ServerDialect, detect
+from mailboat.protocol.uploads.joining import decide_join, decide_joining
+from mailboat.protocol.uploads.messages import HttpAnswer
 from mailboat.protocol.uploads.state import UploadState
-from mailboat.protocol.uploads.values import Append, Cancel, Create, Discover, Limits
+from mailboat.protocol.uploads.values import Append, Cancel, Create, Discover, Join, Limits, Query
 
 PLACE = "/v1/uploads"
 
@@ -45,10 +44,10 @@ class Upload:
 class Transfer:
     """A request whose body is still coming."""
 
-    def __init__(self, server: MemoryServer, accepted: Accepted, version: rufh.Version, *, created: bool) -> None:
+    def __init__(self, server: MemoryServer, accepted: Accepted, dialect: ServerDialect, *, created: bool) -> None:
         self._server = server
         self._accepted = accepted
-        self._version = version
+        self._dialect = dialect
         self._created = created
         self._received = bytearray()
         self._overrun = False
@@ -81,12 +80,21 @@ class Transfer:
             end = BodyEnd.OVERRUN
         now = self._server.now
         offset = self._accepted.from_offset + len(self._received)
-        verdict = finish_append(self.upload.state, self._accepted, offset=offset, end=end, now=now)
+        declared = self._accepted.request.digest
+        digest = None
+        if declared is not None:
+            hasher = declared.algorithm.hasher()
+            hasher.update(bytes(self._received))
+            digest = hasher.digest()
+        verdict = finish_append(self.upload.state, self._accepted, offset=offset, end=end, now=now, digest=digest)
         if verdict.state is not None and verdict.state is not self.upload.state:
-            self._write()
+            if verdict.state.offset > self._accepted.from_offset:
+                self._write()
+            verdict = self._server.checked(self.upload, verdict)
+            assert verdict.state is not None
             self.upload.state = verdict.state
         location = f"{PLACE}/{self.upload.state.id}" if self._created else None
-        return answer(verdict, version=self._version, now=now, location=location)
+        return self._dialect.answer(verdict, now=now, location=location)
 
     def _write(self) -> None:
         blob, start = self.upload.blob, self._accepted.from_offset
@@ -108,26 +116,20 @@ class MemoryServer:
     def begin(self, method: str, path: str, headers: Mapping[str, str]) -> Transfer | HttpAnswer:
         """Take a request up to its body: the answer, where the body does not matter any more."""
         upload = self.uploads.get(path.removeprefix(f"{PLACE}/"))
-        stored = rufh.version_by_tag(upload.state.dialect) if upload is not None else None
-        default = stored if stored is not None else rufh.CURRENT
-        version = request_version(headers, default=default)
-        request = read_request(method, headers, default=default)
+        dialect = detect(headers, upload.state.dialect if upload is not None else "")
+        request = dialect.read(method, headers)
         if isinstance(request, Refused):
-            return answer(request, version=version, now=self.now)
+            return dialect.answer(request, now=self.now)
         if isinstance(request, Discover):
-            return answer_options(self.limits, version=version, upload=path != PLACE)
-        if isinstance(request, Create):
-            return self._create(request, version)
+            return dialect.answer_options(self.limits, upload=path != PLACE)
+        if isinstance(request, Create | Join):
+            return self._create(request, dialect) if isinstance(request, Create) else self._join(request, dialect)
         if upload is None:
-            return answer_unknown(version=version)
+            return dialect.answer_unknown()
         self._supersede(upload)
         if isinstance(request, Append):
-            return self._append(upload, request, version)
-        decide = decide_cancel if isinstance(request, Cancel) else decide_query
-        verdict = decide(upload.state, now=self.now)
-        assert verdict.state is not None
-        upload.state = verdict.state
-        return answer(verdict, version=version, now=self.now)
+            return self._append(upload, request, dialect)
+        return dialect.answer(self._bodiless(upload, request), now=self.now)
 
     def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> HttpAnswer:
         """Take a whole request; `Content-Length` is added unless the body is announced as chunked."""
@@ -149,24 +151,71 @@ class MemoryServer:
         if older is not None and not older.over and self.polite:
             older.end(BodyEnd.CUT)
 
-    def _create(self, request: Create, version: rufh.Version) -> Transfer | HttpAnswer:
-        upload_id = f"0190a000-0000-7000-8000-{len(self.uploads):012x}"
-        verdict = decide_create(request, upload_id=upload_id, limits=self.limits, now=self.now, dialect=version.tag)
-        if isinstance(verdict, Refused):
-            return answer(verdict, version=version, now=self.now)
-        self.uploads[upload_id] = Upload(verdict.state)
-        return self._transfer(verdict, version, created=True)
+    def checked(self, upload: Upload, verdict: Appended | Refused) -> Appended | Refused:
+        """`verdict`, unless it completes the upload, and that has not the digest declared of the whole."""
+        state = verdict.state
+        if state is None or not state.complete or state.creation.whole is None:
+            return verdict
+        hasher = state.creation.whole.algorithm.hasher()
+        hasher.update(bytes(upload.blob))
+        held = check_whole(state, hasher.digest())
+        return held if isinstance(held, Refused) else verdict
 
-    def _append(self, upload: Upload, request: Append, version: rufh.Version) -> Transfer | HttpAnswer:
+    def _bodiless(self, upload: Upload, request: Query | Cancel) -> Found | Cancelled | Refused:
+        verdict: Found | Cancelled | Refused
+        if isinstance(request, Cancel):
+            verdict = decide_cancel(upload.state, now=self.now)
+        else:
+            self._joined(upload)
+            verdict = decide_query(upload.state, request, now=self.now)
+        assert verdict.state is not None
+        upload.state = verdict.state
+        return verdict
+
+    def _joined(self, upload: Upload) -> None:
+        ids = upload.state.creation.parts
+        if not ids or upload.state.complete:
+            return
+        held = decide_joining(upload.state, [self.uploads[each].state for each in ids], now=self.now)
+        state = held.state if isinstance(held, Refused) else held
+        assert state is not None
+        if state.complete:
+            upload.blob = bytearray(b"".join(self.uploads[each].blob for each in ids))
+        upload.state = state
+
+    def _fresh_id(self) -> str:
+        return f"0190a000-0000-7000-8000-{len(self.uploads):012x}"
+
+    def _join(self, request: Join, dialect: ServerDialect) -> HttpAnswer:
+        found = [self.uploads.get(url.rpartition("/")[2]) for url in request.parts]
+        parts = [None if each is None else each.state for each in found]
+        verdict = decide_join(
+            request, parts, upload_id=self._fresh_id(), limits=self.limits, now=self.now, dialect=dialect.tag
+        )
+        if isinstance(verdict, Refused):
+            return dialect.answer(verdict, now=self.now)
+        upload = self.uploads[verdict.state.id] = Upload(verdict.state)
+        self._joined(upload)
+        return dialect.answer(Appended(upload.state), now=self.now, location=f"{PLACE}/{upload.state.id}")
+
+    def _create(self, request: Create, dialect: ServerDialect) -> Transfer | HttpAnswer:
+        upload_id = self._fresh_id()
+        verdict = decide_create(request, upload_id=upload_id, limits=self.limits, now=self.now, dialect=dialect.tag)
+        if isinstance(verdict, Refused):
+            return dialect.answer(verdict, now=self.now)
+        self.uploads[upload_id] = Upload(verdict.state)
+        return self._transfer(verdict, dialect, created=True)
+
+    def _append(self, upload: Upload, request: Append, dialect: ServerDialect) -> Transfer | HttpAnswer:
         verdict = decide_append(upload.state, request, now=self.now)
         assert verdict.state is not None
         upload.state = verdict.state
         if isinstance(verdict, Refused):
-            return answer(verdict, version=version, now=self.now)
-        return self._transfer(verdict, version, created=False)
+            return dialect.answer(verdict, now=self.now)
+        return self._transfer(verdict, dialect, created=False)
 
-    def _transfer(self, accepted: Accepted, version: rufh.Version, *, created: bool) -> Transfer:
-        transfer = Transfer(self, accepted, version, created=created)
+    def _transfer(self, accepted: Accepted, dialect: ServerDialect, *, created: bool) -> Transfer:
+        transfer = Transfer(self, accepted, dialect, created=created)
         self.transfers[accepted.state.id] = transfer
         return transfer
 
@@ -185,6 +234,27 @@ def patch(offset: int | str, *, complete: str = "?0", **fields: str) -> dict[str
         "Upload-Draft-Interop-Version": "9",
     }
     return headers | named(fields)
+
+
+TUS = {"Tus-Resumable": "1.0.0"}
+
+
+def tus_patch(offset: int | str, **fields: str) -> dict[str, str]:
+    """The header fields of an append in tus."""
+    return TUS | {"Content-Type": tus.OFFSET_OCTET_STREAM, "Upload-Offset": str(offset)} | named(fields)
+
+
+def tus_made(server: MemoryServer | None = None, length: int | None = 10, **fields: str) -> tuple[MemoryServer, str]:
+    """A server and the URL of an empty upload on it, made by tus."""
+    server = server or MemoryServer()
+    said = {"Upload-Defer-Length": "1"} if length is None else {"Upload-Length": str(length)}
+    created = server.handle("POST", PLACE, TUS | said | named(fields))
+    assert created.status == 201, created
+    return server, created.headers["Location"]
+
+
+def tus_head(server: MemoryServer, url: str) -> HttpAnswer:
+    return server.handle("HEAD", url, TUS)
 
 
 def named(fields: Mapping[str, str]) -> dict[str, str]:

@@ -94,7 +94,7 @@ def test_no_booleans(text: str) -> None:
         ("a;b=1, c=?0", {"a": True, "c": False}),
         ('a="x, \\" y\\\\", b=1', {"a": OTHER, "b": 1}),
         ("a=token/x:y, b=1", {"a": OTHER, "b": 1}),
-        ('a=:YQ==:, b=-1.5, c=@17, d=%"%c3%bc"', {"a": OTHER, "b": OTHER, "c": OTHER, "d": OTHER}),
+        ('a=:YQ==:, b=-1.5, c=@17, d=%"%c3%bc"', {"a": b"a", "b": OTHER, "c": OTHER, "d": OTHER}),
         ("a=(1 ?1;x), b=(), c=( 1  2 );y=1", {"a": OTHER, "b": OTHER, "c": OTHER}),
         ("*a_.-1=-7", {"*a_.-1": -7}),
     ],

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailboat.protocol.limits import MAX_RETRY_AFTER
-from mailboat.protocol.uploads.http_dates import parse_http_date, retry_after
+from mailboat.protocol.uploads.http_dates import format_http_date, parse_http_date, retry_after
 
 NINETY_FOUR = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the example of RFC 9110
 NOW = 1795294800.0  # 21 November 2026, 21:00
@@ -90,3 +90,13 @@ def test_a_wall_clock_that_is_no_number_pauses_nothing() -> None:
 @given(st.datetimes().map(lambda moment: moment.strftime("%a, %d %b %Y %H:%M:%S GMT")), st.floats())
 def test_any_date_and_any_clock_give_a_bounded_pause(value: str, wall: float) -> None:
     assert 0.0 <= retry_after(value, None, wall) <= MAX_RETRY_AFTER
+
+
+@given(st.integers(0, 253_402_300_799))
+def test_a_date_survives_its_field(moment: int) -> None:
+    assert parse_http_date(format_http_date(float(moment)), 0.0) == moment
+
+
+def test_moments_beyond_what_a_date_can_say_are_the_last_one_it_can() -> None:
+    assert format_http_date(1e300) == "Fri, 31 Dec 9999 23:59:59 GMT"
+    assert format_http_date(-1.0) == "Thu, 01 Jan 1970 00:00:00 GMT"
