@@ -76,8 +76,8 @@ def understand(answer: Answer, wall: float, limit: int = MAX_REPLY) -> Outcome:
         return Retry(floor, one_line(f"the server is not available: status {status} {_detail(answer)}"))
     if not ours:
         place = answer.headers.get("location", "")
-        sends = f" and sends to {place}" if place else ""
-        return NotOurs(status, one_line(f"what answers with status {status}{sends} is no mailboat server"))
+        sends = f" (it sends to {place})" if place else ""
+        return NotOurs(status, one_line(f"what answers with status {status} is no mailboat server{sends}"))
     if status in (401, 403):
         return Unauthorised(status)
     if status != 200:  # noqa: PLR2004 - the one success there is

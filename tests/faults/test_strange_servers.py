@@ -1,0 +1,165 @@
+"""Servers that are none, or none of ours: a clear status in one line, nothing lost, no key given away, no hurry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from mailboat.agent import Agent, SessionState, SyncReport
+from mailboat.protocol import wire
+from mailboat.protocol.negotiation import Decision, SegmentDecision, Verdict
+from testkit.agents import AgentMaker, left_behind
+from testkit.serverkit import eventually
+from testkit.servers import Given, digests, stored
+from testkit.strange import NEGOTIATE, Answer, Asked, http, replied, saying, silence, strange, then_silence
+
+PAGE = b"<html><title>Welcome to the Grand Hotel</title>Please sign in</html>"
+HTML = {"Content_Type": "text/html"}
+ENDLESS = http(200, Content_Type=wire.MSGPACK_MEDIA_TYPE, Content_Length=str(2**40)) + b"\x80" * 2**20
+
+CASES: dict[str, tuple[Answer, str, str]] = {
+    "a wrong key": (saying(http(401)), "refused", "the server refuses the key (status 401): check api_key"),
+    "a revoked key": (saying(http(403)), "refused", "the server refuses the key (status 403)"),
+    "a portal's page": (saying(http(200, PAGE, ours=False, **HTML)), "offline", "status 200 is no mailboat server"),
+    "a portal's 403": (saying(http(403, PAGE, ours=False, **HTML)), "offline", "status 403 is no mailboat server"),
+    "another service": (saying(http(404, b"{}", ours=False)), "offline", "status 404 is no mailboat server"),
+    "a proxy that fails": (saying(http(502, PAGE, ours=False, **HTML)), "offline", "not available: status 502"),
+    "a server at rest": (saying(http(503, Retry_After="120")), "offline", "not available: status 503"),
+    "hangs before headers": (silence, "offline", "nothing was heard of the server"),
+    "hangs in the headers": (then_silence(b"HTTP/1.1 200 OK\r\nServer:"), "offline", "nothing was heard"),
+    "hangs after headers": (then_silence(http(200, Content_Length="10")), "offline", "nothing was heard"),
+    "a truncated answer": (saying(http(200, b"half", Content_Length="1000")), "offline", "the connection was lost"),
+    "closes at once": (saying(b""), "offline", "the connection was lost"),
+    "no HTTP": (saying(b"220 mail.example.com ESMTP\r\n" * 50), "offline", "the connection was lost"),
+    "an endless answer": (saying(ENDLESS), "offline", "cannot be understood"),
+    "another type": (saying(http(200, b"<xml/>", Content_Type="text/xml")), "offline", "cannot be understood"),
+    "half a message": (
+        saying(http(200, b"\x84\xa1v", Content_Type=wire.MSGPACK_MEDIA_TYPE)),
+        "offline",
+        "cannot be understood",
+    ),
+    "a terminal's trap": (
+        saying(http(302, ours=False, Location="http://\x1b[2Jevil.example/" + "x" * 900)),
+        "offline",
+        "is no mailboat server",
+    ),
+}
+
+
+async def tried(agent: Agent) -> SyncReport:
+    """One attempt, which must end by itself."""
+    async with asyncio.timeout(30.0):
+        return await agent.force_sync()
+
+
+async def delivered_at_last(make_agent: AgentMaker, given: Given, key: str, store: Path, session_id: str) -> None:
+    """The cause is gone: everything is there, and the server has it exactly."""
+    async with make_agent(server=given.url, api_key=key) as agent:
+        report = await agent.force_sync(timeout=30.0)
+    assert report.complete, report
+    assert {each.session_id: each.state for each in report.sessions}[session_id] is SessionState.ACCEPTED
+    assert digests(await given.segments(session_id)) == digests(stored(store, session_id))
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailboat.agent.http.SILENCE_TIMEOUT", 0.3)
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_server_that_is_none(
+    make_agent: AgentMaker, given: Given, key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    answer, connectivity, reason = CASES[name]
+    session_id, recorded = await left_behind(make_agent, 2_000, 1)
+    async with strange(answer) as server:
+        async with make_agent(server=server.url) as agent:
+            agent.feature("host.works")
+            report = await tried(agent)
+            status = agent.status
+        assert (report.complete, report.bytes_sent) == (False, 0)
+        assert {outcome.state for outcome in report.sessions} == {SessionState.PENDING}
+        assert report.error is not None
+        assert reason in report.error
+        assert report.error.isprintable()
+        assert len(report.error) < 400
+        assert (status.connectivity, status.reason) == (connectivity, report.error)
+        assert status.next_attempt is not None
+        assert (status.waiting_sessions, status.ledger.pending) == (1, recorded + 1)
+        assert not status.trouble
+        assert all(asked.headers["authorization"] == f"Bearer {agent.config.api_key}" for asked in server.asked)
+    assert agent.config.api_key not in caplog.text + repr(status) + repr(report)
+    await delivered_at_last(make_agent, given, key, tmp_path, session_id)
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_the_automatic_part_is_in_no_hurry(make_agent: AgentMaker, name: str) -> None:
+    answer, connectivity, _ = CASES[name]
+    await left_behind(make_agent, 2_000, 1)
+    async with strange(answer) as server, make_agent(server=server.url, synchronize_automatically=True) as agent:
+        await eventually(lambda: agent.status.connectivity == connectivity)
+        for number in range(500):  # triggers do not shorten the pause
+            agent.event("trouble", 40, number=number)
+        await asyncio.sleep(0)
+        assert len(server.asked) <= 2
+
+
+async def test_the_key_goes_to_no_other_place(make_agent: AgentMaker) -> None:
+    """Not after a redirect, in any form, and not with an upload that lies elsewhere."""
+    await left_behind(make_agent, 2_000, 1)
+    async with strange(saying(http(200))) as elsewhere:
+        for status in (301, 302, 303, 307, 308):
+            async with strange(saying(http(status, Location=elsewhere.url + NEGOTIATE))) as server:
+                async with make_agent(server=server.url) as agent:
+                    report = await tried(agent)
+                assert report.error is not None
+                assert len(server.asked) == 1
+        assert elsewhere.asked == []
+
+
+async def test_nothing_listens(make_agent: AgentMaker, given: Given, key: str, tmp_path: Path) -> None:
+    session_id, _ = await left_behind(make_agent, 2_000, 1)
+    async with strange(silence) as server:
+        pass
+    async with make_agent(server=server.url) as agent:
+        report = await tried(agent)
+        assert report.error is not None
+        assert "no connection" in report.error
+        assert agent.status.connectivity == "offline"
+    await delivered_at_last(make_agent, given, key, tmp_path, session_id)
+
+
+async def test_a_server_that_stops_taking_a_body(
+    make_agent: AgentMaker, given: Given, key: str, tmp_path: Path
+) -> None:
+    """More than the kernel's buffers take: without a limit on silence this would wait for ever."""
+    session_id, _ = await left_behind(make_agent, 15_000_000, 1)
+
+    async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if asked.path != NEGOTIATE:
+            return await silence(asked, writer)
+        decisions = [
+            Decision(
+                offer.session_id,
+                Verdict.SEND,
+                segments=tuple(
+                    SegmentDecision(each.index, f"/v1/uploads/{offer.session_id}", 0, complete=False)
+                    for each in offer.segments
+                ),
+            )
+            for offer in asked.offers.offers
+        ]
+        return await saying(replied(decisions))(asked, writer)
+
+    async with strange(answer) as server:
+        server.reads_bodies = False
+        async with make_agent(server=server.url) as agent:
+            report = await tried(agent)
+            assert report.error is not None
+            assert "nothing was heard" in report.error
+            assert agent.status.connectivity == "offline"
+    await delivered_at_last(make_agent, given, key, tmp_path, session_id)
