@@ -119,7 +119,7 @@ class Ingest:
                 failures = 0
             except Stopped:
                 return
-            except (MailboatError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, what arrives tomorrow is to be loaded
                 more, failures = True, failures + 1
                 await self._failed(error)
             now = time.monotonic()
@@ -145,7 +145,8 @@ class Ingest:
 
     async def _failed(self, error: Exception) -> None:
         self._counters["ingest_failures"] += 1
-        _log.warning("loading failed, and will be tried again: %s", error)
+        unexpected = None if isinstance(error, MailboatError | OSError) else error
+        _log.warning("loading failed, and will be tried again: %s", error, exc_info=unexpected)
         try:
             await self._loader.reopen()
         except MailboatError as worse:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -234,10 +235,10 @@ def as_json(record: Record) -> dict[str, Any]:
 def _places(reader: SegmentReader, schemas: dict[int, Schema]) -> Iterator[_Place]:
     for block in reader.blocks():
         if block.header.counts[SCHEMA_COUNTER] or not block.header.records:
-            try:
+            with suppress(
+                SegmentError, TypeError
+            ):  # it is read again, and its loss told, when its records are asked for
                 raw_records(block, schemas)
-            except (SegmentError, TypeError):
-                continue  # it is read again, and its loss told, when its records are asked for
         yield _Place(block.offset, block.header)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import pytest
 from mailboat.protocol import Info
 from mailboat.protocol.records import COUNTERS
 from mailboat.server import batches, ingest
-from mailboat.server.analytics import Analytics, AnalyticsError, RowsRefused, Step
+from mailboat.server.analytics import Analytics, AnalyticsError, Key, Progress, RowsRefused, Step
 from mailboat.server.catalog import Registration, SessionRow, SessionState, Verification
 from mailboat.server.decoding import Decoded, Decoder
+from mailboat.server.sqlite_catalog import SqliteCatalog
 from testkit.ingesting import Rig
 from testkit.loading import PRODUCT, Bench, session_row
 from testkit.segments import SESSION, Segment, feature, pack
@@ -264,6 +265,50 @@ async def test_an_older_copy_of_the_store_is_brought_up_to_date(rig: Rig) -> Non
     await rig.start_loading()
     await rig.ingest.settled()
     assert [bench(rig).sequences(each) for each in (SESSION, OTHERS[0])] == [list(range(15))] * 2
+
+
+async def test_a_store_of_another_catalog_takes_over_this_ones_sessions(rig: Rig) -> None:
+    """The catalog was lost, and its revisions begin anew."""
+    await rig.catalog.register(
+        [Registration(PRODUCT, session_row(each).summary, SessionState.WANTED) for each in OTHERS], 1.0
+    )
+    await rig.add(SESSION, of(5).seal())
+    await rig.ingest.settled()
+    await rig.stop()
+    for file in rig.folder.glob("catalog.sqlite*"):
+        file.unlink()
+    rig.catalog = SqliteCatalog(rig.folder / "catalog.sqlite")
+    await rig.start()
+    await rig.catalog.register([Registration(PRODUCT, session_row(SESSION).summary, SessionState.WANTED)], 2.0)
+    await rig.ingest.settled()
+    assert bench(rig).sql("SELECT count(*) FROM session WHERE session_id = $id::UUID", id=SESSION) == [(1,)]
+
+
+async def test_an_error_that_nobody_thought_of_does_not_end_the_loading(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress, errors = Analytics.progress, [KeyError("a bug")]
+
+    def buggy(self: Analytics, sessions: Iterable[Key]) -> dict[Key, dict[str, Progress]]:
+        if errors:
+            raise errors.pop()
+        return progress(self, sessions)
+
+    monkeypatch.setattr(Analytics, "progress", buggy)
+    monkeypatch.setattr(ingest, "RETRY_LONGEST", 0.01)
+    await rig.add(SESSION, of(5).seal())
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(15))
+    assert rig.counters["ingest_failures"] == 1
+
+
+async def test_it_looks_by_itself_when_nobody_tells(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "LOOK", 0.01)
+    await rig.ingest.settled()
+    await rig.add(SESSION, of(5).seal())
+    rig.wake.clear()
+    async with rig.ingest._round_ended:
+        await rig.ingest._round_ended.wait_for(lambda: rig.counters["ingest_records"] == 15)
 
 
 async def test_sessions_are_copied_as_they_change(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

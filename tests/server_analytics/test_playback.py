@@ -219,6 +219,17 @@ def test_a_block_that_cannot_be_unpacked_is_a_gap() -> None:
     assert [(gap.first, gap.records) for gap in page.gaps] == [(1, 1), (2, 1)]
 
 
+def test_a_block_whose_declaration_is_malformed_is_a_gap() -> None:
+    segment = Segment()
+    segment.block([feature("a")])
+    counts = [1, *([0] * (len(COUNTERS) - 2)), 1]
+    segment.block([pack([7, 0, "declared"]), pack(feature("b"))], counts=counts)
+    segment.block([feature("c")])
+    (page,) = pages(Held(segment.seal()), 10)
+    assert sequences([page]) == [0, 2]
+    assert [(gap.first, gap.records) for gap in page.gaps] == [(1, 1)]
+
+
 def test_a_session_of_which_nothing_is_here_has_no_records() -> None:
     held = Held(b"", complete=False)
     assert held.playback().page(held.rows, PageQuery()) == Page()
