@@ -47,7 +47,7 @@ MAX_SCHEMAS: Final = 4096
 """Declarations remembered of one segment; an application has a few dozen emitters."""
 MAX_MEMORY: Final = 2048 * MIB
 """Address space of the decoder: a block of 4 MiB of empty maps takes 300 MiB as objects."""
-_NICENESS: Final = 5
+NICENESS: Final = 5
 """Receiving comes first."""
 
 _ARRAY: Final = struct.Struct(">BI")
@@ -354,7 +354,7 @@ def main() -> None:
     gc.disable()  # half of the time of bulk decoding otherwise; records hold no cycles
     _limit_memory()
     if hasattr(os, "nice"):
-        os.nice(_NICENESS)
+        os.nice(NICENESS)
     serve(sys.stdin.buffer, sys.stdout.buffer)
 
 

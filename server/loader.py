@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
+import sys
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +21,7 @@ from mailboat.server.analytics import Analytics, Key, Progress, RowsRefused, Ste
 from mailboat.server.batches import Batch, Known, batches
 from mailboat.server.blobs import Blobs
 from mailboat.server.catalog import SegmentRow, SessionRow
-from mailboat.server.decoder import Task
+from mailboat.server.decoder import NICENESS, Task
 from mailboat.server.decoding import PIECE, Decoded, Decoder, DecoderDied
 
 ANALYTICS_FILE: Final = "analytics.duckdb"
@@ -54,7 +57,7 @@ class Loader:
         self._file = folder / ANALYTICS_FILE
         self._rows = folder / ROWS_FOLDER
         self._decoder = decoder or Decoder()
-        self._writing = ThreadPoolExecutor(1, "mailboat-analytics")
+        self._writing = ThreadPoolExecutor(1, "mailboat-analytics", initializer=_step_back)
         self._decoding = ThreadPoolExecutor(1, "mailboat-decoding")
         self._stopping = False
         self._folders = 0
@@ -193,3 +196,11 @@ class Loader:
         shutil.rmtree(self._rows, ignore_errors=True)
         self._rows.mkdir(mode=0o700)
         return Analytics(self._file)
+
+
+def _step_back() -> None:
+    """Let this thread, and those that the engine starts from it, come after the event loop when there are too few
+    processors for all. Linux alone has priorities of threads.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
