@@ -137,10 +137,14 @@ class Rounds:
         if not sender:
             window.error = "another process sends for this store"
             return None
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task is not None else 0
         try:
             async with asyncio.TaskGroup() as group:
                 due = await self._work(window, group)
         except BaseExceptionGroup as failures:
+            if task is not None and task.cancelling() > cancelled:
+                raise asyncio.CancelledError from None  # a failure at the same moment would swallow the cancellation
             raise _first(failures) from None
         return due
 

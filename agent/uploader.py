@@ -162,15 +162,25 @@ class Uploader:
 
 @asynccontextmanager
 async def _opened(path: Path, executor: Executor) -> AsyncIterator[AsyncBufferedReader]:
-    """The file, open for reading, and closed in any case: a thread may be opening it while we are cancelled."""
+    """The file, open for reading, and closed in any case: we may be cancelled while a thread opens or closes it."""
 
     async def opened() -> AsyncBufferedReader:
         return await aiofiles.open(path, "rb", executor=executor)
+
+    async def closed() -> None:
+        await asyncio.wait([opening])
+        if opening.exception() is None:
+            await opening.result().close()
 
     opening = asyncio.create_task(opened())
     try:
         yield await asyncio.shield(opening)
     finally:
-        await asyncio.wait([opening])
-        if opening.exception() is None:
-            await opening.result().close()
+        closing = asyncio.create_task(closed())
+        _CLOSING.add(closing)
+        closing.add_done_callback(_CLOSING.discard)
+        await asyncio.shield(closing)
+
+
+_CLOSING: Final[set[asyncio.Task[None]]] = set()
+"""Files being closed; each for as long as its thread needs."""
