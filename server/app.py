@@ -102,7 +102,7 @@ async def status(request: web.Request) -> web.StreamResponse:
         "service": "mailboat",
         "version": VERSION,
         "negotiation": {"version": said.VERSION, "max_offers": MAX_OFFERS, "max_bytes": MAX_NEGOTIATION_WIRE},
-        "uploads": {"dialects": ["rufh"], "max_size": config.max_upload_bytes},
+        "uploads": {"dialects": ["rufh", "tus"], "max_size": config.max_upload_bytes},
     }
     return web.json_response(answer, headers={"Cache-Control": "no-store"})
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from mailboat.protocol.errors import StoreError
 from mailboat.protocol.ids import is_canonical
+from mailboat.protocol.limits import MIB
 
 _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
@@ -57,6 +59,18 @@ class Blobs(Protocol):
         """Go on writing at `offset`, making the blob when `offset` is zero and it is not there; bytes beyond `offset`
         (of a transfer whose end was never announced) are cut off. `BlobLost` when it holds less.
         """
+
+    def append_tentatively(self, blob_id: str, offset: int) -> BlobWriter:
+        """`append`, of bytes that are not to be trusted before `confirm`, a kill in between included."""
+
+    def confirm(self, blob_id: str) -> None:
+        """Say that the blob holds nothing tentative any more: it was checked, or cut off."""
+
+    def tentative(self, blob_id: str) -> bool:
+        """Whether what was written last was tentative, and never confirmed."""
+
+    def join(self, blob_id: str, parts: Sequence[str]) -> int:
+        """Make the blob out of others, durably; returns its size. `BlobLost` when one of them is not there."""
 
     def read(self, blob_id: str, offset: int, length: int) -> bytes:
         """At most `length` bytes from `offset` on; fewer only at the blob's end. `FileNotFoundError` if it is lost."""
@@ -108,10 +122,46 @@ class LocalBlobs:
                 os.ftruncate(fd, offset)
             if created:
                 _sync_folder(path.parent)
+            _mark(path).unlink(missing_ok=True)
         except BaseException:
             os.close(fd)
             raise
         return LocalBlobWriter(fd, offset)
+
+    def append_tentatively(self, blob_id: str, offset: int) -> LocalBlobWriter:
+        """See `Blobs.append_tentatively`."""
+        writer = self.append(blob_id, offset)
+        try:
+            # A file beside the blob, not made durable: it has to outlive this process, no more. After power loss
+            # nothing beyond the announced offset is trusted anyway.
+            _mark(self.path(blob_id)).touch(_FILE_MODE)
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def confirm(self, blob_id: str) -> None:
+        """See `Blobs.confirm`."""
+        _mark(self.path(blob_id)).unlink(missing_ok=True)
+
+    def tentative(self, blob_id: str) -> bool:
+        """See `Blobs.tentative`."""
+        return _mark(self.path(blob_id)).exists()
+
+    def join(self, blob_id: str, parts: Sequence[str]) -> int:
+        """See `Blobs.join`."""
+        writer = self.append(blob_id, 0)
+        try:
+            for part in parts:
+                try:
+                    with self.path(part).open("rb") as source:
+                        while piece := source.read(MIB):
+                            writer.write(piece)
+                except FileNotFoundError as error:
+                    raise BlobLost(f"{self.path(part)}: the file of a part is gone") from error
+            return writer.sync()
+        finally:
+            writer.close()
 
     def read(self, blob_id: str, offset: int, length: int) -> bytes:
         """See `Blobs.read`."""
@@ -146,6 +196,7 @@ class LocalBlobs:
     def remove(self, blob_id: str) -> None:
         """See `Blobs.remove`."""
         self.path(blob_id).unlink(missing_ok=True)
+        self.confirm(blob_id)
 
     def free(self) -> int:
         """See `Blobs.free`."""
@@ -179,6 +230,11 @@ class LocalBlobWriter:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+
+def _mark(path: Path) -> Path:
+    """What stands beside a blob as long as it ends with something tentative."""
+    return path.with_name(f"{path.name}.tentative")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -286,6 +286,9 @@ class Catalog(Protocol):
     async def open_uploads(self) -> tuple[UploadRow, ...]:
         """The uploads that take more bytes."""
 
+    async def made_of(self, part_id: str) -> tuple[UploadRow, ...]:
+        """The unfinished uploads that this one is a part of."""
+
     async def adopt(self, row: UploadRow, summary: Summary) -> bool:
         """`finish_upload` for one that turned out to be a verified segment, of a session that may never have been
         offered: it is made from `summary` then. False, and nothing changed, when that segment has an upload already.

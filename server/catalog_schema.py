@@ -89,6 +89,8 @@ STEPS: Final = (
         PRIMARY KEY (product, source)
     ) WITHOUT ROWID;
     """,
+    # What was said of an upload when it was made, as JSON; empty where that was nothing special.
+    "ALTER TABLE uploads ADD COLUMN creation TEXT NOT NULL DEFAULT ''",
 )
 
 

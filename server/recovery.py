@@ -50,11 +50,19 @@ def settle(blobs: Blobs, rows: tuple[UploadRow, ...], *, same_boot: bool) -> lis
     """Settle the blobs of unfinished uploads, and return the states that have changed. Blocks; for a thread."""
     changed = []
     for row in rows:
+        if row.state.creation.parts:
+            continue  # copied from its parts, or not yet: never gone on with
         size = blobs.size(row.id)
         if size <= row.state.offset:
             continue  # as announced; or shorter, which the next append will find out and report
-        offset = size if same_boot else max(row.state.offset, whole_frames(blobs, row.id, size))
+        if blobs.tentative(row.id):  # under a digest that was never checked, so none of it counts
+            offset = row.state.offset
+        elif same_boot:
+            offset = size
+        else:
+            offset = max(row.state.offset, whole_frames(blobs, row.id, size))
         blobs.settle(row.id, offset)
+        blobs.confirm(row.id)
         if offset > row.state.offset:
             changed.append(replace(row.state, offset=offset))
     return changed

@@ -125,6 +125,10 @@ class SqliteCatalog:
         """See `Catalog.open_uploads`."""
         return await self._engine.read(sqlite_uploads.open_uploads)
 
+    async def made_of(self, part_id: str) -> tuple[UploadRow, ...]:
+        """See `Catalog.made_of`."""
+        return await self._engine.read(partial(sqlite_uploads.made_of, part_id=part_id))
+
     async def adopt(self, row: UploadRow, summary: Summary) -> bool:
         """See `Catalog.adopt`."""
         return await self._engine.write(partial(_adopt, row=row, summary=summary))

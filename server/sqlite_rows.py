@@ -10,7 +10,8 @@ from typing import Any, Final
 import msgpack
 
 from mailboat.protocol.summary import Summary
-from mailboat.protocol.uploads.state import Phase, UploadState
+from mailboat.protocol.uploads.digests import BY_LABEL, Digest
+from mailboat.protocol.uploads.state import PLAIN, Creation, Phase, UploadState
 from mailboat.protocol.uploads.values import Limits
 from mailboat.protocol.wire import Fields
 from mailboat.server.catalog import (
@@ -35,7 +36,7 @@ SEGMENT_COLUMNS: Final = (
 )
 
 UPLOAD_COLUMNS: Final = (
-    'id, product, session_id, segment, "offset", length, phase, epoch, limits, expires, dialect, '
+    'id, product, session_id, segment, "offset", length, phase, epoch, limits, expires, dialect, creation, '
     "verification, sha256, reason, detail, records, loaded, created, updated"
 )
 
@@ -93,7 +94,7 @@ def segment_row(columns: tuple[Any, ...]) -> SegmentRow:
 def upload_row(columns: tuple[Any, ...]) -> UploadRow:
     """An upload from `UPLOAD_COLUMNS`."""
     upload_id, product, session_id, index, *state, verification, sha256, reason, detail, records, loaded = columns[:-2]
-    offset, length, phase, epoch, limits, expires, dialect = state
+    offset, length, phase, epoch, limits, expires, dialect, creation = state
     return UploadRow(
         state=UploadState(
             id=upload_id,
@@ -104,6 +105,7 @@ def upload_row(columns: tuple[Any, ...]) -> UploadRow:
             limits=Limits(**dict(zip(_LIMITS, json.loads(limits), strict=True))),
             expires=expires,
             dialect=dialect,
+            creation=_creation(creation),
         ),
         product=product,
         session_id=session_id,
@@ -125,6 +127,30 @@ def limits_text(limits: Limits) -> str:
     return json.dumps([getattr(limits, name) for name in _LIMITS])
 
 
+def creation_text(creation: Creation) -> str:
+    """`creation` as `upload_row` reads it."""
+    if creation == PLAIN:
+        return ""
+    whole = creation.whole
+    return json.dumps(
+        {
+            "partial": creation.partial,
+            "parts": creation.parts,
+            "whole": None if whole is None else [whole.algorithm.label, whole.value.hex()],
+            "notes": creation.notes,
+        }
+    )
+
+
+def _creation(text: str) -> Creation:
+    if not text:
+        return PLAIN
+    said = json.loads(text)
+    whole = None if said["whole"] is None else Digest(BY_LABEL[said["whole"][0]], bytes.fromhex(said["whole"][1]))
+    notes = tuple((name, value) for name, value in said["notes"])
+    return Creation(said["partial"], tuple(said["parts"]), whole, notes)
+
+
 def upload_columns(row: UploadRow) -> tuple[Any, ...]:
     """The values of `UPLOAD_COLUMNS` for `row`."""
     state = row.state
@@ -140,6 +166,7 @@ def upload_columns(row: UploadRow) -> tuple[Any, ...]:
         limits_text(state.limits),
         state.expires,
         state.dialect,
+        creation_text(state.creation),
         row.verification.value,
         row.sha256,
         row.reason,

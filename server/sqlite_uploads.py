@@ -13,6 +13,7 @@ from mailboat.server.catalog import SegmentRow, SessionState, UploadRow, Verific
 from mailboat.server.sqlite_rows import (
     SEGMENT_COLUMNS,
     UPLOAD_COLUMNS,
+    creation_text,
     fetch,
     limits_text,
     segment_row,
@@ -28,7 +29,7 @@ _NOT_OVERTAKEN: Final = """epoch <= :epoch AND "offset" <= :offset AND phase IN 
 
 _STORE: Final = f"""
     UPDATE uploads SET "offset" = :offset, length = :length, phase = :phase, epoch = :epoch, limits = :limits,
-        expires = :expires, updated = :now,
+        expires = :expires, creation = :creation, updated = :now,
         session_id = iif(:gone AND verification = 'pending', NULL, session_id),
         segment = iif(:gone AND verification = 'pending', NULL, segment)
     WHERE id = :id AND {_NOT_OVERTAKEN}
@@ -36,7 +37,7 @@ _STORE: Final = f"""
 
 _FINISH: Final = f"""
     UPDATE uploads SET "offset" = :offset, length = :length, phase = :phase, epoch = :epoch, limits = :limits,
-        expires = :expires, updated = :now, session_id = :session_id, segment = :segment,
+        expires = :expires, creation = :creation, updated = :now, session_id = :session_id, segment = :segment,
         sha256 = :sha256, records = :records,
         reason = iif(verification = '{Verification.REJECTED}', reason, :reason),
         detail = iif(verification = '{Verification.REJECTED}', detail, :detail),
@@ -66,6 +67,13 @@ def open_uploads(db: sqlite3.Connection) -> tuple[UploadRow, ...]:
     """See `Catalog.open_uploads`."""
     found = fetch(db, f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE phase = 'open'")
     return tuple(upload_row(columns) for columns in found)
+
+
+def made_of(db: sqlite3.Connection, part_id: str) -> tuple[UploadRow, ...]:
+    """See `Catalog.made_of`."""
+    sql = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE phase = 'open' AND instr(creation, ?)"
+    found = (upload_row(columns) for columns in fetch(db, sql, part_id))
+    return tuple(row for row in found if part_id in row.state.creation.parts)
 
 
 def store(db: sqlite3.Connection, state: UploadState, now: float) -> bool:
@@ -149,4 +157,5 @@ def _state_values(state: UploadState) -> dict[str, object]:
         "epoch": state.epoch,
         "limits": limits_text(state.limits),
         "expires": state.expires,
+        "creation": creation_text(state.creation),
     }

@@ -21,6 +21,12 @@ Three things can come in between, and `recovery` deals with the first two at the
 Completion: synced, verified, and stored with its digest, in this order, before the final answer. Killed in between,
 the upload is found open with all its bytes; the agent asks for the offset, and completes it with an empty append.
 
+A body under a digest is written as tentative: it counts only after it was checked, and a kill in between drops it.
+
+An upload that is a part of others is not looked into. What is made of parts is copied when the last of them is
+complete, in a turn of its own, and is from then on an upload as any other; if that fails, it is tried again when it is
+asked for.
+
 The epoch is stored with the outcome of each append rather than before its body, as `decisions` has it for servers that
 share a catalog: here one process owns the folder, and `turns` ends an older transfer before a newer request is
 decided. The catalog refuses older epochs all the same.
@@ -37,7 +43,7 @@ from aiohttp import web
 
 from mailboat.protocol.errors import Code, Problem
 from mailboat.protocol.ids import is_canonical
-from mailboat.protocol.uploads import rufh, rufh_server
+from mailboat.protocol.uploads import tus
 from mailboat.protocol.uploads.decisions import (
     Accepted,
     Appended,
@@ -46,18 +52,20 @@ from mailboat.protocol.uploads.decisions import (
     Found,
     Refusal,
     Refused,
+    check_whole,
     decide_append,
     decide_cancel,
     decide_create,
     decide_query,
     finish_append,
 )
+from mailboat.protocol.uploads.detect import ServerDialect, answer_options, detect
+from mailboat.protocol.uploads.joining import decide_join, decide_joining
 from mailboat.protocol.uploads.messages import HttpAnswer
-from mailboat.protocol.uploads.rufh import CURRENT, Version
 from mailboat.protocol.uploads.state import Event, UploadState
-from mailboat.protocol.uploads.values import Append, Cancel, Create, Discover, Limits, Query
+from mailboat.protocol.uploads.values import Append, Cancel, Create, Discover, Join, Limits, Query
 from mailboat.server.blobs import BlobLost, Blobs, BlobWriter
-from mailboat.server.bodies import Stopping, Superseded, Transfer, WriteFailed
+from mailboat.server.bodies import Hashed, Stopping, Superseded, Transfer, WriteFailed
 from mailboat.server.catalog import Role, UploadRow, Verification
 from mailboat.server.context import (
     BLOBS,
@@ -75,36 +83,41 @@ from mailboat.server.context import (
 )
 from mailboat.server.problems import problem_response
 from mailboat.server.turns import TURNS, Turn
-from mailboat.server.verification import verify
+from mailboat.server.verification import digest_of, verify
 
 PATH: Final = "/v1/uploads"
+_PLACE_TAKES: Final = ("OPTIONS", "POST", "PUT")
 
 _LOG: Final = logging.getLogger("mailboat.server")
 
 
 def add_routes(app: web.Application) -> None:
     """The place where uploads are made, and each upload; which methods they take is for the protocol to say."""
-    for method in ("POST", "PUT", "OPTIONS"):
-        app.router.add_route(method, PATH, create)
+    app.router.add_route("*", PATH, create)
+    app.router.add_route("*", PATH + "/", create)  # as tus clients are often told it
     app.router.add_route("*", PATH + "/{id}", act)
+    app.on_response_prepare.append(_mark)
 
 
 async def create(request: web.Request) -> web.StreamResponse:
     """POST (or PUT): make an upload, with the body as its first bytes. OPTIONS: what is supported."""
     principal = require(request, Role.AGENT)
-    version = rufh_server.request_version(request.headers)
+    dialect = detect(request.headers)
     limits = _limits_of_strangers(request)
-    asked = rufh_server.read_request(request.method, request.headers)
-    now = request.app[CLOCK]()
+    if request.headers.get(tus.METHOD_OVERRIDE, request.method).upper() not in _PLACE_TAKES:
+        raise web.HTTPMethodNotAllowed(request.method, _PLACE_TAKES)
+    asked = dialect.read(request.method, request.headers)
     match asked:
         case Discover():
-            return _response(rufh_server.answer_options(limits, version=version))
+            return _response(answer_options(limits))
         case Refused():
-            return _response(rufh_server.answer(asked, version=version, now=now))
+            return _response(dialect.answer(asked, now=request.app[CLOCK]()))
         case Create():
-            return await _create(request, principal, asked, limits, version)
+            return await _create(request, principal, asked, limits, dialect)
+        case Join():
+            return await _join(request, principal, asked, limits, dialect)
         case _:
-            raise web.HTTPMethodNotAllowed(request.method, ["OPTIONS", "POST", "PUT"])
+            raise web.HTTPMethodNotAllowed(request.method, _PLACE_TAKES)
 
 
 async def act(request: web.Request) -> web.StreamResponse:
@@ -114,54 +127,84 @@ async def act(request: web.Request) -> web.StreamResponse:
     # Before the turn: a stranger, or a request that cannot be understood, ends nobody's transfer.
     row = await catalog.upload(upload_id) if is_canonical(upload_id) else None
     if row is None or not principal.reaches(row.product):
-        return _response(rufh_server.answer_unknown(version=rufh_server.request_version(request.headers)))
-    default = rufh.version_by_tag(row.state.dialect) or CURRENT
-    version = rufh_server.request_version(request.headers, default=default)
-    asked = rufh_server.read_request(request.method, request.headers, default=default)
+        return _response(detect(request.headers).answer_unknown())
+    dialect = detect(request.headers, row.state.dialect)
+    asked = dialect.read(request.method, request.headers)
     match asked:
         case Discover():
-            return _response(rufh_server.answer_options(row.state.limits, version=version, upload=True))
+            return _response(answer_options(row.state.limits, upload=True))
         case Refused():
-            return _response(rufh_server.answer(asked, version=version, now=request.app[CLOCK]()))
-        case Create():
+            return _response(dialect.answer(asked, now=request.app[CLOCK]()))
+        case Create() | Join():
             raise web.HTTPMethodNotAllowed(request.method, ["OPTIONS", "HEAD", "GET", "PATCH", "DELETE"])
     async with request.app[TURNS].take(upload_id) as turn:
         row = await catalog.upload(upload_id)
         if row is None:
-            return _response(rufh_server.answer_unknown(version=version))
-        return await _act(_Upload(request, row, turn, version), asked)
+            return _response(dialect.answer_unknown())
+        return await _act(_Upload(request, row, turn, dialect), asked)
 
 
 async def _act(upload: _Upload, asked: Append | Query | Cancel) -> web.StreamResponse:
-    state, now = upload.row.state, upload.request.app[CLOCK]()
+    now = upload.request.app[CLOCK]()
     match asked:
         case Append():
-            verdict = decide_append(state, asked, now=now)
+            verdict = decide_append(upload.row.state, asked, now=now)
             return await (upload.refuse(verdict) if isinstance(verdict, Refused) else upload.append(verdict))
         case Query():
-            found = decide_query(state, now=now)
+            spoilt = await upload.join()
+            found = spoilt or decide_query(upload.row.state, asked, now=now)
             return await (upload.refuse(found) if isinstance(found, Refused) else upload.tell(found))
         case Cancel():
-            cancelled = decide_cancel(state, now=now)
+            cancelled = decide_cancel(upload.row.state, now=now)
             return await (upload.refuse(cancelled) if isinstance(cancelled, Refused) else upload.cancel(cancelled))
 
 
 async def _create(
-    request: web.Request, principal: Principal, asked: Create, limits: Limits, version: Version
+    request: web.Request, principal: Principal, asked: Create, limits: Limits, dialect: ServerDialect
 ) -> web.StreamResponse:
+    app, now = request.app, request.app[CLOCK]()
+    product = await _product_with_room(request, principal)
+    verdict = decide_create(asked, upload_id=app[NEW_ID](), limits=limits, now=now, dialect=dialect.tag)
+    if isinstance(verdict, Refused):
+        return _response(dialect.answer(verdict, now=now))
+    async with app[TURNS].take(verdict.state.id) as turn:
+        upload = await _made(request, verdict.state, product, turn, dialect)
+        return await upload.append(verdict)
+
+
+async def _join(
+    request: web.Request, principal: Principal, asked: Join, limits: Limits, dialect: ServerDialect
+) -> web.StreamResponse:
+    app, now = request.app, request.app[CLOCK]()
+    product = await _product_with_room(request, principal)
+    ids = [url.rpartition("/")[2] for url in asked.parts]
+    rows = [await app[CATALOG].upload(each) if is_canonical(each) else None for each in ids]
+    parts = [None if row is None or row.product != product else row.state for row in rows]
+    verdict = decide_join(asked, parts, upload_id=app[NEW_ID](), limits=limits, now=now, dialect=dialect.tag)
+    if isinstance(verdict, Refused):
+        return _response(dialect.answer(verdict, now=now))
+    async with app[TURNS].take(verdict.state.id) as turn:
+        upload = await _made(request, verdict.state, product, turn, dialect)
+        spoilt = await upload.join()
+        return await (upload.tell(Appended(upload.row.state)) if spoilt is None else upload.refuse(spoilt))
+
+
+async def _product_with_room(request: web.Request, principal: Principal) -> str:
+    """The product that a new upload belongs to; `ProblemError` when there is none, or no room for it."""
+    app = request.app
     if principal.product is None:
         raise ProblemError(Code.FORBIDDEN, "an admin's key belongs to no product: upload with a key of the product")
-    app, now = request.app, request.app[CLOCK]()
     if await run_in_worker(app, app[BLOBS].free) < app[CONFIG].min_free_bytes:
         raise ProblemError(Code.STORAGE_FULL, "the server's disk is nearly full: it begins no new upload now")
-    verdict = decide_create(asked, upload_id=app[NEW_ID](), limits=limits, now=now, dialect=version.tag)
-    if isinstance(verdict, Refused):
-        return _response(rufh_server.answer(verdict, version=version, now=now))
-    async with app[TURNS].take(verdict.state.id) as turn:
-        row = UploadRow(verdict.state, principal.product, created=now, updated=now)
-        await app[CATALOG].make_upload(row)
-        app[COUNTERS]["uploads_made"] += 1
-        return await _Upload(request, row, turn, version, location=f"{PATH}/{row.id}").append(verdict)
+    return principal.product
+
+
+async def _made(request: web.Request, state: UploadState, product: str, turn: Turn, dialect: ServerDialect) -> _Upload:
+    app, now = request.app, request.app[CLOCK]()
+    row = UploadRow(state, product, created=now, updated=now)
+    await app[CATALOG].make_upload(row)
+    app[COUNTERS]["uploads_made"] += 1
+    return _Upload(request, row, turn, dialect, location=_location(request, row.id, absolute=dialect.absolute))
 
 
 @dataclass(slots=True)
@@ -171,7 +214,7 @@ class _Upload:
     request: web.Request
     row: UploadRow
     turn: Turn
-    version: Version
+    dialect: ServerDialect
     location: str | None = None
 
     # -- without a body ------------------------------------------------------------------------------------------
@@ -185,8 +228,10 @@ class _Upload:
         self._count(f"uploads_refused_{verdict.refusal.name.lower()}")
         return self._answer(verdict)
 
-    async def tell(self, verdict: Found) -> web.StreamResponse:
-        """Answer where the upload stands."""
+    async def tell(self, verdict: Found | Appended) -> web.StreamResponse:
+        """Answer where the upload stands; being asked for may have completed it."""
+        if verdict.state.complete and not self.row.state.complete:
+            return await self._finish(verdict)
         return self._answer(verdict)
 
     async def cancel(self, verdict: Cancelled) -> web.StreamResponse:
@@ -204,7 +249,7 @@ class _Upload:
         """Take the body, make it durable, finish, answer."""
         app = self.request.app
         try:
-            writer = await run_in_worker(app, app[BLOBS].append, self.row.id, accepted.from_offset)
+            writer, hashed = await self._open(accepted)
         except BlobLost as error:
             return await self._lost(accepted.state, error)
         transfer = Transfer(self.request.content)
@@ -213,13 +258,26 @@ class _Upload:
         self._count("bytes_received", durable - accepted.from_offset)
         if failure is not None:
             end = BodyEnd.CUT
-        verdict = finish_append(accepted.state, accepted, offset=durable, end=end, now=app[CLOCK]())
+        digest = None if hashed is None else hashed.digest()
+        verdict = finish_append(accepted.state, accepted, offset=durable, end=end, now=app[CLOCK](), digest=digest)
         response = await self._finish(verdict)
+        if hashed is not None:
+            kept = accepted.from_offset if verdict.state is None else verdict.state.offset
+            await run_in_worker(app, _settle_tentative, app[BLOBS], self.row.id, kept, durable)
         if failure is not None:
             raise failure  # what was kept is kept; the sender is told why no more was
         if transfer.ended is not None and end is BodyEnd.CUT:
             return await self._hang_up(transfer.ended, response, verdict)
         return response
+
+    async def _open(self, accepted: Accepted) -> tuple[BlobWriter, Hashed | None]:
+        """What the body is written to; the second is the same, if it computes a digest on the way."""
+        app, declared = self.request.app, accepted.request.digest
+        if declared is None:
+            return await run_in_worker(app, app[BLOBS].append, self.row.id, accepted.from_offset), None
+        writer = await run_in_worker(app, app[BLOBS].append_tentatively, self.row.id, accepted.from_offset)
+        hashed = Hashed(writer, declared.algorithm)
+        return hashed, hashed
 
     async def _receive(
         self, transfer: Transfer, writer: BlobWriter, accepted: Accepted
@@ -254,18 +312,33 @@ class _Upload:
             )
             raise
 
-    async def _finish(self, verdict: Appended | Refused) -> web.StreamResponse:
+    async def _finish(self, verdict: Appended | Found | Refused) -> web.StreamResponse:
         """Store what has become of the upload, verified if it is complete."""
+        if verdict.state is not None and verdict.state.complete and not self.row.state.complete:
+            verdict = await self._checked(verdict)
         state = verdict.state
         if state is None:
             return self._answer(verdict)
         grown = state.offset > self.row.state.offset
-        stored = await (self._complete(state) if state.complete else self._store(state))
+        looked_into = state.complete and not state.creation.partial
+        stored = await (self._complete(state) if looked_into else self._store(state))
         if not stored:
             return self._overtaken(state)
+        if state.complete and state.creation.partial:
+            await self._join_others()
         if grown:
             notify_ingest(self.request.app)
         return self._answer(verdict)
+
+    async def _checked(self, verdict: Appended | Found | Refused) -> Appended | Found | Refused:
+        """`verdict` on an upload that is complete, or that it is not what its client declared."""
+        app, state = self.request.app, verdict.state
+        if state is None or state.creation.whole is None:
+            return verdict
+        loop, algorithm = asyncio.get_running_loop(), state.creation.whole.algorithm
+        digest = await loop.run_in_executor(app[VERIFIERS], digest_of, app[BLOBS], self.row.id, state.offset, algorithm)
+        held = check_whole(state, digest)
+        return held if isinstance(held, Refused) else verdict
 
     async def _complete(self, state: UploadState) -> bool:
         app, loop = self.request.app, asyncio.get_running_loop()
@@ -290,13 +363,53 @@ class _Upload:
         double = replace(row, verification=Verification.QUARANTINED, detail="that segment is here already")
         return await app[CATALOG].finish_upload(double)
 
-    async def _lost(self, state: UploadState, error: BlobLost) -> web.StreamResponse:
-        """The bytes announced are gone: the resource goes too, so that the next negotiation makes a fresh one."""
+    # -- made of others ------------------------------------------------------------------------------------------
+
+    async def join(self) -> Refused | None:
+        """Complete an upload that is made of others, if those are; gives the refusal when it never can be."""
+        app, state = self.request.app, self.row.state
+        if not state.creation.parts or state.complete or state.gone:
+            return None
+        rows = [await app[CATALOG].upload(part) for part in state.creation.parts]
+        held = decide_joining(state, [None if row is None else row.state for row in rows], now=app[CLOCK]())
+        if isinstance(held, Refused):
+            return held
+        if held.complete:
+            try:
+                await asyncio.get_running_loop().run_in_executor(
+                    app[VERIFIERS], _copy, app[BLOBS], self.row.id, state.creation.parts, held.offset
+                )
+            except BlobLost as error:
+                return self._lose(state, error)
+            await self._finish(Found(held))
+            self._count("uploads_joined")
+        elif held != state:
+            await self._store(held)
+        self.row = replace(self.row, state=held)
+        return None
+
+    async def _join_others(self) -> None:
+        """This upload, a part of others, is complete: so may they be. Nothing of that concerns who sent the part."""
+        app = self.request.app
+        for row in await app[CATALOG].made_of(self.row.id):
+            async with app[TURNS].take(row.id) as turn:
+                try:
+                    await _Upload(self.request, row, turn, self.dialect).join()
+                except OSError:
+                    self._count("uploads_join_failed")
+                    _LOG.exception("upload %s cannot be made of its parts now", row.id)
+
+    def _lose(self, state: UploadState, error: BlobLost) -> Refused:
         _LOG.error("upload %s is lost: %s", self.row.id, error)
         self._count("uploads_lost")
-        gone = state.after(Event.OVERRUN)
-        await self._store(gone)
-        return self._answer(Refused(Refusal.GONE, "the server has lost the bytes of this upload", gone))
+        return Refused(Refusal.GONE, "the server has lost the bytes of this upload", state.after(Event.LOSE))
+
+    async def _lost(self, state: UploadState, error: BlobLost) -> web.StreamResponse:
+        """The bytes announced are gone: the resource goes too, so that the next negotiation makes a fresh one."""
+        refused = self._lose(state, error)
+        if refused.state is not None:
+            await self._store(refused.state)
+        return self._answer(refused)
 
     async def _hang_up(
         self, reason: Exception, response: web.StreamResponse, verdict: Appended | Refused
@@ -323,10 +436,25 @@ class _Upload:
 
     def _answer(self, verdict: Appended | Found | Cancelled | Refused) -> web.StreamResponse:
         now = self.request.app[CLOCK]()
-        return _response(rufh_server.answer(verdict, version=self.version, now=now, location=self.location))
+        return _response(self.dialect.answer(verdict, now=now, location=self.location))
 
     def _count(self, name: str, by: int = 1) -> None:
         self.request.app[COUNTERS][name] += by
+
+
+async def _mark(request: web.Request, response: web.StreamResponse) -> None:
+    """Answers that no dialect has made (401, 500) bear its mark all the same (tus, Tus-Resumable)."""
+    if tus.TUS_RESUMABLE in request.headers:
+        response.headers.setdefault(tus.TUS_RESUMABLE, tus.VERSION)
+
+
+def _location(request: web.Request, upload_id: str, *, absolute: bool) -> str:
+    """The URL of an upload. Behind a proxy that ends TLS, it says by X-Forwarded-Proto what the client asked by."""
+    if not absolute:
+        return f"{PATH}/{upload_id}"
+    forwarded = request.headers.get("X-Forwarded-Proto", "")
+    scheme = forwarded if forwarded in ("http", "https") else request.scheme
+    return f"{scheme}://{request.host}{PATH}/{upload_id}"
 
 
 def _limits_of_strangers(request: web.Request) -> Limits:
@@ -352,3 +480,15 @@ def _cut_back(blobs: Blobs, blob_id: str, offset: int) -> None:
     except OSError:
         # The next append cuts it back again, before it writes; until then only a restart could be misled.
         _LOG.exception("blob %s cannot be cut back to %d", blob_id, offset)
+
+
+def _settle_tentative(blobs: Blobs, blob_id: str, offset: int, written: int) -> None:
+    if offset < written:
+        _cut_back(blobs, blob_id, offset)
+    blobs.confirm(blob_id)
+
+
+def _copy(blobs: Blobs, blob_id: str, parts: tuple[str, ...], size: int) -> None:
+    copied = blobs.join(blob_id, parts)
+    if copied != size:
+        raise BlobLost(f"{blob_id}: its parts should have {size} bytes, and have {copied}")

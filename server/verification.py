@@ -11,6 +11,7 @@ from mailboat.protocol.negotiation import Reason
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.segment import FORMAT_VERSION, PREAMBLE_MAGIC, SKIPPABLE, Preamble, Seal
 from mailboat.protocol.summary import Info, Summary, summarise
+from mailboat.protocol.uploads.digests import Algorithm
 from mailboat.server.blobs import Blobs
 from mailboat.server.catalog import UploadRow, Verification
 
@@ -51,6 +52,14 @@ def verify(blobs: Blobs, row: UploadRow) -> Finding:
     if fault is not None:
         return _refused(row, *fault)
     return _found(row, reader)
+
+
+def digest_of(blobs: Blobs, blob_id: str, size: int, algorithm: Algorithm) -> bytes:
+    """The digest of the first `size` bytes of a blob. Blocks; for a thread."""
+    hasher = algorithm.hasher()
+    for offset in range(0, size, _READ):
+        hasher.update(blobs.read(blob_id, offset, min(_READ, size - offset)))
+    return hasher.digest()
 
 
 def whole_frames(blobs: Blobs, blob_id: str, size: int) -> int:

@@ -38,11 +38,21 @@ class ServerDialect(Protocol):
         `now`: wall-clock seconds, for the lifetime left.
         """
 
-    def answer_options(self, limits: Limits, *, upload: bool = False) -> HttpAnswer:
-        """The answer to OPTIONS, of one `upload` or of the place where they are made."""
-
     def answer_unknown(self) -> HttpAnswer:
         """The answer for an upload that nobody knows."""
+
+
+def answer_options(limits: Limits, *, upload: bool = False) -> HttpAnswer:
+    """The answer to OPTIONS, of one `upload` or of the place where they are made: what all dialects have to tell.
+
+    A request for it need not show a dialect, and a tus client is even asked not to.
+    """
+    first, second = (
+        RufhServer().answer_options(limits, upload=upload),
+        TusServer().answer_options(limits, upload=upload),
+    )
+    patches = f"{rufh.PARTIAL_UPLOAD}, {tus.OFFSET_OCTET_STREAM}"
+    return HttpAnswer(first.status, {**second.headers, **first.headers, "Accept-Patch": patches})
 
 
 def detect(headers: Mapping[str, str], stored: str = "") -> ServerDialect:

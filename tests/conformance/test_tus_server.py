@@ -36,8 +36,7 @@ def offset_of(server: MemoryServer, url: str) -> int:
 
 
 def options(server: MemoryServer | None = None, headers: dict[str, str] | None = None) -> HttpAnswer:
-    """The answer to OPTIONS: what tells the dialect there is Tus-Resumable, which clients need not send."""
-    return (server or MemoryServer()).handle("OPTIONS", PLACE, TUS if headers is None else headers)
+    return (server or MemoryServer()).handle("OPTIONS", PLACE, headers or {})
 
 
 def extensions() -> list[str]:
@@ -284,10 +283,18 @@ def _() -> None:
         assert (reply.status, reply.headers["Tus-Version"]) == (204, "1.0.0")
 
 
-@row("OPTIONS", "-", "asked of an upload made by tus, it needs no Tus-Resumable")
+@row("OPTIONS", "-", "it may be asked of an upload")
 def _() -> None:
     server, url = tus_made()
-    assert server.handle("OPTIONS", url, {}).headers["Tus-Version"] == "1.0.0"
+    reply = server.handle("OPTIONS", url, {})
+    assert (reply.headers["Tus-Version"], reply.headers["Allow"]) == ("1.0.0", "OPTIONS, HEAD, GET, PATCH, DELETE")
+
+
+@row("OPTIONS", "-", "it tells of the other dialect as well")
+def _() -> None:
+    headers = options(MemoryServer(Limits(max_size=9))).headers
+    assert headers["Upload-Limit"] == "max-size=9"
+    assert headers["Accept-Patch"] == "application/partial-upload, application/offset+octet-stream"
 
 
 # -- Creation ----------------------------------------------------------------------------------------------------------

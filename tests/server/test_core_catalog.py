@@ -22,6 +22,7 @@ from mailboat.server.catalog import (
     UploadRow,
     Verification,
 )
+from mailboat.server.catalog_schema import STEPS
 from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id
 from mailboat.server.sqlite_engine import Engine
 from testkit.serverkit import PRODUCT, fresh_session_id, make_segment, summary_of
@@ -293,3 +294,27 @@ async def test_what_changed_since_is_told_once_and_in_order(catalog: SqliteCatal
     assert [row.summary for row in rows] == [offers[3].summary]
     rows, after = await catalog.changed_sessions(after)
     assert [(row.summary, row.state) for row in rows] == [(offers[0].summary, SessionState.REJECTED)]
+
+
+async def test_a_catalog_of_the_first_layout_is_brought_up_to_date(tmp_path: Path) -> None:
+    file = tmp_path / "catalog.sqlite"
+    db = sqlite3.connect(file)
+    for statement in STEPS[0].split(";"):
+        db.execute(statement)
+    upload_id = fresh_session_id()
+    db.execute(
+        "INSERT INTO uploads VALUES (?, 'p', NULL, NULL, 3, NULL, 'open', 1, '[null, null, null, null, null]', NULL, "
+        "'rufh-9', 'pending', '', '', '', 0, 0, 1.0, 2.0)",
+        (upload_id,),
+    )
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    catalog = SqliteCatalog(file)
+    await catalog.open()
+    try:
+        row = await catalog.upload(upload_id)
+        assert row is not None
+        assert (row.state, row.created, row.updated) == (UploadState(upload_id, 3, epoch=1, dialect="rufh-9"), 1.0, 2.0)
+    finally:
+        await catalog.close()

@@ -357,7 +357,7 @@ async def test_options_tell_what_is_supported(client: Wire) -> None:
     answer = await client.ask("OPTIONS", "/v1/uploads")
     assert answer.status == 204
     assert "max-size=" in answer.headers["Upload-Limit"]
-    assert answer.headers["Accept-Patch"] == "application/partial-upload"
+    assert answer.headers["Accept-Patch"] == "application/partial-upload, application/offset+octet-stream"
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

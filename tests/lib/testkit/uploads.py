@@ -26,7 +26,7 @@ from mailboat.protocol.uploads.decisions import (
     finish_append,
     record_bytes,
 )
-from mailboat.protocol.uploads.detect import ServerDialect, detect
+from mailboat.protocol.uploads.detect import ServerDialect, answer_options, detect
 from mailboat.protocol.uploads.joining import decide_join, decide_joining
 from mailboat.protocol.uploads.messages import HttpAnswer
 from mailboat.protocol.uploads.state import UploadState
@@ -121,7 +121,7 @@ class MemoryServer:
         if isinstance(request, Refused):
             return dialect.answer(request, now=self.now)
         if isinstance(request, Discover):
-            return dialect.answer_options(self.limits, upload=path != PLACE)
+            return answer_options(self.limits, upload=path != PLACE)
         if isinstance(request, Create | Join):
             return self._create(request, dialect) if isinstance(request, Create) else self._join(request, dialect)
         if upload is None:
