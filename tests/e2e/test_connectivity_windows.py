@@ -1,0 +1,219 @@
+"""force_sync, and the ends of an agent's life, under whatever the network and the application do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from mailboat.agent import AgentState, SessionState, SyncProgress, SyncReport
+from testkit.agents import AgentMaker, fill, left_behind
+from testkit.oracle import Habits, Told, complaints, victim
+from testkit.proxies import CountingProxy
+from testkit.serverkit import eventually
+from testkit.servers import Given, Served, digests, show, stored
+from testkit.strange import silence, strange
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+async def all_there(given: Given, store: Path, sessions: list[tuple[str, int]]) -> None:
+    for session_id, recorded in sessions:
+        assert len(await given.records(session_id)) == recorded
+        assert digests(await given.segments(session_id)) == digests(stored(store, session_id))
+
+
+async def test_a_backlog_over_several_short_windows(
+    make_agent: AgentMaker, server: Served, given: Given, tmp_path: Path, seed: int
+) -> None:
+    sessions = [await left_behind(make_agent, 600 * KIB, seed + at, segment_bytes=256 * KIB) for at in range(4)]
+    async with CountingProxy(server.address) as proxy, make_agent(server=proxy.url) as agent:
+        proxy.pace.rate = 1.5 * MIB
+        await proxy.close()
+        reports: list[SyncReport] = []
+        while not reports or not reports[-1].complete:
+            await proxy.open()
+            window = asyncio.create_task(agent.force_sync(timeout=0.4))
+            reports.append(await window)
+            await proxy.close()
+            assert len(reports) < 60
+        sent = sum(report.bytes_sent for report in reports)
+        assert len(reports) > 2
+        accepted = [
+            each.session_id for report in reports for each in report.sessions if each.state is SessionState.ACCEPTED
+        ]
+        assert sorted(accepted) == sorted(session_id for session_id, _ in sessions)
+        for report in reports:
+            assert report.bytes_sent == sum(each.bytes_sent for each in report.sessions)
+            assert report.bytes_left == sum(each.bytes_left for each in report.sessions)
+        carried = proxy.segment_bytes
+    await all_there(given, tmp_path, sessions)
+    held = await given.held()
+    show(f"{held} bytes in {len(reports)} windows: {carried - held} carried twice, {sent - carried} given to no avail")
+    assert carried - held <= held // 100
+    assert await given.received() - held <= held // 100
+
+
+async def test_cancelled_at_random_points(make_agent: AgentMaker, given: Given, tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    sessions = [await left_behind(make_agent, 100 * KIB, seed + at) for at in range(6)]
+    async with make_agent() as agent:
+        for _ in range(40):
+            agent.feature("host.works")
+            window = asyncio.create_task(agent.force_sync(timeout=30.0))
+            for _ in range(draw.randrange(120)):
+                await asyncio.sleep(0)
+            if draw.random() < 0.3:  # a little later than that many turns of the loop
+                await agent.flush()
+            window.cancel()
+            await asyncio.gather(window, return_exceptions=True)
+        report = await agent.force_sync(timeout=30.0)
+        assert report.complete, report
+        outcomes = [await agent.delivered(session_id, timeout=5.0) for session_id, _ in sessions]
+        assert {outcome.state for outcome in outcomes} == {SessionState.ACCEPTED}
+        status = agent.status
+        assert status.recorded == 40
+        assert status.ledger.recorded == status.ledger.accepted + 40 == sum(each for _, each in sessions) + 40
+        assert await agent.flush(durable=True)
+    await all_there(given, tmp_path, sessions)
+
+
+async def test_the_deadline_holds_against_a_server_that_hangs(make_agent: AgentMaker) -> None:
+    await left_behind(make_agent, 1000, 1)
+    async with strange(silence) as server:
+        agent = make_agent(server=server.url)
+        async with agent:
+            async with asyncio.timeout(10.0):  # a hundred times what is asked for; without a deadline it is a minute
+                report = await agent.force_sync(timeout=0.1)
+            assert (report.complete, report.error) == (False, "the time was over")
+            assert [each.state for each in report.sessions] == [SessionState.PENDING] * 2
+            async with asyncio.timeout(10.0):
+                await agent.stop(timeout=0.1)
+        assert agent.status.state is AgentState.STOPPED
+
+
+async def test_a_window_takes_the_place_of_an_automatic_round(
+    make_agent: AgentMaker, server: Served, given: Given, tmp_path: Path, seed: int
+) -> None:
+    session = await left_behind(make_agent, 1 * MIB, seed)
+    async with CountingProxy(server.address) as proxy:
+        proxy.pace.rate = 2 * MIB
+        automatic = {"synchronize_automatically": True, "startup_delay": 0.0}
+        async with make_agent(server=proxy.url, **automatic) as agent:
+            await proxy.passed(200 * KIB)
+            first, second = await asyncio.gather(agent.force_sync(timeout=30.0), agent.force_sync(timeout=30.0))
+            assert first.complete, first
+            assert second.complete, second
+        carried = proxy.segment_bytes
+    await all_there(given, tmp_path, [session])
+    # What the ended round had left with the kernel when its connection was closed is carried, and not wanted any more.
+    show(f"a window instead of an automatic round: {carried - await given.held()} bytes carried twice")
+    assert await given.received() == await given.held()
+
+
+async def test_a_progress_callback_that_raises(make_agent: AgentMaker, caplog: pytest.LogCaptureFixture) -> None:
+    await left_behind(make_agent, 50 * KIB, 1)
+    calls = []
+
+    def progress(now: SyncProgress) -> None:
+        calls.append(now)
+        raise LookupError("the application's own mistake")
+
+    async with make_agent() as agent:
+        report = await agent.force_sync(timeout=30.0, progress=progress)
+    assert report.complete, report
+    assert len(calls) == 1
+    assert "the application's own mistake" in caplog.text
+
+
+async def test_progress_goes_forward_and_ends_at_the_end(make_agent: AgentMaker) -> None:
+    sessions = [await left_behind(make_agent, 900 * KIB, at) for at in range(3)]
+    seen: list[SyncProgress] = []
+    async with make_agent() as agent:
+        report = await agent.force_sync(timeout=30.0, progress=seen.append)
+    assert report.complete, report
+    assert [each.bytes_sent for each in seen] == sorted(each.bytes_sent for each in seen)
+    assert [each.sessions_done for each in seen] == sorted(each.sessions_done for each in seen)
+    assert (seen[-1].bytes_sent, seen[-1].bytes_left) == (report.bytes_sent, 0)
+    assert (seen[-1].sessions_done, seen[-1].sessions) == (len(sessions), len(sessions) + 1)
+    assert len({each.bytes_left for each in seen}) > 4, "what is left goes down while a segment is sent"
+
+
+async def test_stop_ends_a_window_under_way(make_agent: AgentMaker) -> None:
+    await left_behind(make_agent, 1000, 1)
+    async with strange(silence) as server:
+        agent = make_agent(server=server.url)
+        await agent.start()
+        window = asyncio.create_task(agent.force_sync(timeout=60.0))
+        waiting = asyncio.create_task(agent.delivered(agent.session_id or ""))
+        await server.been_asked(1)
+        async with asyncio.timeout(10.0):
+            await agent.stop(timeout=0.05)
+            report = await window
+            with pytest.raises(TimeoutError, match="the agent has stopped"):
+                await waiting
+        assert report.error == "the agent was stopped"
+
+
+async def test_twice_and_at_the_wrong_time(make_agent: AgentMaker, given: Given) -> None:
+    agent = make_agent(stop_timeout=10.0)
+    agent.feature("too.early")
+    assert (await agent.force_sync()).error == "the agent is new"
+    assert not await agent.flush()
+    await agent.stop()
+    await agent.start()
+    first = agent.session_id
+    await agent.start()
+    assert agent.session_id == first
+    agent.feature("in.time")
+    with agent.timing("ends.too.late"):
+        await asyncio.gather(agent.stop(), agent.stop())
+    agent.feature("too.late")
+    await agent.stop()
+    assert (await agent.force_sync()).error == "the agent is stopped"
+    assert first is not None
+    assert [record["name"] for record in await given.records(first)] == ["in.time"]
+    outcome = await agent.delivered(first, timeout=1.0)
+    assert (outcome.state, outcome.records) == (SessionState.ACCEPTED, 1)
+    assert outcome.bytes_sent == sum(map(len, await given.segments(first)))
+    assert (agent.status.recorded, agent.status.ledger.accepted) == (1, 1)
+
+
+async def test_one_process_sends_and_another_takes_over_after_kill_9(
+    make_agent: AgentMaker, server: Served, given: Given, tmp_path: Path, seed: int
+) -> None:
+    store = tmp_path / "store"
+    habits = Habits(seed, str(store), server.url, server.key, "importer", threads=2, automatic=True, syncs=True)
+    told = Told(habits)
+    async with victim(habits) as (process, pipe):
+        while told.records < 300:
+            told.take(await pipe.readline())
+        agent = make_agent(synchronize_automatically=True, startup_delay=0.0, sync_interval=1.0)
+        async with agent:
+            agent.feature("of.the.other")
+            report = await agent.force_sync(timeout=5.0)
+            assert report.error == "another process sends for this store"
+            while told.records < 600:
+                told.take(await pipe.readline())
+            process.kill()
+            while line := await pipe.readline():
+                told.take(line)
+            assert told.session_id is not None
+            outcome = await agent.delivered(told.session_id, timeout=30.0)
+            assert outcome.state is SessionState.ACCEPTED
+    assert complaints(told, await given.records(told.session_id)) == []
+    assert digests(await given.segments(told.session_id)) == digests(stored(store, told.session_id))
+
+
+async def test_the_account_without_a_server(make_agent: AgentMaker) -> None:
+    """What runs and what waits is pending, whether there is anybody to send it to or not."""
+    _, recorded = await left_behind(make_agent, 10 * KIB, 1)
+    agent = make_agent(server=None)
+    async with agent:
+        fill(agent, 5 * KIB, 2)
+        await eventually(lambda: agent.status.waiting_sessions == 1)
+        status = agent.status
+        assert status.ledger.pending == recorded + status.recorded
+    assert agent.status.ledger.pending == recorded + status.recorded
