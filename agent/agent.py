@@ -172,7 +172,9 @@ class Agent:
             self._alert_timer.cancel()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):  # a fault of our own, which must not become the host's
+                log.error("a task of the agent failed: %r", outcome, exc_info=outcome)
         self._tasks.clear()
         if self._sync is not None:
             with contextlib.suppress(TimeoutError):
