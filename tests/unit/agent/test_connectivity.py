@@ -1,0 +1,46 @@
+"""What is known of the way to the server, after each kind of event."""
+
+from __future__ import annotations
+
+from mailboat.agent.connectivity import Connectivity, Link
+from mailboat.protocol.uploads.retry import Backoff
+
+ALMOST = 0.999_999
+
+
+def test_a_failure_closes_it_until_a_time_that_grows() -> None:
+    link, pauses = Connectivity(), []
+    assert link.open_at(0.0)
+    for _ in range(12):
+        link = link.failed("no connection", 0.0, ALMOST)
+        assert link.until is not None
+        assert not link.open_at(link.until - 0.001)
+        assert link.open_at(link.until)
+        pauses.append(link.until)
+    assert pauses == sorted(pauses)
+    assert pauses[0] <= Backoff().first
+    assert 0.99 * Backoff().longest < pauses[-1] <= Backoff().longest
+    assert (link.link, link.reason) == (Link.OFFLINE, "no connection")
+
+
+def test_a_servers_wish_is_a_floor() -> None:
+    assert Connectivity().failed("status 503", 10.0, 0.0, 120.0).until == 130.0
+
+
+def test_a_success_makes_it_as_new() -> None:
+    link = Connectivity().failed("no connection", 0.0, 1.0).failed("no connection", 0.0, 1.0).succeeded()
+    assert link == Connectivity(Link.ONLINE)
+    assert link.failed("no connection", 0.0, 1.0).until == Backoff().first
+
+
+def test_a_refused_key_is_tried_seldom() -> None:
+    link = Connectivity().refused("the key", 0.0, 0.0)
+    assert (link.link, link.until) == (Link.REFUSED, Backoff().longest)
+
+
+def test_a_pause_is_the_applications_word() -> None:
+    paused = Connectivity().failed("no connection", 0.0, 1.0).paused()
+    assert not paused.open_at(10.0**9)
+    for after in (paused.succeeded(), paused.failed("no connection", 0.0, 1.0), paused.refused("the key", 0.0, 1.0)):
+        assert after == paused
+    assert paused.resumed().open_at(0.0)
