@@ -16,9 +16,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import platformdirs
+from yarl import URL
 
 from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.limits import MAX_JOURNAL, MAX_SEGMENT, MIB, MIN_JOURNAL
+from mailboat.protocol.uploads.replies import resolve
 
 _ENVIRONMENT: Final = "MAILBOAT_"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
@@ -164,13 +166,19 @@ def _check_bound(name: str, value: object, low: float, high: float | None, unit:
 
 
 def _check_server(server: object) -> None:
-    parts = urlsplit(server) if isinstance(server, str) else None
+    try:
+        parts = urlsplit(str(URL(server))) if isinstance(server, str) else None
+        usable = parts is not None and resolve(parts.geturl(), parts.geturl() + "/") is not None
+    except ValueError:  # a port that is no number, half an address
+        parts, usable = None, False
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        usable = False
+    elif parts.username or parts.password:
+        raise ConfigError("server=...: put the key into api_key, a URL is written to logs")
+    if not usable:
         raise ConfigError(
             f"server={server!r}: expected a URL such as https://collect.example.com, or None to record only"
         )
-    if parts.username or parts.password:
-        raise ConfigError("server=...: put the key into api_key, a URL is written to logs")
 
 
 def _from_environment(known: set[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mailboat.agent import Agent, SessionState, SyncReport
+from mailboat.agent import Agent, ConfigError, SessionState, SyncReport
 from mailboat.protocol import wire
 from mailboat.protocol.negotiation import Decision, SegmentDecision, Verdict
 from testkit.agents import AgentMaker, left_behind
@@ -163,3 +163,28 @@ async def test_a_server_that_stops_taking_a_body(
             assert "nothing was heard" in report.error
             assert agent.status.connectivity == "offline"
     await delivered_at_last(make_agent, given, key, tmp_path, session_id)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://collect.example:99999",
+        "http://[::1",
+        "http://exa mple",
+        "ftp://collect.example",
+        "collect.example",
+        "http://",
+        "http://u:p@collect.example",
+        "http://collect.example/?a=1",
+    ],
+)
+def test_an_address_that_is_none_is_refused_at_once(make_agent: AgentMaker, url: str) -> None:
+    with pytest.raises(ConfigError, match="server="):
+        make_agent(server=url)
+
+
+async def test_a_name_that_cannot_be_looked_up(make_agent: AgentMaker) -> None:
+    async with make_agent(server=f"http://{'a' * 70}.example") as agent:
+        report = await tried(agent)
+        assert report.error is not None
+        assert agent.status.connectivity == "offline"
