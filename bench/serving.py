@@ -1,4 +1,7 @@
-"""Servers to upload to, each in a process of its own: ``python -m bench.serving mailboat|bare --folder FOLDER``.
+"""Servers to upload to, each in a process of its own: ``python -m bench.serving KIND --folder FOLDER``.
+
+``bare`` is the reference. ``mailboat`` is our server as it comes; ``receiving`` is the same without the loading of
+records into the analytics store, which is another job, done at leisure after the upload and measured on its own.
 
 The process tells in one line of JSON where it listens, then answers each line of its input with the processor time it
 has used, and ends when its input does, however the bench ends.
@@ -18,6 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from aiohttp import web
 
@@ -114,7 +118,20 @@ async def _bare(folder: Path) -> AsyncIterator[tuple[str, str]]:
         await runner.cleanup()
 
 
-_KINDS = {"mailboat": _mailboat, "bare": _bare}
+@asynccontextmanager
+async def _receiving(folder: Path) -> AsyncIterator[tuple[str, str]]:
+    """Our server, with nothing behind the uploads."""
+    from mailboat.server import ingest  # noqa: PLC0415
+
+    async def nothing(_: web.Application) -> None:
+        pass
+
+    with patch.multiple(ingest, start=nothing, stop=nothing):
+        async with _mailboat(folder) as told:
+            yield told
+
+
+_KINDS = {"mailboat": _mailboat, "receiving": _receiving, "bare": _bare}
 
 
 async def _serve(kind: str, folder: Path) -> None:
