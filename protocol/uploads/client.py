@@ -94,6 +94,7 @@ class UploadClient:
         # offset, what an earlier process sent comes on top: up to everything there is.
         self._sent = self._offset
         self._told = False
+        self._length_known = False
         self._limits = Limits()
         self._shrunk: int | None = None
         self._backoff = backoff if backoff is not None else Backoff()
@@ -254,7 +255,8 @@ class UploadClient:
                 return self._give_up(Refused(413, None, f"the server's limits leave nothing to send: {limits}"))
             return Wait(None)
         self._sent = max(self._sent, self._offset + size)
-        return self._begin(Append(self._offset, complete, self._source.final_length, size))
+        known = self._length_known
+        return self._begin(Append(self._offset, complete, self._source.final_length, size, length_known=known))
 
     def _most(self) -> int:
         """The most bytes that may go into one append. The server's smallest append comes before the owner's wish."""
@@ -302,6 +304,9 @@ class UploadClient:
             return self._fail(OutOfSync(self._offset, None, "the server's offset or completeness cannot be read"))
         if not reply.ours:
             return self._fail(NotOurs(reply.status, "a success without the fields of an upload"))
+        self._length_known |= reply.length is not None or (
+            isinstance(flight, Create | Append) and flight.length is not None
+        )
         if isinstance(flight, Create):
             return self._created(reply, pause)
         offset = reply.offset

@@ -82,6 +82,7 @@ class Reply:
     ours: bool
     garbled: bool = False
     offset: int | None = None
+    length: int | None = None
     complete: bool | None = None
     limits: Limits | None = None
     location: str | None = None

@@ -62,6 +62,7 @@ class TusDialect:
             ours,
             garbled=text is not None and offset is None,
             offset=offset,
+            length=digits(fields.get(tus.UPLOAD_LENGTH.lower(), "")),
             complete=_complete(request, fields, offset) if meaning_of(status) is Meaning.SUCCESS else None,
             limits=_limits(fields),
             location=location,
@@ -84,8 +85,8 @@ def _append(request: Append) -> dict[str, str]:
     headers = {"Content-Type": tus.OFFSET_OCTET_STREAM, tus.UPLOAD_OFFSET: str(request.offset)}
     if request.content_length is not None:
         headers["Content-Length"] = str(request.content_length)
-    if request.length is not None:
-        # Needed once, where the length was deferred; the same again contradicts nothing.
+    if request.length is not None and not request.length_known:
+        # Only where the length was deferred, and only once: @tus/server refuses it otherwise.
         headers[tus.UPLOAD_LENGTH] = str(request.length)
     if request.digest is not None:
         headers[tus.UPLOAD_CHECKSUM] = tus.serialise_checksum(request.digest)

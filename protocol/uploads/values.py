@@ -6,7 +6,7 @@ here knows a header.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mailboat.protocol.uploads.digests import Digest
 
@@ -65,7 +65,10 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Append the body of this request at `offset`; the other fields as in `Create`."""
+    """Append the body of this request at `offset`; the other fields as in `Create`.
+
+    `length_known`: the server has been told `length` before, so that a dialect may leave it out.
+    """
 
     offset: int
     complete: bool
@@ -74,6 +77,7 @@ class Append:
     completes_at_length: bool = False
     digest: Digest | None = None
     whole: Digest | None = None
+    length_known: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

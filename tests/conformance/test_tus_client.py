@@ -279,6 +279,21 @@ def _() -> None:
             TusDialect({key: "x"})
 
 
+@row("Creation", "-", "a length that the server has is not told again: @tus/server refuses that")
+def _() -> None:
+    machine = client(resource=None)
+    told(machine, 201, Location=f"{PLACE}/u")
+    assert "Upload-Length" not in asked(machine).headers
+    machine = client()
+    told(machine, 200, Upload_Offset="50", Upload_Length="100")
+    assert "Upload-Length" not in asked(machine).headers
+    machine = client(Source(10, sealed=True))
+    told(machine, 200, Upload_Offset="5", Upload_Defer_Length="1")
+    assert asked(machine).headers["Upload-Length"] == "10"
+    answered(machine, 204, Upload_Offset="7")
+    assert "Upload-Length" not in asked(machine).headers
+
+
 # -- Expiration --------------------------------------------------------------------------------------------------------
 
 

@@ -56,7 +56,6 @@ def test_a_detected_dialect_of_the_draft_answers_as_its_functions_do() -> None:
     assert dialect == RufhServer(rufh.VERSIONS[6])
     assert dialect.read("HEAD", {}) == Query(completes_at_length=True)
     assert dialect.answer_unknown().status == 404
-    assert "Upload-Limit" in dialect.answer_options(Limits(max_size=3), upload=True).headers
     assert dialect.answer(Refused(Refusal.GONE, "gone"), now=0.0).status == 410
 
 
@@ -206,6 +205,13 @@ def test_what_a_client_says_a_server_understands(request_: Request) -> None:
 )  # fmt: skip
 def test_any_answer_becomes_a_reply(request_: Request, status: int, headers: dict[str, str], body: bytes) -> None:
     assert isinstance(TusDialect().read(request_, status, headers, body), Reply)
+
+
+def test_a_length_is_told_once() -> None:
+    append = Append(5, complete=True, length=9, content_length=4)
+    assert TusDialect().render(append, target="/t", resource="/t/u").headers["Upload-Length"] == "9"
+    known = Append(5, complete=True, length=9, content_length=4, length_known=True)
+    assert "Upload-Length" not in TusDialect().render(known, target="/t", resource="/t/u").headers
 
 
 def test_an_explanation_is_read_from_a_problem_or_plain_text_and_from_nothing_else() -> None:
