@@ -9,12 +9,13 @@ import platform
 import socket
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from mailboat.agent.config import AgentConfig
-from mailboat.protocol.summary import PERSONAL_TEXTS, Info, cut_properties
+from mailboat.protocol.summary import PERSONAL_TEXTS, Info, cut_properties, cut_text
 
 
 def agent_version() -> str:
@@ -26,49 +27,85 @@ def agent_version() -> str:
 
 
 def describe(config: AgentConfig) -> Info:
-    """The static description of a session; an anonymous one says nothing of user, host and command line."""
+    """The static description of a session; an anonymous one says nothing of user, host and command line.
+
+    Never raises: what the system does not tell stays empty, and every text is cut to what a preamble can hold.
+    """
     texts = {
         "product": config.product,
         "application": config.application,
         "version": config.version,
         "environment": config.environment,
         "agent": f"mailboat-python/{agent_version()}",
-        "user": _user(),
-        "host": socket.gethostname(),
-        "command": " ".join(sys.argv)[:1024],
+        "user": _told(_user),
+        "host": _told(socket.gethostname),
+        "command": " ".join(map(str, getattr(sys, "argv", ()))),
         "os": f"{platform.system()} {platform.release()}",
         "runtime": f"{platform.python_implementation()} {platform.python_version()}",
         "time_zone": time.strftime("%z"),
-        "locale": locale.getlocale()[0] or "",
+        "locale": _told(lambda: locale.getlocale()[0] or ""),
     }
     if config.anonymous:
         texts.update(dict.fromkeys(PERSONAL_TEXTS, ""))
     return Info(
-        **texts, test=config.test_mode, anonymous=config.anonymous, properties=cut_properties(config.properties)
+        **{name: cut_text(text) for name, text in texts.items()},
+        test=config.test_mode,
+        anonymous=config.anonymous,
+        properties=cut_properties(config.properties),
     )
+
+
+def _told(ask: Callable[[], str]) -> str:
+    """What the system says, or nothing: it may be odd in ways that are none of ours."""
+    try:
+        return ask()
+    except (KeyError, OSError, ValueError, ImportError):
+        return ""
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a user without a name, as in many containers
+    except (KeyError, OSError, ImportError):  # a user without a name, as in many containers
         return str(os.getuid()) if hasattr(os, "getuid") else ""
 
 
 def boot_id() -> str:
-    """An id of this run of the machine; empty where there is none, and then nothing is taken to be of this run."""
+    """An id of this run of the machine: the kernel's own, or else the minute it was started."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return _boot_time()
+        return _boot_session() or _boot_time(time.time(), time.monotonic())
 
 
-def _boot_time() -> str:
-    """Where the system gives no id (macOS, Windows): the minute it was started."""
-    since_boot: Any = getattr(time, "CLOCK_UPTIME_RAW", None) or getattr(time, "CLOCK_MONOTONIC", None)
-    if since_boot is None or not hasattr(time, "clock_gettime"):
+def is_same_boot(written_under: str, now: str) -> bool:
+    """Whether the machine has run on from the boot id `written_under` to the one of `now`; False in doubt."""
+    if written_under == now:
+        return bool(now)
+    minutes = [text.removeprefix(_UP_SINCE) for text in (written_under, now)]
+    if not all(text.startswith(_UP_SINCE) for text in (written_under, now)) or not all(map(str.isdecimal, minutes)):
+        return False
+    return abs(int(minutes[0]) - int(minutes[1])) <= 1  # the clock may have been set by less than a minute
+
+
+_UP_SINCE: Final = "up-since-"
+
+
+def _boot_session() -> str:
+    """The kernel's id of this boot on macOS."""
+    if sys.platform != "darwin":
         return ""
-    return f"up-since-{round((time.time() - time.clock_gettime(since_boot)) / 60)}"
+    import ctypes  # noqa: PLC0415 - no other system needs it, and it takes its time
+
+    buffer = ctypes.create_string_buffer(64)
+    size = ctypes.c_size_t(len(buffer))
+    failed = ctypes.CDLL(None).sysctlbyname(b"kern.bootsessionuuid", buffer, ctypes.byref(size), None, 0)
+    return "" if failed else buffer.value.decode(errors="replace")
+
+
+def _boot_time(wall: float, monotonic: float) -> str:
+    """Where the system gives no id (Windows): the minute it was started."""
+    return f"{_UP_SINCE}{round((wall - monotonic) / 60)}"
 
 
 def process_start() -> str:

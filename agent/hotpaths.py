@@ -5,6 +5,21 @@ Closures are the fastest thing Python has for this: every name is a cell, found 
 attribute access would cost a fifth of the whole call, hence the template: each call gets the very parameters that it
 takes. Its source is made of the fixed text below, kinds and numbered parameters; nothing that an application says
 ever becomes part of it.
+
+All calls of one recorder share their cells (but for the count of each), so that one assignment turns all of them to
+another half at once: no call can be caught between two.
+
+What makes the template safe, line by line. A signal handler, a finalizer or an exception from another thread comes in
+only where the interpreter looks for them: at the entry of a Python function, and after a call.
+
+* The packer is taken out of its cell for the time of packing. Whoever records meanwhile, out of a signal handler or
+  out of the values that are being packed, finds the spare one there: a packer that is entered twice mixes two records.
+  (Two threads may so leave the spare one behind, which is slower; `restore_packer` is called once a half.) Packing
+  happens outside the lock, since values may run the host's own code, which may wait for another thread that records.
+* ``acquire`` stands inside the ``try``: an exception that comes just after it must find the way to ``release``.
+* ``place`` is looked up before ``tell``: should a signal handler that records come after ``tell`` and turn to another
+  half, the end of this half is not stored with that one.
+* Nothing can come between the last line of the ``try`` and ``release``, since there is no call between them.
 """
 
 from __future__ import annotations
@@ -12,56 +27,61 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import CodeType
+from types import CellType, CodeType, FunctionType
 from typing import Any, Final
 
+from mailboat.agent.journal import Half
 from mailboat.protocol.records import Kind, Schema
 
 _TEMPLATE: Final = """
-def make(pack, clock, acquire, release, slow, torn):
-    write = tell = words = None
-    count = 0
-
+def make(acquire, clock, count, odd, pack, release, slow, spare, tell, words, write):
     def call({parameters}):
-        nonlocal count
-        acquire()
+        nonlocal count, pack
+        mine, pack = pack, spare
         try:
-            write(pack(({fields})))
-            words[4] = tell()
+            packed = mine(({fields}))
+        except BaseException as error:
+            pack = mine
+            packed = odd(({fields}), error)
+            if packed is None:
+                return
+        else:
+            pack = mine
+        try:
+            acquire()
+            write(packed)
+            place = words
+            place[4] = tell()
             count += 1
-        except Exception:
-            if slow(({fields})):
-                count += 1
-        except BaseException:
-            torn()
-            raise
-        finally:
+        except BaseException as error:
+            try:
+                if slow(packed, error, ({fields})):
+                    count += 1
+            finally:
+                release()
+        else:
             release()
-
-    def bind(new_write, new_tell, new_words):
-        nonlocal write, tell, words, count
-        write, tell, words, count = new_write, new_tell, new_words, 0
-
-    def relock(new_acquire, new_release):
-        nonlocal acquire, release
-        acquire, release = new_acquire, new_release
-
-    return call, bind, relock, lambda: count
+    return call
 """
 
 Pack = Callable[[object], bytes]
-Slow = Callable[[Sequence[Any]], bool]
+Odd = Callable[[Sequence[Any], BaseException], bytes | None]
+Slow = Callable[[bytes, BaseException, Sequence[Any]], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class HotPath:
-    """One recording call. `bind(write, tell, words)` points it at a half and starts its `count` at zero."""
+    """One recording call. `counters` are the indexes in `records.COUNTERS` under which its records are counted."""
 
-    kind: int
     call: Callable[..., None]
-    bind: Callable[[Any, Any, Any], None]
-    relock: Callable[[Callable[[], Any], Callable[[], None]], None]
-    count: Callable[[], int]
+    counters: tuple[int, ...]
+    _count: CellType
+
+    @property
+    def count(self) -> int:
+        """Records taken through this call so far."""
+        count: int = self._count.cell_contents
+        return count
 
     @property
     def code(self) -> CodeType:
@@ -70,38 +90,88 @@ class HotPath:
         return code
 
 
-@dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a recording call works with; `slow` takes over when anything is out of the ordinary, `torn` when it is
-    torn away.
-    """
+    """What all recording calls of one recorder work with."""
 
-    pack: Pack
-    clock: Callable[[], int]
-    lock: threading.RLock
-    slow: Slow
-    torn: Callable[[], None]
+    def __init__(
+        self,
+        *,
+        pack: Pack,
+        spare: Pack,
+        clock: Callable[[], int],
+        lock: threading.RLock,
+        odd: Odd,
+        slow: Slow,
+    ) -> None:
+        """`spare` packs while `pack` is in use, and may be used by any number of callers at once.
 
-    def make(self, kind: int, parameters: str, fields: str) -> HotPath:
+        `odd` takes over, without the lock, when a record does not pack: it gives the packed record, or None when there
+        is none. `slow` takes over, under the lock, when it cannot be written: True if it has seen to that. Both get
+        the error, and raise it again if it is none of ours.
+        """
+        self._cells = {
+            "acquire": CellType(lock.acquire),
+            "clock": CellType(clock),
+            "odd": CellType(odd),
+            "pack": CellType(pack),
+            "release": CellType(lock.release),
+            "slow": CellType(slow),
+            "spare": CellType(spare),
+            "tell": CellType(_refuse),
+            "words": CellType(None),
+            "write": CellType(_refuse),
+        }
+
+    def make(self, counters: tuple[int, ...], parameters: str, fields: str) -> HotPath:
         """A call that takes `parameters` and records `fields`."""
         names: dict[str, Any] = {}
         exec(_TEMPLATE.format(parameters=parameters, fields=fields), {}, names)  # noqa: S102 - see the module's docstring
-        made = names["make"](self.pack, self.clock, self.lock.acquire, self.lock.release, self.slow, self.torn)
-        call, bind, relock, count = made
-        return HotPath(kind, call, bind, relock, count)
+        made = names["make"](*[None] * 11)
+        count = CellType(0)
+        cells = {**self._cells, "count": count}
+        closure = tuple(cells[name] for name in made.__code__.co_freevars)
+        call = FunctionType(made.__code__, made.__globals__, "record", None, closure)
+        return HotPath(call, counters, count)
+
+    # There is no call between the assignments below, hence nothing that could come between them.
+
+    def bind(self, half: Half) -> None:
+        """Turn all calls to `half`."""
+        write, tell, words = half.memory.write, half.memory.tell, half.words
+        cells = self._cells
+        cells["write"].cell_contents, cells["tell"].cell_contents, cells["words"].cell_contents = write, tell, words
+
+    def unbind(self) -> None:
+        """Turn all calls to nothing: they reach `slow` and no half."""
+        cells = self._cells
+        cells["write"].cell_contents, cells["tell"].cell_contents = _refuse, _refuse
+        cells["words"].cell_contents = None
+
+    def unlock(self) -> None:
+        """In a forked child, whose lock may be held for ever by a thread that is no more: do without."""
+        self._cells["acquire"].cell_contents = self._cells["release"].cell_contents = _nothing
+
+    def repack(self, pack: Pack) -> None:
+        """Pack with another packer from now on."""
+        self._cells["pack"].cell_contents = pack
+
+    def restore_packer(self, make: Callable[[], Pack]) -> None:
+        """Pack with a new packer from now on if the spare one was left in its place."""
+        if self._cells["pack"].cell_contents is self._cells["spare"].cell_contents:
+            self.repack(make())
 
 
-def feature(around: Surroundings) -> HotPath:
+def feature(around: Surroundings, counters: tuple[int, ...]) -> HotPath:
     """Record a feature: ``call(name, /, **attributes)``."""
-    return around.make(Kind.FEATURE, "name, /, **attributes", f"{Kind.FEATURE:d}, clock(), name, attributes")
+    return around.make(counters, "name, /, **attributes", f"{Kind.FEATURE:d}, clock(), name, attributes")
 
 
-def plain(kind: Kind, around: Surroundings) -> HotPath:
+def plain(around: Surroundings, counters: tuple[int, ...], kind: Kind) -> HotPath:
     """Record any other kind: ``call(*fields)`` with the fields of `kind` after its time."""
-    return around.make(kind, "*fields", f"{kind:d}, clock(), *fields")
+    return around.make(counters, "*fields", f"{kind:d}, clock(), *fields")
 
 
-def emitter(schema: Schema, around: Surroundings) -> HotPath:
+def emitter(around: Surroundings, counters: tuple[int, ...], schema: Schema) -> HotPath:
     """Record by position: ``call(value, value, ...)`` with as many values as the schema has fields.
 
     A value may not be left out: the call raises `TypeError` like any function called with too few or too many
@@ -109,4 +179,12 @@ def emitter(schema: Schema, around: Surroundings) -> HotPath:
     """
     values = "".join(f"v{at}, " for at in range(len(schema.fields)))
     parameters = f"{values}/" if values else ""
-    return around.make(schema.kind, parameters, f"{Kind.POSITIONAL:d}, clock(), {schema.number:d}, {values}")
+    return around.make(counters, parameters, f"{Kind.POSITIONAL:d}, clock(), {schema.number:d}, {values}")
+
+
+def _refuse(*_: object) -> int:
+    raise ValueError("nothing is being recorded")
+
+
+def _nothing(*_: object) -> None:
+    pass

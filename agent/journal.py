@@ -5,23 +5,27 @@ the pages from then on: the death of the process, ``kill -9`` included, loses no
 
 Layout (native byte order; a journal never leaves its machine)::
 
-    head    magic:8s version:u32 half_size:u32 boot_id:64s, then 64 descriptors of 512 bytes; 64 KiB in all
+    head    magic:8s version:u32 half_size:u32 boot_id:64s, at byte 128 what was lost (4 * u64, see `recorder.Lost`),
+            at byte 512 64 descriptors of 512 bytes; 64 KiB in all
     half    records packed one after the other, from the half's offset in the file on
 
-    descriptor   generation:u64 first:u64 offset:u64 size:u64 end:u64, and at byte 64 and 192 one checkpoint each
+    descriptor   generation:u64 first:u64 offset:u64 size:u64 end:u64, and one checkpoint each at the bytes 64 and 192
+                 (durable) and 320 and 448 (passing)
     checkpoint   generation:u64 first:u64 end:u32 data_crc:u32 crc:u32
 
 There are two halves to begin with. One takes records; when it is full, or a flush is due, the next free one takes
 over and the writer makes a block of it. While the writer is behind a burst, more halves are added
-(`limits.JOURNAL_GROWTH`); a record larger than a half gets a half to itself.
+(`limits.JOURNAL_GROWTH`) and given back after it; a record larger than a half gets a half to itself.
 
 Two promises, two proofs:
 
 * *The process dies.* ``end`` is stored after the record was copied, and says up to where the half holds whole
   records. Nothing else is needed, since the kernel keeps stores in order.
 * *The machine dies.* Pages reached the disk in any order, so ``end`` proves nothing. A checkpoint (taken by the
-  writer's thread before each sync) holds a checksum of the half's content so far, and is itself checksummed; two of
-  them take turns, so a torn one leaves the other. Only what a checkpoint vouches for is recovered after a reboot.
+  writer's thread) holds a checksum of the half's content so far, and is itself checksummed. Only what a checkpoint
+  vouches for is recovered after a reboot. The *durable* ones precede a sync and take turns, so that the last one whose
+  sync succeeded is never written over; the *passing* ones cost no sync, and are for a machine that was shut down in
+  order after the process was killed.
 
 `generation` is zero for a free half and grows with each use, so that nothing of an earlier use is ever taken for a
 record.
@@ -29,15 +33,18 @@ record.
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import mmap
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 from zlib import crc32
 
 from mailboat.agent.files import FileSystem
+from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import JOURNAL_GROWTH, MEMORY_FALLBACK, MIN_JOURNAL
 
 MAGIC: Final = b"mbjournl"
@@ -46,156 +53,285 @@ HEAD_SIZE: Final = 64 * 1024
 """Also the granule of offsets: the largest that any platform asks for (Windows)."""
 
 _HEAD: Final = struct.Struct("=8sII64s")
+_LOST_AT: Final = 128
+_LOST: Final = struct.Struct("=4Q")
 _DESCRIPTOR_AT: Final = 512
 _DESCRIPTOR_SIZE: Final = 512
 _MAX_HALVES: Final = 64
 _WORDS: Final = struct.Struct("=QQQQQ")
 _CHECKPOINT: Final = struct.Struct("=QQIII")
-_CHECKPOINTS_AT: Final = (64, 192)
+_DURABLE_AT: Final = (64, 192)
+_PASSING_AT: Final = (320, 448)
 _GENERATION, _FIRST, _OFFSET, _SIZE, _END = range(5)
 
 
 @dataclass(slots=True, eq=False)
 class Half:
-    """One stretch of the journal. `end`, once it was closed, is where its records end; `counts` are those records by
-    kind.
+    """One stretch of the journal, at `offset` in the file (zero: in plain memory).
+
+    `counts` are its records in the order of `records.COUNTERS`, told by the recorder when it closes the half.
+    `durable` is how much of it a checkpoint vouches for that has been synced.
     """
 
     index: int
     size: int
+    offset: int
     memory: mmap.mmap
     words: memoryview
-    file_backed: bool
-    first: int = 0
-    end: int = 0
     generation: int = 0
-    checkpoints: int = 0
-    vouched: int = 0
     counts: list[int] = field(default_factory=list)
+    durable: int = 0
+    checkpoints: int = 0
+    _passed: int = 0
+    _passing: int = 0
+    _checked: int = 0
+    _crc: int = 0
+    _claimed: int = 0
 
-    def close(self) -> int:
-        """Refuse any further record, in one step that no other thread can come between; returns where the records
-        end.
-        """
-        rest = self.memory.read()
-        self.end = self.size - len(rest)
-        return self.end
+    @property
+    def file_backed(self) -> bool:
+        """Whether it outlives the process."""
+        return self.offset > 0
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it is active, or closed and not yet in the segment."""
+        return bool(self.words[_GENERATION])
+
+    @property
+    def first(self) -> int:
+        """The sequence number of its first record."""
+        return int(self.words[_FIRST])
+
+    @property
+    def end(self) -> int:
+        """Where its records end."""
+        return int(self.words[_END])
+
+    def begin(self, generation: int, first: int) -> None:
+        """Make it the half number `generation`; it holds nothing yet."""
+        self.words[_GENERATION] = 0
+        self.generation = generation
+        self.durable = self.checkpoints = 0
+        self._passed = self._passing = self._claimed = 0
+        self._checked, self._crc = 0, generation & 0xFFFF_FFFF
+        self.words[_FIRST] = first
+        self.words[_END] = 0
+        self.memory.seek(0)
+        self.words[_GENERATION] = generation
+
+    def settle(self) -> int:
+        """Include a record that was copied by a call that did not come to say so; returns where the records end."""
+        self.words[_END] = end = self.memory.tell()
+        return end
 
     def content(self) -> memoryview:
-        """The records of a closed half. Release the view before the half is used again."""
+        """Its records. Release the view before the half is used again."""
         return memoryview(self.memory)[: self.end]
+
+    def close(self) -> None:
+        """Let go of the mapping. What another thread still reads goes with the last view of it."""
+        self.words.release()
+        with contextlib.suppress(BufferError):
+            self.memory.close()
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def vouch(self, head: mmap.mmap, *, durable: bool) -> bool:
+        """Take a checkpoint of what it holds now; False if nothing is new."""
+        # In one go: between two calls another thread may make a free half an active one.
+        generation, end = self.words[_GENERATION], self.words[_END]
+        if not generation or end <= (self.durable if durable else max(self._passed, self.durable)):
+            return False
+        if end > self._checked:
+            with memoryview(self.memory) as memory, memory[self._checked : end] as fresh:
+                self._crc = crc32(fresh, self._crc)
+            self._checked = end
+        if durable:
+            place, self._claimed = _DURABLE_AT[self.checkpoints % 2], end
+        else:
+            place, self._passed = _PASSING_AT[self._passing % 2], end
+            self._passing += 1
+        body = _CHECKPOINT.pack(self.generation, self.first, end, self._crc, 0)[:-4]
+        at = _descriptor(self.index) + place
+        head[at : at + _CHECKPOINT.size] = body + crc32(body).to_bytes(4, _NATIVE)
+        return True
+
+    def synced(self) -> None:
+        """The last durable checkpoint is on the disk, and with it what it vouches for."""
+        if self._claimed > self.durable:
+            self.durable = self._claimed
+            self.checkpoints += 1
+
+    def renumber(self, first: int) -> None:
+        """Correct the sequence number at which it begins; what vouched for the wrong one no longer does."""
+        self.words[_FIRST] = first
+        self._passed = self._claimed = 0
+
+
+def _descriptor(index: int) -> int:
+    return _DESCRIPTOR_AT + index * _DESCRIPTOR_SIZE
 
 
 class Journal:
     """The halves of one session.
 
-    Not synchronised: `advance` and `dedicate` are called under the recorder's lock, `release` and `checkpoint` by the
-    writer's thread alone; the free list in between is a deque, whose ends are atomic.
+    Not synchronised: `candidate`, `prepare`, `activate`, `attach`, `surplus` and `count_lost` are called under the
+    recorder's lock, `release`, `checkpoint` and `sync` by the writer's thread alone; the free list in between is a
+    deque, whose ends are atomic.
     """
 
     def __init__(self, files: FileSystem, fd: int | None, size: int, boot_id: str) -> None:
         """A journal in the empty file `fd`, or in plain memory when that is None; `size` bytes for the first two
-        halves.
+        halves. The descriptor is the journal's own from here on.
 
-        Raises `OSError` when the file's blocks cannot be allocated or mapped; nothing is left mapped then.
+        Raises `OSError` when the file's blocks cannot be allocated or mapped; nothing is left mapped then, and `fd`
+        is the caller's.
         """
         self._files = files
-        self.fd = fd
+        self.fd: int | None = None
         self.half_size = max(size, MIN_JOURNAL) // 2 // HEAD_SIZE * HEAD_SIZE
-        self._file_end = HEAD_SIZE
-        self._generation = 0
-        self._free: deque[Half] = deque()
         self.halves: list[Half] = []
         self.refused: OSError | None = None
+        self.distrusted = False
+        """A sync of it has failed: the disk may have dropped what it was to keep, so it vouches for nothing more."""
+        self._boot = boot_id.encode()[:64]
+        self._free: deque[Half] = deque()
+        self._vacant = list(range(_MAX_HALVES))
+        self._gaps: list[tuple[int, int]] = []
+        self._generation = 0
+        self._file_end = HEAD_SIZE
+        self._head = mmap.mmap(-1, HEAD_SIZE)
         if fd is not None:
-            files.allocate(fd, 0, HEAD_SIZE + 2 * self.half_size)
-            self._head = files.map(fd, 0, HEAD_SIZE)
-        else:
-            self._head = mmap.mmap(-1, HEAD_SIZE)
-        _HEAD.pack_into(self._head, 0, MAGIC, VERSION, self.half_size, boot_id.encode()[:64])
-        for _ in range(2):
-            self._free.append(self._add(self.half_size))
-        self.active = self._activate(self._free.popleft(), first=0)
+            self.attach(fd)
+        self._begin_head()
+        try:
+            halves = [self._add(self.half_size, must_be_in_file=fd is not None) for _ in range(2)]
+        except OSError:
+            self.fd = None
+            self.close()
+            raise
+        self._free.append(halves[1])
+        self.prepare(halves[0], 0)
+        self.active = halves[0]
 
     @property
     def crash_proof(self) -> bool:
         """Whether every half is in the file."""
         return self.fd is not None and all(half.file_backed for half in self.halves)
 
-    @property
-    def growth(self) -> int:
-        """Bytes of halves beyond the first two."""
-        return sum(half.size for half in self.halves[2:])
+    def attach(self, fd: int) -> None:
+        """Keep halves in the empty file `fd` from now on; those that are in memory are given back once they are free.
+
+        Raises `OSError`; nothing has changed then.
+        """
+        self._files.allocate(fd, 0, HEAD_SIZE)
+        head = self._files.map(fd, 0, HEAD_SIZE)
+        lost = self._head[_LOST_AT : _LOST_AT + _LOST.size]
+        self._head, self.fd = head, fd
+        self._begin_head()
+        head[_LOST_AT : _LOST_AT + _LOST.size] = lost
+
+    def _begin_head(self) -> None:
+        _HEAD.pack_into(self._head, 0, MAGIC, VERSION, self.half_size, self._boot)
 
     # -- under the recorder's lock -------------------------------------------------------------------------------
 
-    def advance(self, needed: int, following: int) -> Half | None:
-        """Close the active half and let another take over that has room for `needed` bytes; returns the closed one.
+    def candidate(self, needed: int, *, fresh: bool = False) -> Half | None:
+        """A half that has room for `needed` bytes and may become active; it stays where it is until it does.
 
-        `following` is the sequence number of the next record. None, and nothing is closed, when there is no free half
-        and none can be added: the disk refuses or the growth is used up (`refused` tells the disk's reason).
+        None when there is no free one and none can be added: the disk refuses or the growth is used up (`refused`
+        tells the disk's reason). With `fresh` no half is used again that was ever active.
         """
-        successor = self._take(needed)
-        if successor is None:
-            return None
-        closed = self.active
-        closed.close()
-        self.active = self._activate(successor, following)
-        return closed
-
-    def restart(self, first: int) -> None:
-        """Correct the sequence number at which the active half, still empty, begins."""
-        self.active.first = self.active.words[_FIRST] = first
-
-    def _take(self, needed: int) -> Half | None:
         self.refused = None
-        for _ in range(len(self._free)):
-            half = self._free.popleft()
-            if half.size >= needed:
+        for half in list(self._free):  # a copy, made in one go: the writer's thread adds to it
+            if half.size >= needed and half is not self.active and not (fresh and half.generation):
                 return half
-            self._free.append(half)
         size = max(self.half_size, -(-needed // HEAD_SIZE) * HEAD_SIZE)
-        if len(self.halves) >= _MAX_HALVES or self.growth + size > JOURNAL_GROWTH:
+        growth = sum(half.size for half in self.halves) - 2 * self.half_size
+        if not self._vacant or growth + size > JOURNAL_GROWTH:
             return None
         try:
-            return self._add(size)
+            added = self._add(size)
         except OSError as error:
             self.refused = error
             return None
+        self._free.append(added)
+        return added
 
-    def _activate(self, half: Half, first: int) -> Half:
+    def prepare(self, half: Half, first: int) -> None:
+        """Make the candidate `half` empty; its first record will have the sequence number `first`."""
         self._generation += 1
-        half.generation, half.first, half.end = self._generation, first, 0
-        half.checkpoints = half.vouched = 0
-        half.words[_GENERATION] = 0
-        half.words[_FIRST] = first
-        half.words[_END] = 0
-        half.memory.seek(0)
-        half.words[_GENERATION] = half.generation
-        return half
+        half.begin(self._generation, first)
 
-    def _add(self, size: int) -> Half:
-        index, offset = len(self.halves), self._file_end
-        memory, in_file = self._memory(offset, size)
-        self._file_end += size
-        at = _DESCRIPTOR_AT + index * _DESCRIPTOR_SIZE
+    def activate(self, half: Half) -> None:
+        """Make the prepared `half` the one that takes records. May be done twice."""
+        self.active = half
+        if half in self._free:
+            self._free.remove(half)
+
+    def surplus(self) -> list[Half]:
+        """Free halves that are of no more use, taken out of the journal: `close` them, the lock is not needed.
+
+        Those are the ones that a burst has added, and those in memory once the file can be used.
+        """
+        given_back = []
+        free = [half for half in list(self._free) if half is not self.active]
+        for half in sorted(free, key=lambda half: (half.file_backed, -half.offset)):
+            useless = self.fd is not None and not half.file_backed
+            if not useless and len(self.halves) <= 2:  # noqa: PLR2004 - two halves are what a journal consists of
+                break
+            half.words[_SIZE] = half.words[_OFFSET] = 0
+            self._free.remove(half)
+            self.halves.remove(half)
+            heapq.heappush(self._vacant, half.index)
+            if half.file_backed:
+                self._gaps.append((half.offset, half.size))
+            given_back.append(half)
+        return given_back
+
+    def _add(self, size: int, *, must_be_in_file: bool = False) -> Half:
+        memory, offset = self._memory(size, must_be_in_file=must_be_in_file)
+        index = heapq.heappop(self._vacant)
+        at = _descriptor(index)
         words = memoryview(self._head)[at : at + _WORDS.size].cast("Q")
-        words[_OFFSET], words[_SIZE] = (offset, size) if in_file else (0, 0)
-        half = Half(index, size, memory, words, in_file)
+        words[_GENERATION] = 0
+        words[_OFFSET], words[_SIZE] = (offset, size) if offset else (0, 0)
+        half = Half(index, size, offset, memory, words)
         self.halves.append(half)
         return half
 
-    def _memory(self, offset: int, size: int) -> tuple[mmap.mmap, bool]:
+    def _memory(self, size: int, *, must_be_in_file: bool) -> tuple[mmap.mmap, int]:
+        """Memory for a half, and its offset in the file; zero if it is not in the file."""
         if self.fd is not None:
             try:
-                self._files.allocate(self.fd, offset, size)
-                return self._files.map(self.fd, offset, size), True
+                return self._in_file(self.fd, size)
             except OSError as error:
+                if must_be_in_file:
+                    raise
                 self.refused = error
         in_memory = sum(half.size for half in self.halves if not half.file_backed)
         if in_memory + size > MEMORY_FALLBACK:
             raise OSError(f"{in_memory} bytes are kept in memory already")
-        return mmap.mmap(-1, size), False
+        return mmap.mmap(-1, size), 0
+
+    def _in_file(self, fd: int, size: int) -> tuple[mmap.mmap, int]:
+        reused = next((gap for gap in self._gaps if gap[1] == size), None)
+        offset = reused[0] if reused else self._file_end
+        if reused is None:
+            self._files.allocate(fd, offset, size)
+        memory = self._files.map(fd, offset, size)
+        if reused is None:
+            self._file_end += size
+        else:
+            self._gaps.remove(reused)
+        return memory, offset
+
+    def count_lost(self, place: int, records: int) -> None:
+        """Remember that so many records could not be kept, in a way that outlives the process."""
+        at = _LOST_AT + 8 * place
+        count = int.from_bytes(self._head[at : at + 8], _NATIVE) + records
+        self._head[at : at + 8] = count.to_bytes(8, _NATIVE)
 
     # -- by the writer's thread ----------------------------------------------------------------------------------
 
@@ -207,81 +343,99 @@ class Journal:
         else:
             self._free.append(half)
 
-    def checkpoint(self) -> bool:
-        """Vouch for what each half holds now, so that the next `sync` makes it survive the machine; False if nothing
-        is new.
-        """
-        fresh = False
-        for half in self.halves:
-            end = half.end or half.words[_END]
-            if half.words[_GENERATION] and end > half.vouched:
-                self._vouch(half, end)
-                fresh = True
-        return fresh
-
-    def _vouch(self, half: Half, end: int) -> None:
-        with memoryview(half.memory) as content, content[:end] as records:
-            crc = crc32(records, half.generation & 0xFFFF_FFFF)
-        body = _CHECKPOINT.pack(half.generation, half.first, end, crc, 0)[:-4]
-        at = _DESCRIPTOR_AT + half.index * _DESCRIPTOR_SIZE + _CHECKPOINTS_AT[half.checkpoints % 2]
-        self._head[at : at + _CHECKPOINT.size] = body + crc32(body).to_bytes(4, _NATIVE)
-        half.checkpoints += 1
-        half.vouched = end
+    def checkpoint(self, *, durable: bool) -> bool:
+        """Vouch for what each half holds now; False if nothing is new. A `sync` must follow a durable one."""
+        fresh = [half.vouch(self._head, durable=durable) for half in list(self.halves) if half.file_backed]
+        return any(fresh)
 
     def sync(self) -> None:
-        """Return when everything stored is on the disk. Raises `OSError`."""
-        if self.fd is not None:
-            for half in self.halves:
-                if half.file_backed:
-                    half.memory.flush()
+        """Return when everything stored is on the disk. Raises `OSError`; the journal is then `distrusted`."""
+        if self.fd is None:
+            return
+        halves = [half for half in list(self.halves) if half.file_backed]
+        try:
+            for half in halves:
+                half.memory.flush()
             self._head.flush()
             self._files.sync(self.fd)
+        except OSError:
+            self.distrusted = True
+            raise
+        for half in halves:
+            half.synced()
 
-    def unmap(self) -> None:
-        """Let go of the mappings; the journal is of no more use."""
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """In a forked child: let go of what is the parent's, without writing to it."""
         for half in self.halves:
-            half.words.release()
-            half.memory.close()
-        self._head.close()
+            half.close()
+        with contextlib.suppress(BufferError):
+            self._head.close()
+
+    def close(self) -> None:
+        """Let go of the mappings and the file; the journal is of no more use."""
+        self.forget()
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            self._files.close(fd)
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a journal left behind in one half: packed records, the first of which has the sequence number `first`."""
+    """What a journal left behind in one half: packed records, the first of which has the sequence number `first`.
 
+    Halves were filled in the order of their `generation`.
+    """
+
+    generation: int
     first: int
     raw: bytes
 
 
-def left_behind(content: bytes, boot_id: str) -> Iterator[Left]:
-    """The halves of a dead process's journal file, in the order of their records; nothing for a file that is no
-    journal.
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """What a dead process's journal holds: `halves` in the order in which they were filled, and how many records were
+    `lost` by place (see `recorder.Lost`).
+    """
 
-    `boot_id` is that of the machine now: it tells whether the machine has run on since (`end` counts) or not
-    (checkpoints do).
+    halves: tuple[Left, ...] = ()
+    lost: tuple[int, ...] = ()
+
+
+def left_behind(content: bytes, *, same_boot: Callable[[str], bool]) -> LeftBehind:
+    """What is to be had from a dead process's journal file; nothing if it never became a journal.
+
+    `same_boot` tells of the boot id under which the journal was written whether the machine has run on since (`end`
+    counts) or not (checkpoints do). Raises `SegmentError` for a journal of a version to come.
     """
     if len(content) < HEAD_SIZE:
-        return
-    magic, version, _, written_under = _HEAD.unpack_from(content)
-    if magic != MAGIC or version != VERSION:
-        return
-    same_boot = bool(boot_id) and written_under.rstrip(b"\0") == boot_id.encode()[:64]
-    found = (_left(content, index, same_boot=same_boot) for index in range(_MAX_HALVES))
-    yield from sorted((left for left in found if left is not None), key=lambda left: left.first)
+        return LeftBehind()
+    magic, version, _, boot = _HEAD.unpack_from(content)
+    if magic != MAGIC:
+        return LeftBehind()
+    if version != VERSION:
+        raise SegmentError(f"the journal has version {version}, this mailboat reads {VERSION}: update it")
+    running_on = same_boot(boot.rstrip(b"\0").decode(errors="replace"))
+    found = (_left(content, index, running_on=running_on) for index in range(_MAX_HALVES))
+    halves = sorted((left for left in found if left is not None), key=lambda left: left.generation)
+    return LeftBehind(tuple(halves), _LOST.unpack_from(content, _LOST_AT))
 
 
-def _left(content: bytes, index: int, *, same_boot: bool) -> Left | None:
-    at = _DESCRIPTOR_AT + index * _DESCRIPTOR_SIZE
+def _left(content: bytes, index: int, *, running_on: bool) -> Left | None:
+    at = _descriptor(index)
     generation, first, offset, size, end = _WORDS.unpack_from(content, at)
-    if not size or offset + size > len(content):
+    if not size or offset < HEAD_SIZE or offset + size > len(content):
         return None
-    if same_boot:
-        return Left(first, content[offset : offset + end]) if generation and end <= size else None
-    vouched = (_vouched(content, at + place, offset, size) for place in _CHECKPOINTS_AT)
-    return max((found for found in vouched if found), key=lambda found: found[0], default=(0, None))[1]
+    if running_on:
+        return Left(generation, first, content[offset : offset + end]) if generation and 0 < end <= size else None
+    vouched = (_vouched(content, at + place, offset, size) for place in (*_DURABLE_AT, *_PASSING_AT))
+    return max(
+        (found for found in vouched if found), key=lambda found: (found.generation, len(found.raw)), default=None
+    )
 
 
-def _vouched(content: bytes, at: int, offset: int, size: int) -> tuple[tuple[int, int], Left] | None:
+def _vouched(content: bytes, at: int, offset: int, size: int) -> Left | None:
     generation, first, end, data_crc, crc = _CHECKPOINT.unpack_from(content, at)
     body = content[at : at + _CHECKPOINT.size - 4]
     if not generation or end > size or crc32(body) != crc:
@@ -289,7 +443,7 @@ def _vouched(content: bytes, at: int, offset: int, size: int) -> tuple[tuple[int
     raw = content[offset : offset + end]
     if crc32(raw, generation & 0xFFFF_FFFF) != data_crc:
         return None
-    return (generation, end), Left(first, raw)
+    return Left(generation, first, raw)
 
 
 _NATIVE: Final = "little" if struct.pack("=H", 1) == b"\x01\x00" else "big"

@@ -82,23 +82,24 @@ class LedgerFile:
         try:
             values = json.loads(self._files.read(self._path))
             sums = {tuple(key.split("/", 1)): int(count) for key, count in values["sums"].items()}
-            self.unmoved = {str(session_id): str(fate) for session_id, fate in values["moves"].items()}
-            self._sums = Counter({(fate, reason): count for (fate, reason), count in sums.items()})
+            moves = {str(session_id): str(fate) for session_id, fate in values["moves"].items()}
+            self._sums = Counter({(fate, reason): max(count, 0) for (fate, reason), count in sums.items()})
+            self.unmoved = moves
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             self.damaged = True
 
-    def add(self, endings: Iterable[Ending]) -> None:
-        """Count sessions that ended, durably; their folders may be moved after this. Raises `OSError`; nothing is
-        counted then.
+    def add(self, endings: Iterable[Ending], unmoved: Mapping[str, str] | None = None) -> None:
+        """Count sessions that ended, durably; their folders may be moved after this. `unmoved` are those counted
+        before whose folders are still to be moved. Raises `OSError`; nothing is counted then.
         """
         endings = tuple(endings)
         sums = Counter(self._sums)
         for ending in endings:
             sums[ending.fate, ending.reason] += ending.records
             sums.update({("lost", reason): count for reason, count in ending.lost.items()})
-        moves = {ending.session_id: ending.fate for ending in endings}
+        moves = {**(unmoved or {}), **{ending.session_id: ending.fate for ending in endings}}
         values = {"version": _VERSION, "sums": {"/".join(key): n for key, n in sums.items()}, "moves": moves}
         self._files.replace_content(self._path, json.dumps(values).encode())
         self._sums, self.unmoved = sums, moves

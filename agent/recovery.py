@@ -9,52 +9,78 @@ In named passes, each of which may be cut short by another crash and is then don
 
 The journal's halves are told from the segment's blocks by sequence numbers: a half becomes one block, so it is either
 in the segment as a whole or not at all, and a crash between append and release doubles nothing.
+
+Nothing that a record, a block or a segment holds stops the recovery of the rest: what cannot be read is kept as it is,
+and shows as a gap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import msgpack
+from typing import Any, Final
+from zlib import crc32
 
 from mailboat.agent.files import FileSystem
-from mailboat.agent.journal import Left, left_behind
-from mailboat.agent.segment_file import SegmentFile, segment_paths
-from mailboat.agent.store import JOURNAL, SessionFolder, Store
+from mailboat.agent.host import is_same_boot
+from mailboat.agent.intake import Lost
+from mailboat.agent.journal import Left, LeftBehind, left_behind
+from mailboat.agent.segment_file import SegmentFile, segment_paths, set_aside
+from mailboat.agent.store import JOURNAL, SessionFolder, Store, read_preamble
 from mailboat.protocol.errors import SegmentError
-from mailboat.protocol.reader import SHORTEST_RECORD, Block, decompress, raw_records, unpack
-from mailboat.protocol.records import COUNTERS, SCHEMA_COUNTER, Kind, Schema, count_raw, counter, schema_of
-from mailboat.protocol.segment import SealReason
+from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records, unpack, whole_records
+from mailboat.protocol.records import (
+    COUNTERS,
+    SCHEMA_COUNTER,
+    Kind,
+    Schema,
+    count_raw,
+    counter,
+    records_counted,
+    schema_of,
+)
+from mailboat.protocol.segment import Preamble, SealReason
+from mailboat.protocol.summary import cut_properties, cut_text
+
+log = logging.getLogger("mailboat")
+
+_ENDINGS: Final = (SealReason.STOPPED, SealReason.CRASHED)
+"""Seals after which nothing of a session can follow."""
+
+_PROPERTIES: Final = 3
+"""Where an INSTALLATION record holds its map."""
 
 
 def recover(store: Store, session: SessionFolder, boot_id: str, *, level: int = 1) -> Path | None:
     """Bring one crashed session, whose lock the caller holds, to rest; returns its folder among those that wait.
 
-    None when nothing was ever recorded durably: the folder is removed. Raises `SegmentError` when a segment's
-    preamble is beyond reading, `OSError` when the disk refuses; the session stays where it is then.
+    None when nothing was ever recorded: the folder is removed. Raises `SegmentError` when no segment's preamble can be
+    read, `OSError` when the disk refuses; the session stays where it is then, and may be recovered again.
     """
     files, paths = store.files, segment_paths(store.files, session.path)
-    if not paths:
+    left = _journal(files, session.path / JOURNAL, boot_id)
+    if not paths and not left.halves:
         files.remove_tree(session.path)
         return None
     work = _Recovery(files, level)
     try:
-        for path in paths:
-            work.read(path)
-        work.drain(_journal(files, session.path / JOURNAL, boot_id))
-        work.seal()
+        work.read(paths)
+        work.drain(left.halves)
+        work.seal(_lost(left))
     finally:
         work.close()
     return store.retire_folder(session.path)
 
 
-def _journal(files: FileSystem, path: Path, boot_id: str) -> list[Left]:
+def _journal(files: FileSystem, path: Path, boot_id: str) -> LeftBehind:
     try:
-        return list(left_behind(files.read(path), boot_id))
+        content = files.read(path)
     except FileNotFoundError:
-        return []
+        return LeftBehind()
+    return left_behind(content, same_boot=lambda written_under: is_same_boot(written_under, boot_id))
 
 
 class _Recovery:
@@ -70,79 +96,98 @@ class _Recovery:
         self._last_time: int | None = None
         self._clock: int | None = None
 
-    def read(self, path: Path) -> None:
-        """Pass 1, for one segment."""
-        segment, blocks = SegmentFile.reopen(self._files, path, self._level)
-        self._segments.append(segment)
-        if blocks:
-            self._last_block = blocks[-1]
-        for block in blocks:
-            self._clock = block.header.clock
-            if block.header.counts[SCHEMA_COUNTER]:
-                raw_records(block, self._schemas)
-            if block.header.counts[counter(Kind.INSTALLATION)]:
-                self._installation_block = block
+    # -- 1. read -------------------------------------------------------------------------------------------------
 
-    def drain(self, halves: list[Left]) -> None:
-        """Pass 2. A half that does not hold whole records gives those before the place where it stops."""
-        segment = self._segments[-1]
-        if segment.sealed and any(half.first >= segment.writer.next for half in halves):
-            segment = self._following(segment)
+    def read(self, paths: list[Path]) -> None:
+        """Read the segments in order. One that was abandoned is cut back to where the next one begins."""
+        preambles = [(path, preamble) for path in paths if (preamble := self._preamble(path)) is not None]
+        if not preambles:
+            raise SegmentError("no segment has an intact preamble")
+        following = [*(preamble.first for _, preamble in preambles[1:]), None]
+        for (path, _), before in zip(preambles, following, strict=True):
+            segment, blocks = SegmentFile.reopen(self._files, path, self._level, before=before)
+            self._segments.append(segment)
+            for block in blocks:
+                self._look_at(block)
+
+    def _preamble(self, path: Path) -> Preamble | None:
+        """The segment's preamble; without one, what was only just being made is removed, what is damaged set aside."""
+        try:
+            return read_preamble(self._files, path)
+        except SegmentError as error:
+            reader = SegmentReader(self._files.read(path))
+            if any(reader.blocks()) or reader.gaps:
+                log.warning("%s of session %s is set aside: %s", path.name, path.parent.name, error)
+                set_aside(self._files, path)
+            else:
+                self._files.remove(path)
+            return None
+
+    def _look_at(self, block: Block) -> None:
+        self._clock = block.header.clock
+        if block.header.records:
+            self._last_block = block
+        if block.header.counts[SCHEMA_COUNTER]:
+            with contextlib.suppress(SegmentError):  # it will show as a gap
+                raw_records(block, self._schemas)
+        if block.header.counts[counter(Kind.INSTALLATION)]:
+            self._installation_block = block
+
+    # -- 2. drain ------------------------------------------------------------------------------------------------
+
+    def drain(self, halves: Iterable[Left]) -> None:
+        """Append what no block holds yet. Of a half that does not hold whole records, those before that place.
+
+        Halves became blocks in the order in which they were filled: once one is missing, so are all after it.
+        """
+        missing = False
         for half in halves:
-            if half.first < segment.writer.next:
+            if not missing and half.first < self._next:
                 continue
-            raw, records = _whole_records(half.raw)
-            if records:
-                segment.writer.next = half.first
-                segment.block(raw, self._count(records), self._offset())
+            records, end = whole_records(half.raw)
+            declared = {schema.number: schema for schema in _schemas(records)}
+            counts = self._count(records, declared)
+            if not records_counted(counts) and declared.items() <= self._schemas.items():
+                continue
+            self._schemas.update(declared)
+            self._open_segment().block(half.raw[:end], counts, self._offset, max(half.first, self._next))
+            if records_counted(counts):
+                missing = True
                 self._note(records)
 
-    def seal(self) -> None:
-        """Pass 3."""
-        self._last_signs_of_life()
-        for segment in self._segments:
-            if segment.sealed:
-                segment.sync()
-                continue
-            last = segment is self._segments[-1]
-            ended = self._last_time if self._last_time is not None else segment.writer.description.started_monotonic
-            segment.seal(
-                SealReason.CRASHED if last else SealReason.ABANDONED,
-                ended + self._offset(),
-                ended,
-                self._installation if last else None,
-            )
+    @property
+    def _next(self) -> int:
+        return self._segments[-1].writer.next
 
-    def close(self) -> None:
-        """Let go of the files."""
-        for segment in self._segments:
-            segment.close()
-
-    def _following(self, sealed: SegmentFile) -> SegmentFile:
-        """A segment to go on in after one that was rotated just before the crash."""
-        before = sealed.writer.description
-        fields = {name: getattr(before, name) for name in before.__slots__}
-        preamble = type(before)(**{**fields, "index": before.index + 1, "first": sealed.writer.next})
-        segment = SegmentFile.create(self._files, sealed.path.parent, preamble, self._level)
+    def _open_segment(self) -> SegmentFile:
+        """The last segment, or one after it if it was sealed."""
+        last = self._segments[-1]
+        if last.ending is None:
+            return last
+        before = last.writer.description
+        salt = crc32(before.index.to_bytes(4, "little"), before.salt)
+        preamble = replace(before, index=before.index + 1, first=last.writer.next, salt=salt)
+        segment = SegmentFile.create(self._files, last.path.parent, preamble, self._level)
         self._segments.append(segment)
-        write_schemas(segment, self._schemas, self._offset())
+        segment.declare(self._schemas.values(), self._offset)
         return segment
 
-    def _count(self, records: list[list[Any]]) -> list[int]:
-        counts = [0] * len(COUNTERS)
+    def _count(self, records: Iterable[list[Any]], declared: Mapping[int, Schema]) -> list[int]:
+        counts, schemas = [0] * len(COUNTERS), {**self._schemas, **declared}
         for raw in records:
-            if raw[0] == Kind.SCHEMA:
-                schema = schema_of(raw)
-                self._schemas[schema.number] = schema
-            count_raw(raw, counts, self._schemas)
+            count_raw(raw, counts, schemas)
         return counts
 
-    def _note(self, records: list[list[Any]]) -> None:
-        self._last_time = records[-1][1]
+    def _note(self, records: Iterable[list[Any]]) -> None:
+        """Remember the newest time and installation among `records`, which are newer than those noted before."""
+        times = [raw[1] for raw in records if raw[0] != Kind.SCHEMA and isinstance(raw[1], int)]
+        self._last_time = max(times, default=self._last_time)
         for raw in records:
             if raw[0] == Kind.INSTALLATION:
-                self._installation = {"id": str(raw[2]), "properties": raw[3]}
+                properties = raw[3] if len(raw) > _PROPERTIES and isinstance(raw[_PROPERTIES], dict) else {}
+                self._installation = {"id": cut_text(raw[2]), "properties": cut_properties(properties)}
 
+    @property
     def _offset(self) -> int:
         """Wall clock minus monotonic clock, as last seen."""
         if self._clock is not None:
@@ -150,42 +195,45 @@ class _Recovery:
         first = self._segments[0].writer.description
         return first.started_wall - first.started_monotonic
 
-    def _last_signs_of_life(self) -> None:
-        """From blocks, where the journal held nothing newer."""
-        wanted = []
-        if self._installation is None and self._installation_block is not None:
-            wanted.append(self._installation_block)
-        if self._last_time is None and self._last_block is not None:
-            wanted.append(self._last_block)
-        for block in wanted:
-            newest, known = self._last_time, self._installation
-            self._note(list(unpack(decompress(block))))
-            self._last_time = self._last_time if block is self._last_block else newest
-            self._installation = self._installation if known is None else known
+    # -- 3. seal -------------------------------------------------------------------------------------------------
+
+    def seal(self, lost: Mapping[str, int]) -> None:
+        """Seal what is not sealed yet. Nothing follows where the session, or an earlier recovery of it, had ended."""
+        self._look_back()
+        last = self._segments[-1] if self._segments[-1].ending in _ENDINGS else self._open_segment()
+        for segment in self._segments:
+            if segment.ending is not None:
+                segment.sync()
+                continue
+            ended = self._last_time if self._last_time is not None else segment.writer.description.started_monotonic
+            reason, final = (SealReason.CRASHED, True) if segment is last else (SealReason.ABANDONED, False)
+            segment.seal(
+                reason, ended + self._offset, ended, self._installation if final else None, lost if final else None
+            )
+
+    def _look_back(self) -> None:
+        """Find the last signs of life in blocks, where the journal held nothing newer."""
+        newest, installation = self._last_time, self._installation
+        for block in (self._installation_block, self._last_block):
+            if block is not None:
+                with contextlib.suppress(SegmentError):  # it will show as a gap
+                    self._note(unpack(decompress(block)))
+        self._last_time = self._last_time if newest is None else newest
+        self._installation = self._installation if installation is None else installation
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for segment in self._segments:
+            segment.close()
 
 
-def _whole_records(raw: bytes) -> tuple[bytes, list[list[Any]]]:
-    """The records at the start of `raw` that are whole, as bytes and unpacked."""
-    records: list[list[Any]] = []
-    end = 0
-    unpacker = msgpack.Unpacker(max_buffer_size=max(len(raw), 1), strict_map_key=False, unicode_errors="replace")
-    unpacker.feed(raw)
-    try:
-        for record in unpacker:
-            if not isinstance(record, list) or len(record) < SHORTEST_RECORD or not isinstance(record[0], int):
-                break
-            records.append(record)
-            end = unpacker.tell()
-    except (ValueError, SegmentError):
-        pass  # what follows is no record: the copy that the crash cut off, or a page that never reached the disk
-    return raw[:end], records
+def _schemas(records: Iterable[list[Any]]) -> Iterator[Schema]:
+    for raw in records:
+        if raw[0] == Kind.SCHEMA:
+            with contextlib.suppress(SegmentError):  # positional records of its number are read without names
+                yield schema_of(raw)
 
 
-def write_schemas(segment: SegmentFile, schemas: Mapping[int, Schema], clock: int) -> None:
-    """Repeat the declarations made so far at the head of a new segment, as a block without sequence numbers."""
-    if not schemas:
-        return
-    packed = [(Kind.SCHEMA, 0, each.name, list(each.fields), each.number, each.kind) for each in schemas.values()]
-    counts = [0] * len(COUNTERS)
-    counts[SCHEMA_COUNTER] = len(packed)
-    segment.block(b"".join(map(msgpack.packb, packed)), counts, clock)
+def _lost(left: LeftBehind) -> dict[str, int]:
+    """What the dead process counted as lost, by reason."""
+    return {reason.value: count for reason, count in zip(Lost, left.lost, strict=False) if count}

@@ -124,7 +124,7 @@ class Scrubber:
                 raise TypeError(f"scrub gave a {type(kept).__name__} for {name!r}, a map of attributes is expected")
         return kept
 
-    def _learn(self, attributes: Mapping[str, Any]) -> None:
+    def _learn(self, attributes: Mapping[Any, Any]) -> None:
         if len(self.harmless) < _REMEMBERED:
             self.harmless.update(
                 key for key in attributes if isinstance(key, str) and not names_secret(key) and not names_token(key)

@@ -7,17 +7,25 @@ must not fall behind what was uploaded of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
+
+import msgpack
 
 from mailboat.agent.files import FileSystem
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.reader import Block, SegmentReader
+from mailboat.protocol.records import COUNTERS, SCHEMA_COUNTER, Kind, Schema
 from mailboat.protocol.segment import BlockHeader, Preamble, SealReason, SegmentWriter
 from mailboat.protocol.summary import SegmentState
 
 SUFFIX: Final = ".zst"
+DAMAGED: Final = ".damaged"
+_DECLARED_AT_ONCE: Final = 16
+"""Each may have 64 names of a KiB: so many fit a block."""
 
 
 def segment_name(index: int) -> str:
@@ -30,17 +38,30 @@ def segment_paths(files: FileSystem, folder: Path) -> list[Path]:
     return [folder / name for name in files.names(folder) if re.fullmatch(rf"\d{{6}}\{SUFFIX}", name)]
 
 
+def set_aside(files: FileSystem, path: Path) -> None:
+    """Rename a segment that cannot be read, so that it stops no other; its records show as a gap. Raises `OSError`."""
+    files.rename(path, path.with_name(path.name + DAMAGED))
+
+
 class SegmentFile:
     """A segment that is being written. Not synchronised: one thread uses it. Make one with `create` or `reopen`."""
 
     def __init__(self, files: FileSystem, path: Path, fd: int, writer: SegmentWriter) -> None:
         """`writer` has been told of everything that the file behind `fd` holds."""
         self._files = files
-        self._fd = fd
+        self._fd: int | None = fd
+        self._torn = False
         self.path = path
         self.writer = writer
         self.synced = 0
+        self.placed = False
+        """Whether its folders are synced, for the writer's use."""
+        self.failed = False
+        """Whether a sync has failed: the kernel may have dropped what it could not write and call the next try a
+        success, so the file must not be trusted further. What is not `synced` is to be repeated in another segment.
+        """
         self.sealed = ""
+        self.ending: SealReason | None = None
 
     @classmethod
     def create(cls, files: FileSystem, folder: Path, preamble: Preamble, level: int) -> SegmentFile:
@@ -50,38 +71,46 @@ class SegmentFile:
         made = cls(files, path, fd, SegmentWriter(preamble, level))
         try:
             made._append(made.writer.preamble())
-        except OSError:
-            made.close()
-            files.remove(path)
+        except BaseException:
+            made.discard()
             raise
         return made
 
     @classmethod
-    def reopen(cls, files: FileSystem, path: Path, level: int) -> tuple[SegmentFile, list[Block]]:
-        """Go on with a segment that a dead process left; returns its intact blocks with it.
+    def reopen(
+        cls, files: FileSystem, path: Path, level: int, *, before: int | None = None
+    ) -> tuple[SegmentFile, list[Block]]:
+        """Go on with a segment that was left unsealed (or not); returns its intact blocks with it.
 
-        A torn tail is cut off; damage in the middle stays as it is. Raises `SegmentError` when its preamble cannot be
-        read, `OSError` when the file cannot.
+        A torn tail is cut off, and so are the blocks from the sequence number `before` on: the next segment repeats
+        them. Damage in the middle stays as it is. Raises `SegmentError` when its preamble cannot be read, `OSError`
+        when the file cannot.
         """
         content = files.read(path)
         reader = SegmentReader(content)
         blocks = list(reader.blocks())
         if reader.preamble is None:
             raise SegmentError(f"{path.name} has no intact preamble")
-        writer = SegmentWriter(reader.preamble, level)
+        writer, seal = SegmentWriter(reader.preamble, level), reader.seal
+        repeated = [] if before is None or seal else [block for block in blocks if block.header.first >= before]
+        blocks = blocks[: len(blocks) - len(repeated)]
         view, at = memoryview(content), 0
         for block in blocks:
             writer.add(view[at : block.offset])
             writer.add(view[block.offset : block.end], block.header)
             at = block.end
-        seal = reader.seal
         if seal is None:
-            writer.add(view[at : reader.offset])
-            writer.next = max(writer.next, reader.next)
+            writer.add(view[at : repeated[0].offset if repeated else reader.offset])
+            writer.next = max(writer.next, 0 if repeated else reader.next)
         made = cls(files, path, files.open(path), writer)
         if seal is not None:
-            made.sealed, writer.size = seal.sha256.hex(), reader.offset
-        files.truncate(made._fd, writer.size)
+            made.sealed, made.ending = seal.sha256.hex(), seal.reason
+            writer.size, writer.next = reader.offset, max(writer.next, seal.next)
+        try:
+            files.truncate(made._descriptor, writer.size)
+        except OSError:
+            made.close()
+            raise
         return made, blocks
 
     @property
@@ -90,12 +119,32 @@ class SegmentFile:
         index, synced = self.writer.description.index, self.synced
         return SegmentState(index, synced, self.writer.records, bool(self.sealed), self.sealed)
 
-    def block(self, raw: bytes | memoryview, counts: Sequence[int], clock: int) -> None:
-        """Append one block. Raises `OSError`; the file is as before then, or, if that cannot be had either,
-        `SegmentError`.
+    def block(self, raw: bytes | memoryview, counts: Sequence[int], clock: int, first: int | None = None) -> None:
+        """Append one block, whose records begin at `first` (None: those before it are followed without a gap).
+
+        Raises `OSError`; the file is as before then, or will be made so before the next append.
         """
+        if first is not None:
+            self.writer.next = max(self.writer.next, first)
         header, data = self.writer.block(raw, counts, clock)
         self._append(data, header)
+
+    def repeat(self, block: Block) -> None:
+        """Append a block as it stood in another segment of the session. Raises as `block` does."""
+        salt = self.writer.description.salt
+        header = replace(block.header, salt=salt, payload_crc=crc32(block.payload, salt))
+        self._append(header.encode() + block.payload, header)
+
+    def declare(self, schemas: Iterable[Schema], clock: int) -> None:
+        """Repeat declarations that earlier segments hold; they take no sequence numbers. Raises as `block` does."""
+        packed = [
+            msgpack.packb((Kind.SCHEMA, 0, each.name, list(each.fields), each.number, each.kind)) for each in schemas
+        ]
+        for at in range(0, len(packed), _DECLARED_AT_ONCE):
+            some = packed[at : at + _DECLARED_AT_ONCE]
+            counts = [0] * len(COUNTERS)
+            counts[SCHEMA_COUNTER] = len(some)
+            self.block(b"".join(some), counts, clock)
 
     def seal(
         self,
@@ -105,37 +154,69 @@ class SegmentFile:
         installation: Mapping[str, Any] | None = None,
         lost: Mapping[str, int] | None = None,
     ) -> None:
-        """Append the seal and sync the file. Raises as `block` does."""
+        """Append the seal and sync the file. Raises `OSError`."""
         digest = self.writer.sha256
         self._append(self.writer.seal(reason, wall, monotonic, installation, lost))
-        self.sealed = digest.hex()
         self.sync()
+        self.sealed, self.ending = digest.hex(), reason
 
     def sync(self) -> None:
-        """Return when all that was appended is on the disk.
-
-        Raises `OSError`. The kernel may then have dropped what it could not write and call the next try a success, so
-        the file must not be trusted further: go on in another segment.
-        """
+        """Return when all that was appended is on the disk. Raises `OSError`; the segment has `failed` then."""
+        if self.failed:
+            raise OSError(f"{self.path.name} could not be synced before")
         if self.synced != self.writer.size:
-            self._files.sync(self._fd)
+            try:
+                self._files.sync(self._descriptor)
+            except OSError:
+                self.failed = True
+                raise
             self.synced = self.writer.size
+
+    def unsynced(self) -> list[Block]:
+        """The intact blocks that may not be on the disk, as far as they can be read back. Raises `OSError`."""
+        content = self._files.read_range(self.path, 0, self.writer.size)
+        reader = SegmentReader(content[: self.writer.size])
+        return [block for block in reader.blocks() if block.offset >= self.synced]
+
+    def cut_to_synced(self) -> None:
+        """Remove what another segment repeats, and let go of the file. Raises `OSError`."""
+        try:
+            self._files.truncate(self._descriptor, self.synced)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Let go of the file."""
-        self._files.close(self._fd)
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            self._files.close(fd)
+
+    def discard(self) -> None:
+        """Let go of the file and remove it. Raises `OSError`."""
+        self.close()
+        self._files.remove(self.path)
+
+    @property
+    def _descriptor(self) -> int:
+        if self._fd is None:
+            raise OSError(f"{self.path.name} was closed")
+        return self._fd
 
     def _append(self, data: bytes, header: BlockHeader | None = None) -> None:
+        if self.failed:
+            raise OSError(f"{self.path.name} could not be synced before")
+        if self._torn:
+            self._cut_back()
+        self._torn = True
         try:
-            self._files.append(self._fd, data)
-        except OSError as error:
-            self._cut_back(error)
+            self._files.append(self._descriptor, data)
+        except OSError:
+            self._cut_back()
             raise
         self.writer.add(data, header)
+        self._torn = False
 
-    def _cut_back(self, cause: OSError) -> None:
+    def _cut_back(self) -> None:
         """Remove what a failed write left behind the last whole frame."""
-        try:
-            self._files.truncate(self._fd, self.writer.size)
-        except OSError as error:
-            raise SegmentError(f"{self.path.name} ends in a piece of a block: {cause}, and then: {error}") from error
+        self._files.truncate(self._descriptor, self.writer.size)
+        self._torn = False

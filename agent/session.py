@@ -10,15 +10,13 @@ from typing import Final
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
-from mailboat.agent.files import FileSystem
 from mailboat.agent.host import boot_id, describe, process_start
 from mailboat.agent.journal import Journal
 from mailboat.agent.recorder import Recorder
 from mailboat.agent.segment_file import SegmentFile
-from mailboat.agent.store import JOURNAL, SessionFolder, Store
+from mailboat.agent.store import SessionFolder, Store
 from mailboat.agent.synchronizer import Live
 from mailboat.agent.writer import Writer, WriterSettings
-from mailboat.protocol.errors import StoreError
 from mailboat.protocol.segment import Preamble, SealReason
 from mailboat.protocol.summary import Info, Status, Summary
 
@@ -64,13 +62,13 @@ class Session:
         return Summary(
             session_id=self.id,
             info=Info.from_wire(dict(self._info)),
-            started=self.preamble.started_wall / 1e9,
-            ended=clocks.wall() / 1e9,
+            started=max(0, self.preamble.started_wall) / 1e9,
+            ended=max(0, clocks.wall()) / 1e9,
             duration=max(0, clocks.monotonic() - self.preamble.started_monotonic) / 1e9,
             status=Status.RUNNING,
             counts=tuple(self.recorder.counts),
             segments=self.writer.states,
-            installation=str(installation.get("id", "")),
+            installation=installation.get("id", ""),
             installation_properties=installation.get("properties", {}),
             lost=dict(self.recorder.lost),
         )
@@ -106,7 +104,7 @@ def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, ur
         return store.begin(preamble, config.compression_level)
 
     writer = Writer(store, begin, settings, clocks)
-    journal, trouble = _journal(config, store.files, writer, begin, preamble.boot_id)
+    journal, trouble = _journal(config, store, writer, begin, preamble.boot_id)
 
     def on_urgent() -> None:
         writer.urgent()
@@ -120,7 +118,7 @@ def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, ur
 
 def _journal(
     config: AgentConfig,
-    files: FileSystem,
+    store: Store,
     writer: Writer,
     begin: Callable[[], tuple[SessionFolder, SegmentFile]],
     boot: str,
@@ -130,9 +128,9 @@ def _journal(
     try:
         session, segment = begin()
         writer.adopt(session, segment)
-        fd = files.create(session.path / JOURNAL)
-        return Journal(files, fd, config.journal_bytes, boot), ""
-    except (OSError, StoreError) as error:
+        fd = store.create_journal(session)
+        return Journal(store.files, fd, config.journal_bytes, boot), ""
+    except OSError as error:
         if fd is not None:
-            files.close(fd)
-        return Journal(files, None, config.journal_bytes, boot), f"{type(error).__name__}: {error}"
+            store.files.close(fd)
+        return Journal(store.files, None, config.journal_bytes, boot), f"{type(error).__name__}: {error}"

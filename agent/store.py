@@ -22,10 +22,13 @@ All functions block; they are called on the store's thread.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -38,12 +41,16 @@ from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.segment import SKIPPABLE, Preamble, Seal
 from mailboat.protocol.summary import Summary, summarise
 
+log = logging.getLogger("mailboat")
+
 LOCK: Final = "lock"
 JOURNAL: Final = "journal"
 REASON: Final = "reason"
 SENDER_LOCK: Final = "sender.lock"
 NEW, LIVE, WAITING, SENT, QUARANTINED = "new", "live", "waiting", "sent", "quarantined"
 _FIRST_READ: Final = 4096
+_BEGINNINGS: Final = 8
+"""Tries to make a session's folder: each process that starts at the same moment sweeps once."""
 
 
 def folder_name(text: str) -> str:
@@ -53,7 +60,7 @@ def folder_name(text: str) -> str:
     harmless = re.sub(r"[^A-Za-z0-9._-]", "_", text)[:64].strip(".")
     if harmless == text and harmless:
         return harmless
-    return f"{harmless or '_'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{harmless or '_'}-{hashlib.sha256(text.encode(errors='backslashreplace')).hexdigest()[:8]}"
 
 
 @dataclass(slots=True)
@@ -102,72 +109,134 @@ class Store:
                 "Make it writable for this user, or name another one with store=... or MAILBOAT_STORE"
             ) from error
 
+    def settle(self, path: Path) -> None:
+        """Make the folder of a session, and those that lead to it, survive the machine. Raises `OSError`."""
+        for folder in (path, path.parent, self.folder, self.folder.parent, self.folder.parent.parent):
+            self.files.sync_folder(folder)
+
     # -- live ----------------------------------------------------------------------------------------------------
 
     def begin(self, preamble: Preamble, level: int) -> tuple[SessionFolder, SegmentFile]:
-        """Make the folder of a new session, with its lock held and its first segment begun. Raises `OSError`.
+        """Make the folder of a new session, with its lock held and its first segment begun. Raises `OSError`; nothing
+        stands in the way of another try then.
 
         It appears in ``live/`` only when both are there, so no other process takes it for a crashed one.
         """
         self.open()
-        made = self.folder / NEW / preamble.session_id
-        self.files.make_folder(made)
-        lock_fd = self.files.create(made / LOCK)
-        if not self.files.lock(lock_fd):
-            raise StoreError(
-                f"the new lock file {made / LOCK} is locked already: is the store on a disk without locks?"
-            )
-        segment = SegmentFile.create(self.files, made, preamble, level)
-        path = self.folder / LIVE / preamble.session_id
-        self.files.rename(made, path)
+        lock_fd = self._make_new(preamble.session_id)
+        segment = None
+        made, path = (self.folder / place / preamble.session_id for place in (NEW, LIVE))
+        try:
+            segment = SegmentFile.create(self.files, made, preamble, level)
+            self.files.rename(made, path)
+        except BaseException:
+            if segment is not None:
+                segment.close()
+            self.files.close(lock_fd)
+            raise
         segment.path = path / segment.path.name
         return SessionFolder(path, lock_fd), segment
 
+    def _make_new(self, session_id: str) -> int:
+        """Make an empty folder in ``new/``; returns its lock, held. What an earlier try left is removed first.
+
+        Another process may be sweeping there, and take the folder before its lock is held: then once more.
+        """
+        made = self.folder / NEW / session_id
+        for _ in range(_BEGINNINGS):
+            self.files.remove_tree(made)
+            self.files.make_folder(made)
+            try:
+                fd = self.files.create(made / LOCK)
+            except (FileNotFoundError, FileExistsError):
+                continue
+            if self.files.lock(fd) and self.files.same_file(fd, made / LOCK):
+                return fd
+            self.files.close(fd)
+        raise StoreError(f"{made / LOCK} cannot be locked: is the store on a disk without locks?")
+
+    def create_journal(self, session: SessionFolder) -> int:
+        """A new, empty file for the journal of a live session. Raises `OSError`."""
+        self.files.remove(session.path / JOURNAL)
+        return self.files.create(session.path / JOURNAL)
+
     def retire(self, session: SessionFolder) -> Path:
-        """Move a sealed live session to those that wait, durably, and let go of its lock; returns its new folder."""
+        """Move a sealed live session to those that wait, durably, and let go of its lock; returns its new folder.
+        Raises `OSError`; it may be done again then.
+        """
         path = self.retire_folder(session.path)
         self.files.close(session.lock_fd)
         return path
 
     def retire_folder(self, path: Path) -> Path:
-        """Move the folder of a sealed session from live to waiting, durably."""
+        """Move the folder of a sealed session from live to waiting, durably. Raises `OSError`; it may be done again."""
         target = self.folder / WAITING / path.name
-        self.files.sync_folder(path)
-        self.files.rename(path, target)
-        self.files.sync_folder(self.folder / WAITING)
-        self.files.sync_folder(self.folder / LIVE)
-        self.files.remove(target / JOURNAL)
-        self.files.remove(target / LOCK)
+        if path.name not in self.files.names(target.parent):
+            self.files.sync_folder(path)
+            self.files.rename(path, target)
+        self.files.sync_folder(target.parent)
+        self.files.sync_folder(path.parent)
+        self._strip(target)
         return target
+
+    def _strip(self, path: Path) -> None:
+        """Remove from an ended session what only a live one needs. What does not go now, `look` will remove."""
+        with contextlib.suppress(OSError):
+            self.files.remove(path / JOURNAL)
+            self.files.remove(path / LOCK)
 
     def crashed(self) -> Iterable[SessionFolder]:
         """The live sessions whose process is dead, one by one, each with its lock now held by the caller (who closes
-        it).
+        it). One that cannot be looked at stops no other.
         """
         for name in self.files.names(self.folder / LIVE):
             path = self.folder / LIVE / name
-            lock_fd = self._lock_of(path) if is_canonical(name) else None
+            try:
+                lock_fd = self._lock_of(path) if is_canonical(name) else None
+            except OSError as error:
+                log.warning("session %s cannot be looked at now: %s", name, error)
+                continue
             if lock_fd is not None:
                 yield SessionFolder(path, lock_fd)
 
     def _lock_of(self, path: Path) -> int | None:
         """The lock of a dead process's session, taken; None when that process lives, or another one was faster."""
-        try:
-            fd = self.files.open(path / LOCK)
-        except FileNotFoundError:
+        fd = self._lock_file(path)
+        if fd is None:
             return None
-        if self.files.lock(fd) and self.files.same_file(fd, path / LOCK):
-            return fd
+        try:
+            if self.files.lock(fd) and self.files.same_file(fd, path / LOCK):
+                return fd
+        except BaseException:
+            self.files.close(fd)
+            raise
         self.files.close(fd)
         return None
 
+    def _lock_file(self, path: Path) -> int | None:
+        """The lock file, made anew where a crash has left none; None when the folder is gone."""
+        try:
+            return self.files.open(path / LOCK)
+        except FileNotFoundError:
+            pass
+        try:
+            return self.files.create(path / LOCK)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+            return None
+
     def sweep(self) -> None:
-        """Delete what a crash left of sessions that were never begun."""
+        """Delete what a crash left of sessions that were never begun. Raises `OSError`."""
         for name in self.files.names(self.folder / NEW):
             fd = self._lock_of(self.folder / NEW / name)
             if fd is not None:
-                self.files.remove_tree(self.folder / NEW / name)
-                self.files.close(fd)
+                try:
+                    self.files.remove_tree(self.folder / NEW / name)
+                finally:
+                    self.files.close(fd)
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: let go of the sender's place, or it would stay taken for as long as the child lives."""
+        self.cease_sending()
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
@@ -179,22 +248,28 @@ class Store:
             if name not in self._known:
                 try:
                     self._known[name] = read_waiting(self.files, self.folder / WAITING / name)
+                    self._strip(self.folder / WAITING / name)
                 except (SegmentError, WireError, OSError) as error:
                     unreadable[name] = str(error)
         self._known = {name: self._known[name] for name in names if name in self._known}
         return Found(tuple(self._known.values()), unreadable)
 
     def quarantine(self, session_id: str, reason: str, source: str = WAITING) -> None:
-        """Put a session aside for good, with the reason beside it; nothing of it is deleted."""
-        target = self.folder / QUARANTINED / session_id
+        """Put a session aside for good, with the reason beside it; nothing of it is deleted. Raises `OSError`."""
+        there = self.files.names(self.folder / QUARANTINED)
+        name = next(name for name in (session_id, *map(f"{session_id}.{{}}".format, count(2))) if name not in there)
+        target = self.folder / QUARANTINED / name
         self.files.rename(self.folder / source / session_id, target)
-        self.files.replace_content(target / REASON, reason.encode())
         self._known.pop(session_id, None)
+        self.files.replace_content(target / REASON, reason.encode(errors="backslashreplace"))
 
     # -- the one process that sends ------------------------------------------------------------------------------
 
     def become_sender(self) -> bool:
-        """Try to be the process that sends for this store; True once it is. Ends of its process free the place."""
+        """Try to be the process that sends for this store; True once it is. Ends of its process free the place.
+
+        Raises `OSError`; it is not the sender then.
+        """
         if self._sender_fd is not None:
             return True
         path = self.folder / SENDER_LOCK
@@ -202,18 +277,25 @@ class Store:
             fd = self.files.create(path)
         except FileExistsError:
             fd = self.files.open(path)
-        if not self.files.lock(fd):
+        try:
+            taken = self.files.lock(fd)
+            if taken:
+                self._ledger = LedgerFile(self.files, self.folder)
+                self._complete_moves()
+        except BaseException:
+            self.files.close(fd)
+            raise
+        if not taken:
             self.files.close(fd)
             return False
         self._sender_fd = fd
-        self._complete_moves()
         return True
 
     def cease_sending(self) -> None:
         """Leave the place of the sender to another process."""
-        if self._sender_fd is not None:
-            self.files.close(self._sender_fd)
-            self._sender_fd = None
+        fd, self._sender_fd = self._sender_fd, None
+        if fd is not None:
+            self.files.close(fd)
 
     @property
     def ledger(self) -> LedgerFile:
@@ -223,27 +305,34 @@ class Store:
         return self._ledger
 
     def _complete_moves(self) -> None:
-        self._ledger = LedgerFile(self.files, self.folder)
-        for session_id in self._ledger.unmoved:
-            if is_canonical(session_id) and (self.folder / WAITING / session_id).exists():
+        """Move what the ledger has counted and no longer waits: a crash, or the disk, came in between."""
+        waiting = self.files.names(self.folder / WAITING)
+        for session_id in self.ledger.unmoved:
+            if is_canonical(session_id) and session_id in waiting:
                 self._move_to_sent(session_id)
 
     def finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
         """Enter the ends of waiting sessions into the ledger, then move them to sent, or delete them. Raises
-        `OSError`.
+        `OSError`; to finish them again counts nothing twice.
         """
         if not endings:
             return
-        self.ledger.add(endings)
+        waiting, counted = self.files.names(self.folder / WAITING), self.ledger.unmoved
+        fresh = [ending for ending in endings if ending.session_id not in counted]
+        if fresh:
+            self.ledger.add(fresh, unmoved={each: fate for each, fate in counted.items() if each in waiting})
         for ending in endings:
             self._known.pop(ending.session_id, None)
             if purge:
                 self.files.remove_tree(self.folder / WAITING / ending.session_id)
-            else:
+            elif ending.session_id in waiting:
                 self._move_to_sent(ending.session_id)
 
     def _move_to_sent(self, session_id: str) -> None:
-        self.files.rename(self.folder / WAITING / session_id, self.folder / SENT / session_id)
+        target = self.folder / SENT / session_id
+        if session_id in self.files.names(target.parent):
+            self.files.remove_tree(target)
+        self.files.rename(self.folder / WAITING / session_id, target)
 
 
 def read_waiting(files: FileSystem, path: Path) -> Waiting:

@@ -1,91 +1,135 @@
-"""Making any value fit for a record: the slow path, taken only when a value cannot be packed as it stands.
+"""Making any value fit for a record: the slow path, taken only when a record does not pack as it stands, or is too
+large.
 
 A failed pack must cost neither the record nor the host anything, so what cannot be said exactly is said as text, and
-what is too large or too deep is cut with a marker.
+what is too large, too deep, endless or holds itself is cut with a marker. The host's own types may do anything here
+(raise, change while they are read, take a lock), so this never runs under a lock of ours.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final
 
-from mailboat.protocol.limits import MAX_CAUSES, MAX_DEPTH, MAX_RECORD, MAX_STACK_FRAMES, MAX_TEXT
+import msgpack
+
+from mailboat.protocol.limits import MAX_CAUSES, MAX_DEPTH, MAX_ENTRIES, MAX_RECORD, MAX_STACK_FRAMES, MAX_TEXT
 
 CUT: Final = "…[cut]"
+LOOP: Final = "…[holds itself]"
 _INT_LOW: Final = -(2**63)
 _INT_HIGH: Final = 2**64
+_DECIMAL: Final = 10**4000
+"""Python refuses to write larger numbers in decimal digits."""
+_NARROWER: Final = 4
+_STEPS: Final = 7
+"""A record that is too large is cut to a quarter, and so on: after so many steps 16 characters and 16 entries are left,
+which always fit.
+"""
 
 
-def packable(  # noqa: PLR0911 - one return for each family of types
-    value: object, depth: int = 0, text_limit: int = MAX_TEXT
-) -> Any:  # noqa: ANN401 - msgpack takes many types
-    """`value` as something that msgpack can pack: other types become text, texts and bytes are cut to `text_limit`."""
-    if value is None or isinstance(value, bool | float):
-        return value
-    if isinstance(value, int):
-        return value if _INT_LOW <= value < _INT_HIGH else _text(value, text_limit)
-    if isinstance(value, str):
-        return _cut(value.encode("utf-8", "backslashreplace").decode(), text_limit)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)[:text_limit]
-    if depth >= MAX_DEPTH:
-        return _text(value, text_limit)
-    if isinstance(value, Mapping):
-        return {
-            packable(str(key), depth, text_limit): packable(each, depth + 1, text_limit) for key, each in value.items()
-        }
-    if isinstance(value, Sequence | AbstractSet):
-        return [packable(each, depth + 1, text_limit) for each in value]
-    return _text(value, text_limit)
+def pack_any(fields: Sequence[Any]) -> bytes:
+    """The packed record of `fields` (kind and time, then anything), cut until it is no larger than `MAX_RECORD`."""
+    packed = b""
+    for step in range(_STEPS):
+        shaping = _Shaping(MAX_TEXT // _NARROWER**step, MAX_ENTRIES // _NARROWER**step)
+        packed = msgpack.packb([*fields[:2], *map(shaping.plain, fields[2:])])
+        if len(packed) <= MAX_RECORD:
+            break
+    return packed
 
 
-def shrink(fields: Sequence[Any], size: int) -> Sequence[Any]:
-    """The fields of a record whose packed `size` is beyond `MAX_RECORD`, cut until they are sure to fit."""
-    limit = MAX_TEXT
-    while size > MAX_RECORD and limit > 1:
-        limit //= 4
-        fields = [*fields[:2], *(packable(_fewer(each, limit), 0, limit) for each in fields[2:])]
-        size = _estimate(fields)
-    return fields
+def packable(value: object) -> Any:  # noqa: ANN401 - msgpack takes many types
+    """`value` as something that msgpack can pack."""
+    return _Shaping(MAX_TEXT, MAX_ENTRIES).plain(value)
 
 
-def _fewer(value: object, limit: int) -> object:
-    """At most `limit` entries of a container, with a marker for the rest; so too within it."""
-    if isinstance(value, Mapping):
-        kept = {key: _fewer(each, limit) for key, each in list(value.items())[:limit]}
-        return kept if len(value) <= limit else {**kept, CUT: len(value) - limit}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
-        entries = [_fewer(each, limit) for each in value[:limit]]
-        return entries if len(value) <= limit else [*entries, CUT]
-    return value
+class _Shaping:
+    """The values of one record being made plain: texts of `text_limit` characters, `entries` in all containers."""
+
+    __slots__ = ("_left", "_path", "_text_limit")
+
+    def __init__(self, text_limit: int, entries: int) -> None:
+        self._text_limit = text_limit
+        self._left = entries
+        self._path: set[int] = set()
+
+    def plain(self, value: object, depth: int = 0) -> object:
+        """`value` as plain as msgpack wants it; never raises."""
+        try:
+            if self._is_container(value):
+                return self._container(value, depth)
+            return self._scalar(value)
+        except Exception as error:  # noqa: BLE001 - any type of the host's; it is told in the record
+            return f"<{type(value).__name__}: unreadable, {type(error).__name__}>"
+
+    def _is_container(self, value: object) -> bool:
+        return isinstance(value, Mapping | Sequence | AbstractSet) and not isinstance(
+            value, str | bytes | bytearray | memoryview
+        )
+
+    def _scalar(self, value: object) -> object:
+        """Methods of the built-in types are called by name, since a subclass may have others."""
+        if value is None or isinstance(value, bool | float):
+            return value
+        if isinstance(value, int):
+            fits = int.__le__(_INT_LOW, value) and int.__lt__(value, _INT_HIGH)
+            return value if fits else text_of(value, self._text_limit)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value[: self._text_limit])
+        return text_of(value, self._text_limit)
+
+    def _container(self, value: Any, depth: int) -> object:  # noqa: ANN401 - a container of the host's
+        if depth >= MAX_DEPTH:
+            return f"<{type(value).__name__} of {len(value)}>"
+        if id(value) in self._path:
+            return LOOP
+        self._path.add(id(value))
+        try:
+            if isinstance(value, Mapping):
+                return self._map(value, depth)
+            entries = [self.plain(each, depth + 1) for each in self._some(value)]
+            return entries if len(entries) >= len(value) else [*entries, CUT]
+        finally:
+            self._path.discard(id(value))
+
+    def _map(self, value: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
+        entries = self._some(value.items())
+        made = {self._key(key): self.plain(each, depth + 1) for key, each in entries}
+        if len(entries) < len(value):
+            made[CUT] = len(value) - len(entries)
+        return made
+
+    def _some(self, entries: Iterable[Any]) -> list[Any]:
+        """As many of `entries` as may still be taken."""
+        taken = list(islice(entries, max(self._left, 0)))
+        self._left -= len(taken)
+        return taken
+
+    def _key(self, key: object) -> object:
+        return text_of(key, self._text_limit) if self._is_container(key) else self._scalar(key)
 
 
-def _estimate(value: object) -> int:
-    """An upper bound of the packed size."""
-    if isinstance(value, str):
-        return 5 + 4 * len(value)
-    if isinstance(value, bytes):
-        return 5 + len(value)
-    if isinstance(value, Mapping):
-        return 5 + sum(_estimate(key) + _estimate(each) for key, each in value.items())
-    if isinstance(value, Sequence):
-        return 5 + sum(map(_estimate, value))
-    return 9
-
-
-def _text(value: object, limit: int) -> str:
+def text_of(value: object, limit: int = MAX_TEXT) -> str:
+    """`value` as text of at most `limit` characters and a marker, such as UTF-8 can carry."""
     try:
-        text = str(value)
+        text = value if isinstance(value, str) else _said(value)
+        text = str.__getitem__(text, slice(limit + 1))
     except Exception as error:  # noqa: BLE001 - any type of the host's, whose __str__ may do anything
         text = f"<{type(value).__name__}: no text, {type(error).__name__}>"
-    return _cut(text.encode("utf-8", "backslashreplace").decode(), limit)
-
-
-def _cut(text: str, limit: int) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= limit else text[:limit] + CUT
+
+
+def _said(value: object) -> str:
+    if isinstance(value, int) and not -_DECIMAL < value < _DECIMAL:
+        return hex(value)
+    return str(value)
 
 
 def exception_fields(error: BaseException) -> tuple[str, str, list[list[Any]], list[list[Any]]]:
@@ -106,11 +150,11 @@ def exception_fields(error: BaseException) -> tuple[str, str, list[list[Any]], l
         ):
             break
         causes.append(
-            [relation, _type_name(current_cause), _text(current_cause, MAX_TEXT), _stack(current_cause.__traceback__)]
+            [relation, _type_name(current_cause), text_of(current_cause), _stack(current_cause.__traceback__)]
         )
         seen.add(id(current_cause))
         current = current_cause
-    return _type_name(error), _text(error, MAX_TEXT), _stack(error.__traceback__), causes
+    return _type_name(error), text_of(error), _stack(error.__traceback__), causes
 
 
 def _type_name(error: BaseException) -> str:
@@ -120,5 +164,5 @@ def _type_name(error: BaseException) -> str:
 
 def _stack(trace: TracebackType | None) -> list[list[Any]]:
     """Outermost call first; of a deeper stack the innermost `MAX_STACK_FRAMES`."""
-    frames = [[frame.f_code.co_filename, line, frame.f_code.co_name] for frame, line in traceback.walk_tb(trace)]
-    return frames[-MAX_STACK_FRAMES:]
+    frames = deque(traceback.walk_tb(trace), MAX_STACK_FRAMES)
+    return [[frame.f_code.co_filename, line, frame.f_code.co_name] for frame, line in frames]

@@ -7,21 +7,21 @@ raising.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.journal import Half
 from mailboat.agent.recorder import Recorder
-from mailboat.agent.recovery import write_schemas
-from mailboat.agent.segment_file import SegmentFile, segment_paths
+from mailboat.agent.segment_file import SegmentFile
+from mailboat.agent.segments import Begin, Limits, Segments
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.segment import SealReason
@@ -31,6 +31,17 @@ log = logging.getLogger("mailboat")
 
 TICK: Final = 1.0
 """Seconds between looks at what is due; also how soon a disk that refused is tried again."""
+
+URGENT_PAUSE: Final = 0.1
+"""Seconds between syncs for the sake of errors: a flood of them must not become a flood of syncs."""
+
+CLOCK_JUMP: Final = 1_000_000_000
+"""Nanoseconds by which the wall clock has to leave the monotonic one, between two looks, to have been set (or the
+machine to have slept). What was recorded before keeps the clock that it was recorded by.
+"""
+
+SEAL_TRIES: Final = 2
+"""A segment whose file fails at the last moment is repeated in another one, once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +64,19 @@ class _Request:
     seal: SealReason | None
     done: Future[bool] = field(default_factory=Future)
 
+    def answer(self, *, done: bool) -> None:
+        """Tell the result, unless whoever asked no longer waits for it."""
+        if self.done.set_running_or_notify_cancel():
+            self.done.set_result(done)
 
-Begin = Callable[[], tuple[SessionFolder, SegmentFile]]
+
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """A half as it was closed: a half is used again, its `generation` is not. `clock` is as in a block's header."""
+
+    half: Half
+    generation: int
+    clock: int
 
 
 class Writer:
@@ -66,27 +88,37 @@ class Writer:
         """`begin` makes the session's folder and first segment; it is called on the writer's thread until it
         succeeds, unless `adopt` was given what it makes.
         """
-        self._store, self._begin, self._settings, self._clocks = store, begin, settings, clocks
-        self._inbox: queue.SimpleQueue[Half | _Request | None] = queue.SimpleQueue()
-        self._full: deque[Half] = deque()
+        self._store, self._settings, self._clocks = store, settings, clocks
+        limits = Limits(settings.segment_bytes, settings.segment_age, settings.level)
+        self._segments = Segments(store, begin, limits, clocks, self._refused)
+        self._inbox: queue.SimpleQueue[_Closed | _Request | None] = queue.SimpleQueue()
+        self._full: deque[_Closed] = deque()
         self._requests: deque[_Request] = deque()
-        self._session: SessionFolder | None = None
-        self._segment: SegmentFile | None = None
         self._recorder: Recorder
-        self._begun = clocks.monotonic()
+        self._taken = self._appended = 0
+        self._clock = clocks.offset
         self._synced_at = clocks.now()
-        self._urgent = False
-        self._ended = False
+        self._tended_at = clocks.now() - TICK
+        self._refusals = 0
+        self._urgent = self._ended = self._gone = False
         self._thread = threading.Thread(target=self._run, name="mailboat-writer", daemon=True)
-        self.states: tuple[SegmentState, ...] = ()
-        self.folder: Path | None = None
         self.trouble = ""
+
+    @property
+    def states(self) -> tuple[SegmentState, ...]:
+        """The session's segments, as far as they are on the disk."""
+        return self._segments.states
+
+    @property
+    def folder(self) -> Path | None:
+        """The session's folder; None as long as the disk has not taken it."""
+        return self._segments.folder
 
     # -- for the recorder (under its lock) -----------------------------------------------------------------------
 
     def closed(self, half: Half) -> None:
-        """A half was closed: make a block of it."""
-        self._inbox.put(half)
+        """A half was closed: make a block of it. May be said twice."""
+        self._inbox.put(_Closed(half, half.generation, self._clock))
 
     def urgent(self) -> None:
         """An error was recorded: sync at once."""
@@ -98,182 +130,214 @@ class Writer:
 
     def adopt(self, session: SessionFolder, segment: SegmentFile) -> None:
         """Use a session that was begun already. Before `start`."""
-        self._session, self._segment, self.folder = session, segment, session.path
+        self._segments.adopt(session, segment)
 
     def start(self, recorder: Recorder) -> None:
         """Begin to write what `recorder` takes."""
         self._recorder = recorder
+        self._segments.schemas = recorder.schemas
         self._thread.start()
 
     def flush(self, *, durable: bool) -> Future[bool]:
         """Make a block of what was recorded so far and, if `durable`, sync it. The result says whether the disk took
-        it.
+        it; False at once when nobody writes any more.
         """
         return self._ask(_Request(durable, seal=None))
 
     def seal(self, reason: SealReason) -> Future[bool]:
-        """Write what is left, seal the session, and move it to those that wait. The recorder must have stopped."""
+        """Write what is left, seal the session, and move it to those that wait. Stops the recorder."""
         return self._ask(_Request(durable=True, seal=reason))
 
     def forget_after_fork(self) -> None:
         """In a forked child: let go of the lock, or the parent's session would look alive for as long as the child
         is.
         """
-        session, self._session = self._session, None
+        self._gone = True
+        session, self._segments.session = self._segments.session, None
         if session is not None:
             self._store.files.close(session.lock_fd)
 
     def _ask(self, request: _Request) -> Future[bool]:
         self._inbox.put(request)
+        if self._gone:  # looked at after the request is in: else it might come just behind the thread's last look
+            self._turn_away()
         return request.done
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._gone
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._ended:
-            self._take()
-            try:
-                written = self._write()
-            except Exception as error:  # noqa: BLE001 - the thread must outlive any fault; it is told in the status
-                written = False
-                self._refused(error)
-            self._answer(written=written)
+        try:
+            while not self._ended:
+                self._take()
+                self._step()
+        finally:
+            self._gone = True
+            self._turn_away()
+
+    def _step(self) -> None:
+        try:
+            written = self._write()
+        except Exception as error:  # noqa: BLE001 - the thread must outlive any fault; it is told in the status
+            written = False
+            self._refused(error)
+        self._answer(written=written)
 
     def _take(self) -> None:
         """Wait for something to do, then take all there is."""
+        pause = TICK
+        if self._urgent:
+            pause = min(TICK, max(0.0, self._synced_at + URGENT_PAUSE - self._clocks.now()))
         try:
-            self._sort(self._inbox.get(timeout=TICK))
+            self._sort(self._inbox.get(timeout=pause))
             self._take_waiting()
         except queue.Empty:
             return  # nothing was asked for: only look at what is due
 
     def _take_waiting(self) -> None:
-        while not self._inbox.empty():
-            self._sort(self._inbox.get_nowait())  # this thread alone takes
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._sort(self._inbox.get_nowait())
 
-    def _sort(self, entry: Half | _Request | None) -> None:
+    def _sort(self, entry: _Closed | _Request | None) -> None:
         if isinstance(entry, _Request):
             self._requests.append(entry)
-        elif entry is not None:
+        elif entry is not None and entry.generation > self._taken:
+            self._taken = entry.generation
             self._full.append(entry)
+
+    def _turn_away(self) -> None:
+        """Answer what is still asked for, after the end; on whatever thread asks."""
+        self._take_waiting()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._requests.popleft().answer(done=False)
 
     def _write(self) -> bool:
         """Write whatever waits, and sync if that is due; False if the disk refused some of it."""
+        refusals = self._refusals
         try:
+            self._tend()
             self._drain()
-            if self._requests:
-                self._recorder.turn()
-                self._take_waiting()
-                self._drain()
+            turned = not self._requests or self._turn()
             if self._sync_due():
                 self._sync()
         except (OSError, SegmentError) as error:
             self._refused(error)
             return False
-        self.trouble = ""
-        return True
+        if refusals == self._refusals:
+            self.trouble = ""
+        return turned
+
+    def _turn(self) -> bool:
+        """Have all that was recorded so far in blocks."""
+        if any(request.seal is not None for request in self._requests):
+            self._recorder.stop()
+        turned = self._recorder.turn()
+        self._take_waiting()
+        self._drain()
+        return turned
 
     def _drain(self) -> None:
         while self._full:
-            half = self._full[0]
-            self._append(half)
-            if half.checkpoints:
-                self._sync_segment()  # what was promised to survive the machine no longer depends on the journal
+            closed = self._full[0]
+            if closed.generation > self._appended:
+                self._append(closed)
+                self._appended = closed.generation
+            if closed.half.checkpoints:
+                self._segments.sync()  # what was promised to survive the machine no longer depends on the journal
             self._full.popleft()
-            self._recorder.journal.release(half)
+            self._recorder.journal.release(closed.half)
             self._recorder.freed()
 
-    def _append(self, half: Half) -> None:
-        segment = self._ready_segment()
+    def _append(self, closed: _Closed) -> None:
+        segment, half = self._segments.ready(), closed.half
+        with half.content() as content:
+            segment.block(content, half.counts, closed.clock, half.first)
+
+    # -- what is due every second --------------------------------------------------------------------------------
+
+    def _tend(self) -> None:
+        now = self._clocks.now()
+        if now - self._tended_at < TICK:
+            return
+        self._tended_at = now
+        self._watch_clock()
+        session = self._segments.session
+        if session is None and self._recorder.recorded:
+            self._segments.ready()
+        if not self._full:
+            for half in self._recorder.surplus():
+                half.close()
+        journal = self._recorder.journal
+        if journal.fd is None and session is not None and self._recorder.recording:
+            self._regain_journal(session)
+        journal.checkpoint(durable=False)
+
+    def _watch_clock(self) -> None:
+        clock = self._clocks.offset
+        if abs(clock - self._clock) > CLOCK_JUMP:
+            self._recorder.turn()  # gets the clock of before
+        self._clock = clock
+
+    def _regain_journal(self, session: SessionFolder) -> None:
+        """Have the journal in a file, which could not be done before; blocks can be written meanwhile."""
         try:
-            with half.content() as content:
-                segment.block(content, half.counts, self._clocks.offset)
-        except SegmentError:
-            self._abandon(segment)
-            raise
-
-    def _ready_segment(self) -> SegmentFile:
-        """The segment to append to, rotated if it is large or old."""
-        segment = self._segment
-        if segment is None:
-            session, segment = self._begin()
-            self.adopt(session, segment)
-        age = (self._clocks.monotonic() - self._begun) / 1e9
-        if segment.writer.size >= self._settings.segment_bytes or age >= self._settings.segment_age:
-            if not segment.sealed:
-                self._end_segment(segment, SealReason.ROTATED)
-            segment = self._follow(segment)
-        return segment
-
-    def _follow(self, before: SegmentFile) -> SegmentFile:
-        """Begin the segment after `before`."""
-        last = before.writer.description
-        salt = int.from_bytes(self._clocks.entropy(4), "little")
-        description = replace(last, index=last.index + 1, first=before.writer.next, salt=salt)
-        made = SegmentFile.create(self._store.files, before.path.parent, description, self._settings.level)
-        write_schemas(made, {schema.number: schema for schema in self._recorder.schemas}, self._clocks.offset)
-        before.close()
-        self._segment, self._begun = made, self._clocks.monotonic()
-        return made
-
-    def _end_segment(self, segment: SegmentFile, reason: SealReason) -> None:
-        clocks, recorder = self._clocks, self._recorder
-        final = reason is not SealReason.ROTATED
-        segment.seal(
-            reason,
-            clocks.wall(),
-            clocks.monotonic(),
-            recorder.installation if final else None,
-            recorder.lost if final else None,
-        )
-        self._publish()
+            fd = self._store.create_journal(session)
+        except OSError as error:
+            self._refused(error)
+            return
+        try:
+            self._recorder.attach(fd)
+        except OSError as error:
+            self._store.files.close(fd)
+            self._refused(error)
+        else:
+            self._recorder.turn()
 
     # -- syncing -------------------------------------------------------------------------------------------------
 
     def _sync_due(self) -> bool:
-        wanted = self._urgent or any(request.durable for request in self._requests)
-        return wanted or self._clocks.now() - self._synced_at >= self._settings.save_interval
+        since = self._clocks.now() - self._synced_at
+        urgent = self._urgent and since >= URGENT_PAUSE
+        return urgent or since >= self._settings.save_interval or any(request.durable for request in self._requests)
 
     def _sync(self) -> None:
-        """Make all that was recorded survive the machine."""
-        self._urgent = False
-        journal = self._recorder.journal
-        if journal.checkpoint():
-            journal.sync()
-        self._sync_segment()
+        """Make all that was recorded survive the machine: the segment first, since without its beginning and its
+        folder the journal is nobody's.
+        """
+        urgent, self._urgent = self._urgent, False
+        try:
+            self._segments.sync()
+            if not self._sync_journal():
+                self._turn()
+                self._segments.sync()
+        except BaseException:
+            self._urgent = urgent
+            raise
         self._synced_at = self._clocks.now()
 
-    def _sync_segment(self) -> None:
-        segment = self._segment
-        if segment is None:
-            return
-        fresh = not segment.synced
+    def _sync_journal(self) -> bool:
+        """Sync what the journal holds; False where that is no use, and blocks must be made of it."""
+        journal = self._recorder.journal
+        if journal.distrusted or not journal.crash_proof:
+            return False
         try:
-            segment.sync()
-        except OSError:
-            self._abandon(segment)
-            raise
-        if fresh:
-            self._store.files.sync_folder(segment.path.parent)
-        self._publish()
-
-    def _abandon(self, segment: SegmentFile) -> None:
-        """Go on in another segment, for this one's file has failed; it is sealed when the session ends."""
-        self._follow(segment)
-
-    def _publish(self) -> None:
-        if self._segment is not None:
-            state = self._segment.state
-            self.states = (*(known for known in self.states if known.index != state.index), state)
+            if journal.checkpoint(durable=True):
+                journal.sync()
+        except OSError as error:
+            self._refused(error)
+            return False
+        return True
 
     # -- answers -------------------------------------------------------------------------------------------------
 
     def _refused(self, error: Exception) -> None:
+        self._refusals += 1
         told = f"{type(error).__name__}: {error}"
         if told != self.trouble:
             log.warning("the store cannot be written, records are kept in the journal meanwhile: %s", told)
@@ -283,36 +347,35 @@ class Writer:
         while self._requests:
             request = self._requests.popleft()
             done = written
-            if request.seal is not None:
+            if request.seal is not None and not self._ended:
                 done = self._end(request.seal, written=written)
-            request.done.set_result(done)
+            request.answer(done=done)
 
     def _end(self, reason: SealReason, *, written: bool) -> bool:
         """Seal and retire the session. What the disk refuses stays in the journal, for a later process to recover."""
         self._ended = True
-        try:
-            if written:
-                self._retire(reason)
-        except (OSError, SegmentError) as error:
-            self._refused(error)
-            written = False
-        self._recorder.journal.unmap()
-        if not written and self._session is not None:
-            self._store.files.close(self._session.lock_fd)
-        return written
+        for _ in range(SEAL_TRIES if written else 0):
+            try:
+                self._segments.end(reason, self._recorder.installation, self._recorder.lost)
+                break
+            except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be let go of; told in the status
+                self._refused(error)
+        retired = written and self._segments.session is None
+        self._recorder.stop()
+        self._take_waiting()
+        for closed in self._full:
+            if not closed.half.file_backed:
+                self._recorder.give_up(closed.half)
+        self._let_go_of_all()
+        return retired
 
-    def _retire(self, reason: SealReason) -> None:
-        segment = self._ready_segment()
-        self._end_segment(segment, reason)
-        segment.close()
-        for path in segment_paths(self._store.files, segment.path.parent)[:-1]:
-            self._seal_abandoned(path)
-        assert self._session is not None  # noqa: S101 - `_ready_segment` saw to it
-        self.folder = self._store.retire(self._session)
-        self._session = None
-
-    def _seal_abandoned(self, path: Path) -> None:
-        segment, _ = SegmentFile.reopen(self._store.files, path, self._settings.level)
-        if not segment.sealed:
-            segment.seal(SealReason.ABANDONED, self._clocks.wall(), self._clocks.monotonic())
-        segment.close()
+    def _let_go_of_all(self) -> None:
+        session, self._segments.session = self._segments.session, None
+        held = [self._recorder.journal.close, self._segments.close]
+        if session is not None:
+            held.append(lambda: self._store.files.close(session.lock_fd))
+        for let_go in held:
+            try:
+                let_go()
+            except OSError as error:
+                self._refused(error)

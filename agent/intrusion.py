@@ -1,0 +1,58 @@
+"""Telling an exception of our own from one that came in from outside.
+
+A signal handler of the host may raise in the middle of a recording call (KeyboardInterrupt; TimeoutError of an alarm;
+a worker's SoftTimeLimit), and so may another thread (PyThreadState_SetAsyncExc). Recording never raises, but these are
+not recording's: swallowed, they would cost the host its Ctrl-C or its time limit.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Final
+
+_OURS: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a mistake in mailboat, a value or the disk may raise."""
+
+_PACKAGE: Final = __name__.partition(".")[0] + "."
+
+
+def from_outside(error: BaseException) -> bool:
+    """Whether `error`, raised within mailboat's own code, is somebody else's."""
+    if not isinstance(error, _OURS) or isinstance(error, TimeoutError):
+        return True
+    return not _raised_within(error.__traceback__)
+
+
+def value_at_fault(error: BaseException, again: BaseException | None) -> bool:
+    """Whether a value was the reason for `error`, which packing it raised; packing it once more raised `again`, or
+    nothing.
+
+    A value may run code of the host's, so where it was raised tells nothing.
+    """
+    if not isinstance(error, Exception):
+        return False
+    if isinstance(error, TypeError | ValueError | ArithmeticError | RuntimeError | MemoryError):
+        return True
+    return type(again) is type(error)
+
+
+def _raised_within(trace: TracebackType | None) -> bool:
+    """Whether the innermost frame is mailboat's: the recording calls are made from a template, and have no module."""
+    if trace is None:
+        return True
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__")
+    return module is None or str(module).startswith(_PACKAGE)
