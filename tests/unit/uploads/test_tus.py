@@ -15,7 +15,7 @@ from mailboat.protocol.uploads.rufh_server import RufhServer
 from mailboat.protocol.uploads.state import Creation, Phase, UploadState
 from mailboat.protocol.uploads.tus_client import TusDialect
 from mailboat.protocol.uploads.tus_server import TusServer
-from mailboat.protocol.uploads.values import Append, Asked, Cancel, Create, Discover, Join, Limits, Query, Request
+from mailboat.protocol.uploads.values import Append, Asked, Cancel, Create, Discover, Join, Query, Request
 
 TUS = {"Tus-Resumable": "1.0.0"}
 APPEND = TUS | {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "7"}
