@@ -26,6 +26,8 @@ from mailboat.agent.http import Http
 from mailboat.agent.recovery import recover
 from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport, one_line
 from mailboat.agent.rounds import Live, Sources
+from mailboat.agent.scrub import Scrubber
+from mailboat.agent.scrubbed import Recording, ScrubbedRecorder
 from mailboat.agent.session import Opened, Session, open_session
 from mailboat.agent.store import LIVE, SessionFolder, Store
 from mailboat.agent.synchronizer import Synchronizer
@@ -191,7 +193,9 @@ class Agent:
 
     def _point_at(self, session: Session | None) -> None:
         """Make the recording calls those of `session`, or calls without effect."""
-        recorder = session.recorder if session is not None else None
+        recorder: Recording | None = session.recorder if session is not None else None
+        if session is not None and self.config.scrub is not None:
+            recorder = ScrubbedRecorder(session.recorder, Scrubber(self.config.scrub))
         self.feature: Callable[..., None] = recorder.feature if recorder is not None else _ignore
         self._recorder = recorder
 

@@ -72,6 +72,10 @@ class Recorder(Intake):
 
     def value(self, name: str, number: float, /, unit: str | None = None, **attributes: object) -> None:
         """Record a number to be aggregated."""
+        self.value_of(name, number, unit, attributes)
+
+    def value_of(self, name: str, number: float, unit: str | None, attributes: dict[str, Any]) -> None:
+        """`value`, with the attributes as a map, whatever their names."""
         self._value(name, attributes, number, unit)
 
     def timing(self, name: str, duration: int, attributes: dict[str, Any]) -> None:
@@ -80,6 +84,10 @@ class Recorder(Intake):
 
     def event(self, name: str, /, level: int = Level.INFO, message: str | None = None, **attributes: object) -> None:
         """Record anything else."""
+        self.event_of(name, level, message, attributes)
+
+    def event_of(self, name: str, level: int, message: str | None, attributes: dict[str, Any]) -> None:
+        """`event`, with the attributes as a map, whatever their names."""
         number, text = _level(level), _text(message)
         self._events[level_counter(number) - KIND_COUNTERS](name, attributes, number, text)
         if number >= Level.ERROR:

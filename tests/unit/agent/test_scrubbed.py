@@ -1,0 +1,72 @@
+"""An agent that is told to scrub: no planted secret reaches the store, and nothing else is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mailboat.agent import Agent
+from mailboat.agent.scrub import REDACTED
+from mailboat.agent.scrubbed import SCRUB_FAILED
+from mailboat.protocol import Record, SegmentReader
+from mailboat.protocol.reader import decompress
+
+PLANTED = "PLANTED-SECRET"
+
+
+def own(_name: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attributes.items() if key != "path"}
+
+
+def stored(root: Path) -> tuple[list[Record], bytes]:
+    """The records in a store, and every byte of it, decompressed where that says more."""
+    records, content = [], b""
+    for path in root.rglob("*"):
+        if path.is_file():
+            content += path.read_bytes()
+    for path in sorted(root.rglob("*.zst")):
+        data = path.read_bytes()
+        content += b"".join(map(decompress, SegmentReader(data).blocks()))
+        records += list(SegmentReader(data))
+    return records, content
+
+
+async def test_no_planted_secret_reaches_the_store(tmp_path: Path) -> None:
+    async with Agent(store=tmp_path, server=None, product="p", scrub=own) as agent:
+        agent.feature("a", password=PLANTED, path=PLANTED, rows=1, name="n")
+        agent.value("b", 2.5, unit="s", token=PLANTED, number=7)
+        with agent.timing("c", cookie=PLANTED, rows=3):
+            pass
+        agent.event("d", message="text", nested={"authorization": [PLANTED]}, level_of_detail=4)
+        agent.exception(ValueError("no"), context="here", api_key=PLANTED, rows=5)
+        agent.set_installation("inst", secret=PLANTED, plan="pro")
+        placed = agent.emitter("e", "user", "password", "path")
+        placed(6, PLANTED, PLANTED)
+    records, content = stored(tmp_path)
+    assert PLANTED.encode() not in content
+    assert [record.kind for record in records] == [
+        *("feature", "value", "timing", "event", "exception", "installation", "feature")
+    ]
+    assert [dict(record.attributes) for record in records] == [
+        {"password": REDACTED, "rows": 1, "name": "n"},
+        {"token": REDACTED, "number": 7},
+        {"cookie": REDACTED, "rows": 3},
+        {"nested": {"authorization": REDACTED}, "level_of_detail": 4},
+        {"api_key": REDACTED, "rows": 5},
+        {"secret": REDACTED, "plan": "pro"},
+        {"user": 6, "password": REDACTED, "path": None},
+    ]
+    assert (records[1].value, records[1].unit, records[3].message, records[4].context) == (2.5, "s", "text", "here")
+
+
+async def test_a_record_whose_scrubbing_fails_is_dropped_and_counted(tmp_path: Path) -> None:
+    def failing(name: str, attributes: dict[str, Any]) -> dict[str, Any]:
+        return {"kept": 1 / attributes["rows"]} if name == "a" else {}
+
+    async with Agent(store=tmp_path, server=None, product="p", scrub=failing) as agent:
+        for rows in (1, 0, 2, "x"):
+            agent.feature("a", rows=rows)
+        lost = agent.status.lost
+    records, _ = stored(tmp_path)
+    assert [dict(record.attributes) for record in records] == [{"kept": 1.0}, {"kept": 0.5}]
+    assert lost == {SCRUB_FAILED: 2}
