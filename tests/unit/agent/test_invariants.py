@@ -1,0 +1,173 @@
+"""The store's invariants, by the numbers of ARCHITECTURE.md.
+
+A crash is a copy of the store at that moment: nobody holds its locks.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from mailboat.agent.files import OsFileSystem
+from mailboat.agent.journal import HEAD_SIZE
+from mailboat.agent.ledger import Ending
+from mailboat.agent.store import JOURNAL, LIVE, SENT, WAITING, Store
+from mailboat.agent.writer import WriterSettings
+from mailboat.protocol.segment import SealReason
+from testkit.recording import OTHER_BOOT, Rig, only, recovered
+
+_copies = count()
+
+
+def crash(rig: Rig, tmp_path: Path) -> Path:
+    """The store as it stands on disk now, with nobody holding its locks."""
+    copy = tmp_path / f"crash-{next(_copies)}"
+    shutil.copytree(tmp_path / "store", copy)
+    return copy
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path / "store")
+
+
+def record(rig: Rig, told: list[str], size: int = 0) -> None:
+    told.append(f"record.{len(told)}")
+    rig.recorder.feature(told[-1], text="x" * size)
+
+
+def test_j1_what_was_recorded_is_there_without_any_flush(rig: Rig, tmp_path: Path) -> None:
+    told: list[str] = []
+    for _ in range(100):
+        record(rig, told)
+    story = only(recovered(crash(rig, tmp_path)))
+    assert story.names == told
+    assert story.numbers == list(range(100))
+    assert story.reasons == [SealReason.CRASHED]
+
+
+def test_j1_s4_a_crash_after_any_step_keeps_everything_once_and_in_order(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    rig = Rig(tmp_path / "store", settings=WriterSettings(segment_bytes=64 * 1024))
+    emit = None
+    told: list[str] = []
+    for _ in range(60):
+        match chance.randrange(7):
+            case 0 | 1:
+                for _ in range(chance.randrange(1, 400)):
+                    record(rig, told, chance.randrange(300))
+            case 2:
+                record(rig, told, chance.randrange(1, 200_000))
+            case 3:
+                emit = emit or rig.recorder.emitter("placed", ["a", "b"])
+                emit(1, chance.random())
+                told.append("placed")
+            case 4:
+                rig.flush(durable=True)
+            case 5:
+                rig.flush()
+            case _:
+                rig.step(seconds=chance.choice([0.5, 2.0, 10.0]))
+        if chance.randrange(3) == 0:
+            assert only(recovered(crash(rig, tmp_path))).names == told
+    assert only(recovered(crash(rig, tmp_path))).names == told
+    assert rig.end()
+    assert only(recovered(tmp_path / "store")).names == told
+
+
+def test_s4_a_crash_between_append_and_release_doubles_nothing(rig: Rig, tmp_path: Path) -> None:
+    told: list[str] = []
+    for _ in range(50):
+        record(rig, told)
+    before = crash(rig, tmp_path)
+    assert rig.flush(durable=True)
+    segment = Path(LIVE) / rig.id / "000000.zst"
+    folder = rig.store.folder.relative_to(tmp_path / "store")
+    shutil.copyfile(tmp_path / "store" / folder / segment, before / folder / segment)
+    story = only(recovered(before))
+    assert story.names == told
+    assert story.numbers == list(range(50))
+
+
+def test_j5_after_a_reboot_what_was_vouched_for_is_kept(rig: Rig, tmp_path: Path) -> None:
+    told: list[str] = []
+    for _ in range(20):
+        record(rig, told)
+    rig.recorder.event("urgent", level=40)
+    told.append("urgent")
+    rig.step()
+    for _ in range(20):
+        record(rig, told)
+    names = only(recovered(crash(rig, tmp_path), boot=OTHER_BOOT)).names
+    assert names == told[: len(names)]
+    assert len(names) >= 21
+
+
+@pytest.mark.parametrize("page", range(4))
+def test_j5_a_page_that_never_reached_the_disk_forges_nothing(rig: Rig, tmp_path: Path, page: int) -> None:
+    told: list[str] = []
+    for _ in range(150):
+        record(rig, told, 60)
+    rig.step(seconds=10.0)
+    for _ in range(30):
+        record(rig, told, 60)
+    copy = crash(rig, tmp_path)
+    journal = next(copy.rglob(JOURNAL))
+    content = bytearray(journal.read_bytes())
+    start = HEAD_SIZE + page * 4096
+    content[start : start + 4096] = bytes(4096)
+    journal.write_bytes(content)
+    names = [name for story in recovered(copy, boot=OTHER_BOOT) for name in story.names]
+    assert names == told[: len(names)]
+
+
+def test_s2_a_session_that_lives_is_not_taken_up(rig: Rig) -> None:
+    other = Store(OsFileSystem(), rig.store.folder.parent.parent, "product", "application")
+    assert list(other.crashed()) == []
+    rig.let_go()
+    (found,) = other.crashed()
+    assert found.path.name == rig.id
+    other.files.close(found.lock_fd)
+
+
+def test_s6_a_session_is_all_that_its_segments_say(rig: Rig) -> None:
+    rig.recorder.feature("a")
+    rig.recorder.set_installation("inst-42", {"plan": "pro"})
+    rig.recorder.event("b", level=50)
+    assert rig.end()
+    (waiting,) = rig.store.look().waiting
+    summary = waiting.summary
+    assert (summary.records, summary.errors, summary.installation) == (3, 1, "inst-42")
+    assert sorted(path.name for path in waiting.path.iterdir()) == ["000000.zst"]
+
+
+def test_d1_only_what_is_synced_is_offered(rig: Rig) -> None:
+    rig.recorder.feature("a")
+    assert rig.flush(durable=True)
+    (offered,) = rig.writer.states
+    rig.recorder.feature("b")
+    assert rig.flush()
+    assert rig.writer.states == (offered,)
+    assert rig.flush(durable=True)
+    (grown,) = rig.writer.states
+    assert grown.size > offered.size
+    assert (offered.records, grown.records) == (1, 2)
+
+
+def test_d3_a_crash_between_ledger_and_move_counts_once_and_moves_later(rig: Rig) -> None:
+    rig.recorder.feature("a")
+    assert rig.end()
+    store = rig.store
+    assert store.become_sender()
+    store.ledger.add([Ending(rig.id, "accepted", "", 1)])
+    store.cease_sending()
+    later = Store(OsFileSystem(), store.folder.parent.parent, "product", "application")
+    assert later.become_sender()
+    assert not list((later.folder / WAITING).iterdir())
+    assert [path.name for path in (later.folder / SENT).iterdir()] == [rig.id]
+    account = later.ledger.account(0, {})
+    assert (account.accepted, account.recorded) == (1, 1)
