@@ -63,7 +63,9 @@ async def test_the_users_own_settings_do_not_reach_a_child(tmp_path: Path, monke
     monkeypatch.setenv("DO_NOT_TRACK", "1")
     monkeypatch.setenv("MAILBOAT_SERVER", "http://elsewhere.example")
     program = tmp_path / "shows_its_environment.py"
-    program.write_text("import os\nprint(sorted(name for name in os.environ if name.startswith(('MAILBOAT', 'DO_NOT'))))\n")
+    program.write_text(
+        "import os\nprint(sorted(name for name in os.environ if name.startswith(('MAILBOAT', 'DO_NOT'))))\n"
+    )
     settings = {"MAILBOAT_API_KEY": "k", "PYTHONPATH": str(tmp_path)}
     async with Child.started("shown", [program.stem], log=tmp_path / "log", settings=settings) as child:
         assert "['MAILBOAT_API_KEY']" in await child.output()
