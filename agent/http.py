@@ -26,13 +26,13 @@ CONNECT_TIMEOUT: Final = 10.0
 """Seconds to have a connection: a name that does not resolve and a host that drops packets look alike."""
 
 SILENCE_TIMEOUT: Final = 60.0
-"""Seconds in which nothing moves: no piece of a body is taken (a piece is `limits.UPLOAD_READ`, so a line of 9 KB/s is
+"""Seconds in which nothing moves: no piece of a body is taken (a piece is `limits.UPLOAD_WRITE`, so a line of 9 KB/s is
 fast enough), no answer begins after the last one, no answer ends after it began."""
 
 TRANSPORT_FAILURES: Final = (aiohttp.ClientError, OSError, asyncio.TimeoutError, UnicodeError)
 """What an attempt may raise when there is no (whole) answer; the last for a name that cannot be looked up."""
 
-Body = AsyncGenerator[bytes, None]
+Body = AsyncGenerator[bytes | memoryview, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from aiofiles.threadpool.binary import AsyncBufferedReader
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.http import TRANSPORT_FAILURES, Body, Http, told
 from mailboat.agent.planner import Send
-from mailboat.protocol.limits import KIB, UPLOAD_READ
+from mailboat.protocol.limits import KIB, UPLOAD_READ, UPLOAD_WRITE
 from mailboat.protocol.negotiation import SERVER_HEADER
 from mailboat.protocol.uploads.client import UploadClient
 from mailboat.protocol.uploads.outcomes import Advanced, NotOurs, Outcome, OutOfSync, Refused, Retry
@@ -148,12 +148,15 @@ class Uploader:
         try:
             await upload.file.seek(offset)
             while left and upload.turn == turn:
-                part = await upload.file.read(min(left, UPLOAD_READ))
-                if not part:
+                read = await upload.file.read(min(left, UPLOAD_READ))
+                if not read:
                     raise EOFError(f"it has {left} bytes less than it had")
-                left -= len(part)
-                yield part
-                upload.progress(len(part), upload.client.offset)
+                left -= len(read)
+                view = memoryview(read)
+                for at in range(0, len(read), UPLOAD_WRITE):
+                    part = view[at : at + UPLOAD_WRITE]
+                    yield part
+                    upload.progress(len(part), upload.client.offset)
         except (OSError, EOFError) as error:
             # It ends the request, and aiohttp would tell it as a lost connection, so the reason is kept here.
             upload.unreadable = upload.cannot_read(error)

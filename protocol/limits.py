@@ -91,7 +91,10 @@ BACKOFF_LONGEST: Final = 300.0
 MAX_REPLY: Final = 8 * MIB
 """Bytes read of any reply; a page of a captive portal may be endless."""
 
-UPLOAD_READ: Final = 512 * KIB
+UPLOAD_READ: Final = 2 * MIB
+"""Bytes of a segment read at a time: each read costs a hop to another thread and back."""
+
+UPLOAD_WRITE: Final = 512 * KIB
 """Bytes of a segment handed to the transport at a time: larger is no faster, smaller costs up to 60 %."""
 
 POISON_ATTEMPTS: Final = 3
