@@ -20,9 +20,11 @@ from typing import Any, Final, Self
 from mailboat.agent.backlog import Backlog, Running, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
+from mailboat.agent.eviction import evict_as_sender
 from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.host import boot_id
 from mailboat.agent.http import Http
+from mailboat.agent.quota import Quota
 from mailboat.agent.recovery import recover
 from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport, one_line
 from mailboat.agent.rounds import Live, Sources
@@ -46,6 +48,9 @@ AGE_TRIGGER: Final = 24 * 3600.0
 
 LEAVE_TIMEOUT: Final = 1.0
 """Longest wait, at the end, for what the store's thread still does; it ends by itself."""
+
+EVICTION_INTERVAL: Final = 60.0
+"""Seconds between looks at the store's quotas, each of which reads the sizes of all that is kept."""
 
 SEAL_TIMEOUT: Final = 10.0
 """Longest wait for the disk when a session is sealed; what is not done by then is left to recovery."""
@@ -75,6 +80,7 @@ class Agent:
         self._offered_records = 0
         self._offered_at = 0.0
         self._alerted_at: float | None = None
+        self._evicted_at: float | None = None
         self._alert_timer: asyncio.TimerHandle | None = None
         self._recovered: asyncio.Task[None]
         self._backlog = Backlog(self._running)
@@ -357,9 +363,20 @@ class Agent:
             while self._state is AgentState.RUNNING:
                 if not await loop.run_in_executor(self._disk, _recover_next, store, crashed, failures):
                     break
+            await self._keep_quota(store)
         except OSError as error:
             failures.append(error)
         self._note_trouble(failures)
+
+    async def _keep_quota(self, store: Store) -> None:
+        """Give up sessions where the store is too large, too old or its disk too full; at most once a minute."""
+        now, config = self._clocks.now(), self.config
+        if self._evicted_at is not None and now - self._evicted_at < EVICTION_INTERVAL:
+            return
+        self._evicted_at = now
+        quota = Quota(config.max_store_bytes, config.max_store_age, config.min_free_bytes)
+        wall = self._clocks.wall() / 1e9
+        await asyncio.get_running_loop().run_in_executor(self._disk, evict_as_sender, store, quota, wall)
 
     def _note_trouble(self, failures: Sequence[OSError]) -> None:
         error = next(iter(failures), None)

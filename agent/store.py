@@ -28,7 +28,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Final
 
@@ -249,15 +249,21 @@ class Store:
                 try:
                     self._known[name] = read_waiting(self.files, self.folder / WAITING / name)
                     self._strip(self.folder / WAITING / name)
-                except (SegmentError, WireError, OSError) as error:
+                except (SegmentError, WireError) as error:
                     unreadable[name] = str(error)
+                except FileNotFoundError:
+                    continue  # another process has just moved it
+                except OSError as error:
+                    # Of the host, or of the disk, for a time perhaps: no reason to put the session aside for good.
+                    log.warning("session %s cannot be looked at now: %s", name, error)
         self._known = {name: self._known[name] for name in names if name in self._known}
         return Found(tuple(self._known.values()), unreadable)
 
     def quarantine(self, session_id: str, reason: str, source: str = WAITING) -> None:
         """Put a session aside for good, with the reason beside it; nothing of it is deleted. Raises `OSError`."""
         there = self.files.names(self.folder / QUARANTINED)
-        name = next(name for name in (session_id, *map(f"{session_id}.{{}}".format, count(2))) if name not in there)
+        names = chain((session_id,), map(f"{session_id}.{{}}".format, count(2)))
+        name = next(name for name in names if name not in there)
         target = self.folder / QUARANTINED / name
         self.files.rename(self.folder / source / session_id, target)
         self._known.pop(session_id, None)
@@ -290,6 +296,11 @@ class Store:
             return False
         self._sender_fd = fd
         return True
+
+    @property
+    def sending(self) -> bool:
+        """Whether this process is the sender."""
+        return self._sender_fd is not None
 
     def cease_sending(self) -> None:
         """Leave the place of the sender to another process."""

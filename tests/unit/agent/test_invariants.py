@@ -5,6 +5,7 @@ A crash is a copy of the store at that moment: nobody holds its locks.
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 from itertools import count
@@ -15,7 +16,7 @@ import pytest
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.journal import HEAD_SIZE
 from mailboat.agent.ledger import Ending
-from mailboat.agent.store import JOURNAL, LIVE, SENT, WAITING, Store
+from mailboat.agent.store import JOURNAL, LIVE, QUARANTINED, SENT, WAITING, Store
 from mailboat.agent.writer import WriterSettings
 from mailboat.protocol.segment import SealReason
 from testkit.recording import OTHER_BOOT, Rig, only, recovered
@@ -171,3 +172,37 @@ def test_d3_a_crash_between_ledger_and_move_counts_once_and_moves_later(rig: Rig
     assert [path.name for path in (later.folder / SENT).iterdir()] == [rig.id]
     account = later.ledger.account(0, {})
     assert (account.accepted, account.recorded) == (1, 1)
+
+
+def test_a_session_is_put_aside_with_its_reason_and_a_second_one_beside_it(rig: Rig) -> None:
+    rig.recorder.feature("a")
+    assert rig.end()
+    store = rig.store
+    store.quarantine(rig.id, "for a test")
+    aside = store.folder / QUARANTINED
+    shutil.copytree(aside / rig.id, store.folder / WAITING / rig.id)
+    store.quarantine(rig.id, "again")
+    assert sorted(path.name for path in aside.iterdir()) == [rig.id, f"{rig.id}.2"]
+    assert (aside / rig.id / "reason").read_text() == "for a test"
+    assert (aside / f"{rig.id}.2" / "reason").read_text() == "again"
+    assert store.look().waiting == ()
+
+
+def test_a_host_that_is_short_of_descriptors_loses_no_session_to_quarantine(rig: Rig, tmp_path: Path) -> None:
+    rig.recorder.feature("a")
+    assert rig.end()
+
+    class Short(OsFileSystem):
+        short = True
+
+        def read_range(self, path: Path, offset: int, length: int) -> bytes:
+            if self.short:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().read_range(path, offset, length)
+
+    files = Short()
+    store = Store(files, tmp_path / "store", "product", "application")
+    found = store.look()
+    assert (found.waiting, found.unreadable) == ((), {})
+    files.short = False
+    assert [waiting.summary.session_id for waiting in store.look().waiting] == [rig.id]
