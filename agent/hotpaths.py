@@ -6,24 +6,26 @@ attribute access would cost a fifth of the whole call, hence the template: each 
 takes. Its source is made of the fixed text below, kinds and numbered parameters; nothing that an application says
 ever becomes part of it.
 
-All calls of one recorder share their cells (but for the count of each), so that one assignment turns all of them to
-another half at once: no call can be caught between two.
+There is no lock. The interpreter lets another thread run, calls a signal handler or a finalizer, and raises an
+exception from outside at the entry of a Python function, after the call of a C function and when a loop jumps back,
+and nowhere else; what stands between two such places is one step. All calls of one recorder share their cells (but
+for the count of each), so that turning to another half is one step, too: `Surroundings` shows the four cells for it.
+Line by line:
 
-What makes the template safe, line by line. A signal handler, a finalizer or an exception from another thread comes in
-only where the interpreter looks for them: at the entry of a Python function, and after a call.
+* The packer is taken out of its cell for the time of packing. Whoever records meanwhile finds the spare one there:
+  another thread, a signal handler, or the values being packed. A packer that is entered twice mixes two records. (Two
+  threads may so leave the spare one behind, which is slower; `restore_packer` is called once a half.)
+* ``count`` and ``write`` are one step: of every half it is known what it holds. `ValueError` is how a mapping says that
+  it has no room; any other exception came in after the step, and the record is there.
+* Between ``tell`` and the last line others may have recorded: then the end that they have stored is the larger one. Or
+  the calls have been turned to another half: then ``words`` is another object, even if the half is the same again.
 
-* The packer is taken out of its cell for the time of packing. Whoever records meanwhile, out of a signal handler or
-  out of the values that are being packed, finds the spare one there: a packer that is entered twice mixes two records.
-  (Two threads may so leave the spare one behind, which is slower; `restore_packer` is called once a half.) Packing
-  happens outside the lock, since values may run the host's own code, which may wait for another thread that records.
-* ``acquire`` stands inside the ``try``: an exception that comes just after it must find the way to ``release``.
-* ``place`` is looked up before ``tell``: should a signal handler that records come after ``tell`` and turn to another
-  half, the end of this half is not stored with that one.
-* Nothing can come between the last line of the ``try`` and ``release``, since there is no call between them.
+Where other interpreters, or builds without the interpreter lock, know no such steps, a lock is put around them.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,9 +36,9 @@ from mailboat.agent.journal import Half
 from mailboat.protocol.records import Kind, Schema
 
 _TEMPLATE: Final = """
-def make(acquire, clock, count, odd, pack, release, slow, spare, tell, words, write):
+def make(acquire, clock, commit, count, counted, end, odd, pack, release, slow, spare, tell, words, write):
     def call({parameters}):
-        nonlocal count, pack
+        nonlocal count, end, pack
         mine, pack = pack, spare
         try:
             packed = mine(({fields}))
@@ -48,25 +50,29 @@ def make(acquire, clock, count, odd, pack, release, slow, spare, tell, words, wr
         else:
             pack = mine
         try:
-            acquire()
-            write(packed)
+            {acquire}
+            count += 1; write(packed)
             place = words
-            place[4] = tell()
-            count += 1
-        except BaseException as error:
-            try:
-                if slow(packed, error, ({fields})):
-                    count += 1
-            finally:
-                release()
-        else:
-            release()
+            now = tell()
+            if place is words and now > end: place[4] = end = now
+        except ValueError as error:
+            count -= 1
+            slow(packed, error, ({fields}), counted)
+        except BaseException:
+            commit()
+            raise
+        {release}
     return call
 """
+_UNLOCKED: Final = {"acquire": "", "release": ""}
+_LOCKED: Final = {"acquire": "acquire()", "release": "finally: release()"}
+
+STEPS: Final = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether this interpreter has the steps that the template relies on."""
 
 Pack = Callable[[object], bytes]
 Odd = Callable[[Sequence[Any], BaseException], bytes | None]
-Slow = Callable[[bytes, BaseException, Sequence[Any]], bool]
+Slow = Callable[[bytes, BaseException, Sequence[Any], CellType], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +81,13 @@ class HotPath:
 
     call: Callable[..., None]
     counters: tuple[int, ...]
-    _count: CellType
+    counted: CellType
 
     @property
     def count(self) -> int:
         """Records taken through this call so far."""
-        count: int = self._count.cell_contents
+        count: int = self.counted.cell_contents
         return count
-
-    @property
-    def code(self) -> CodeType:
-        """The code that runs while this call is under way."""
-        code: CodeType = self.call.__code__
-        return code
 
 
 class Surroundings:
@@ -102,62 +102,77 @@ class Surroundings:
         lock: threading.RLock,
         odd: Odd,
         slow: Slow,
+        steps: bool = STEPS,
     ) -> None:
         """`spare` packs while `pack` is in use, and may be used by any number of callers at once.
 
-        `odd` takes over, without the lock, when a record does not pack: it gives the packed record, or None when there
-        is none. `slow` takes over, under the lock, when it cannot be written: True if it has seen to that. Both get
-        the error, and raise it again if it is none of ours.
+        `odd` takes over when a record does not pack: it gives the packed record, or None when there is none. `slow`
+        takes over when it cannot be written; it is given the cell in which the record is to be counted. Both get the
+        error, and raise it again if it is none of ours.
         """
-        self._cells = {
-            "acquire": CellType(lock.acquire),
+        self._locking = _UNLOCKED if steps else _LOCKED
+        self.refuse = _refuse
+        self.write, self.tell = CellType(_refuse), CellType(int)
+        self.words, self.end = CellType(None), CellType(0)
+        self._pack, self._spare = CellType(pack if steps else spare), CellType(spare)
+        self._acquire, self._release = CellType(lock.acquire), CellType(lock.release)
+        self._others = {
             "clock": CellType(clock),
+            "commit": CellType(self.commit),
             "odd": CellType(odd),
-            "pack": CellType(pack),
-            "release": CellType(lock.release),
             "slow": CellType(slow),
-            "spare": CellType(spare),
-            "tell": CellType(_refuse),
-            "words": CellType(None),
-            "write": CellType(_refuse),
         }
 
     def make(self, counters: tuple[int, ...], parameters: str, fields: str) -> HotPath:
         """A call that takes `parameters` and records `fields`."""
         names: dict[str, Any] = {}
-        exec(_TEMPLATE.format(parameters=parameters, fields=fields), {}, names)  # noqa: S102 - see the module's docstring
-        made = names["make"](*[None] * 11)
+        exec(_TEMPLATE.format(parameters=parameters, fields=fields, **self._locking), {}, names)  # noqa: S102 - see above
+        made = names["make"](*[None] * 14)
         count = CellType(0)
-        cells = {**self._cells, "count": count}
-        closure = tuple(cells[name] for name in made.__code__.co_freevars)
-        call = FunctionType(made.__code__, made.__globals__, "record", None, closure)
+        cells = {
+            **self._others,
+            "acquire": self._acquire,
+            "count": count,
+            "counted": CellType(count),
+            "end": self.end,
+            "pack": self._pack,
+            "release": self._release,
+            "spare": self._spare,
+            "tell": self.tell,
+            "words": self.words,
+            "write": self.write,
+        }
+        code: CodeType = made.__code__
+        call = FunctionType(code, made.__globals__, "record", None, tuple(cells[name] for name in code.co_freevars))
         return HotPath(call, counters, count)
 
-    # There is no call between the assignments below, hence nothing that could come between them.
-
     def bind(self, half: Half) -> None:
-        """Turn all calls to `half`."""
-        write, tell, words = half.memory.write, half.memory.tell, half.words
-        cells = self._cells
-        cells["write"].cell_contents, cells["tell"].cell_contents, cells["words"].cell_contents = write, tell, words
+        """Turn all calls to `half`, which is empty, before there are any."""
+        self.write.cell_contents, self.tell.cell_contents = half.memory.write, half.memory.tell
+        self.words.cell_contents, self.end.cell_contents = half.words, 0
 
     def unbind(self) -> None:
         """Turn all calls to nothing: they reach `slow` and no half."""
-        cells = self._cells
-        cells["write"].cell_contents, cells["tell"].cell_contents = _refuse, _refuse
-        cells["words"].cell_contents = None
+        self.write.cell_contents, self.tell.cell_contents = self.refuse, int
+        self.words.cell_contents, self.end.cell_contents = None, 0
+
+    def commit(self) -> None:
+        """Store where the records of the active half end, as the calls do."""
+        place, position = self.words.cell_contents, self.tell.cell_contents()
+        if place is self.words.cell_contents and position > self.end.cell_contents:
+            place[4] = self.end.cell_contents = position
 
     def unlock(self) -> None:
         """In a forked child, whose lock may be held for ever by a thread that is no more: do without."""
-        self._cells["acquire"].cell_contents = self._cells["release"].cell_contents = _nothing
+        self._acquire.cell_contents = self._release.cell_contents = _nothing
 
     def repack(self, pack: Pack) -> None:
         """Pack with another packer from now on."""
-        self._cells["pack"].cell_contents = pack
+        self._pack.cell_contents = pack if self._locking is _UNLOCKED else self._spare.cell_contents
 
     def restore_packer(self, make: Callable[[], Pack]) -> None:
         """Pack with a new packer from now on if the spare one was left in its place."""
-        if self._cells["pack"].cell_contents is self._cells["spare"].cell_contents:
+        if self._pack.cell_contents is self._spare.cell_contents:
             self.repack(make())
 
 

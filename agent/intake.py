@@ -1,15 +1,14 @@
 """The intake: how packed records get into the journal, half by half, whatever comes in between.
 
-It is what the recording calls (`hotpaths`) fall back on, and what the writer empties. What may come at any moment, and
-what is made of it:
+It is what the recording calls (`hotpaths`) fall back on, and what the writer empties. The calls take no lock; what is
+done here is done under one. A turn to another half is prepared, then done in one step that nothing can come between,
+and then finished (the closed half is counted and given to the writer). What may come at any moment:
 
-* *Re-entrance*: a signal handler or a finalizer records while its own thread is recording. The lock lets it in again,
-  each step is one indivisible call, and where a record ends is read back from the mapping, not computed. It may turn to
-  another half even then, but only to one that was never used, so that what the interrupted call still stores about the
-  old half falls on no new one. In the middle of a turn it may not turn again; what has no room is written at its end.
+* *Records*, out of other threads, signal handlers and finalizers. Before the step they go to the old half, after it to
+  the new one, and a signal handler may itself turn to yet another half. Each step is given its number; a turn that was
+  overtaken while it was prepared begins anew, and turns are finished in the order of their steps.
 * *An exception from outside* (KeyboardInterrupt, an alarm): the call that it hits ends with it. A turn that it hits is
-  completed first: each of its steps may be done twice.
-* *A count that cannot be trusted* after either: the half is counted anew, from its content.
+  finished first, for finishing may be done twice; if it is hit again, the next one who comes finishes it.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from types import CodeType
+from types import CellType
 from typing import Any, Final, TypeVar
 
 import msgpack
 
 from mailboat.agent.hotpaths import HotPath, Pack, Surroundings
-from mailboat.agent.intrusion import from_outside, value_at_fault
+from mailboat.agent.intrusion import from_outside, value_at_fault, write_refused
 from mailboat.agent.journal import Half, Journal
 from mailboat.agent.values import pack_any
 from mailboat.protocol.errors import SegmentError
@@ -56,20 +55,17 @@ LOST_PLACES: Final = {reason: place for place, reason in enumerate(Lost)}
 
 @dataclass(slots=True)
 class _Turn:
-    """The active half being closed, from its begin until the writer has it.
+    """The active half being closed, until the writer has it. `tally` is what all calls had counted shortly before.
 
-    `total` and `tallied` are the recorder's when it began; `tally` all counts then. It is `disturbed` when the counts
-    cannot be trusted afterwards: something was recorded, or raised, in its midst.
+    `total` and `tallied` are the intake's when it was begun to be finished.
     """
 
     closing: Half
     successor: Half | None
-    total: list[int]
-    tallied: list[int]
     tally: list[int]
-    irregular: bool
-    disturbed: bool
     begun: bool = False
+    total: Sequence[int] = ()
+    tallied: Sequence[int] = ()
 
 
 class Intake:
@@ -91,9 +87,8 @@ class Intake:
         self._forked = False
         self._total = [0] * len(COUNTERS)
         self._tallied = [0] * len(COUNTERS)
-        self._irregular = False
-        self._turning: _Turn | None = None
-        self._late: deque[bytes] = deque()
+        self._turns = 0
+        self._unfinished: tuple[_Turn, ...] = ()
         self._freed = threading.Lock()  # no Event: a signal handler that records would wait for its inner lock for ever
         self._freed.acquire()
         self._paced = False
@@ -101,11 +96,9 @@ class Intake:
             pack=_packer(), spare=msgpack.packb, clock=clock, lock=self.lock, odd=self._odd, slow=self._slow
         )
         self._paths: list[HotPath] = []
-        self._codes: set[CodeType] = set()
         self._around.bind(journal.active)
 
     def _add(self, path: HotPath) -> Callable[..., None]:
-        self._codes.add(path.code)
         self._paths.append(path)
         return path.call
 
@@ -140,77 +133,77 @@ class Intake:
         Returns False when no other half can be had; the active one goes on then.
         """
         with self.lock:
-            self._mend()
-            return not self.recording or not self.journal.active.memory.tell() or self._turn(0, own_calls=0)
+            self._finish()
+            return not self.recording or not self.journal.active.memory.tell() or self._turn(0)
 
-    def _turn(self, needed: int, own_calls: int = 1) -> bool:
-        """`own_calls` is how many recording calls of this thread know of the turn; any more are caught unawares."""
-        nested = self._calls_under_way() > own_calls
-        successor = self.journal.candidate(needed, fresh=nested)
-        if successor is None:
-            return False
-        tally = self._tally()
-        following = records_counted(_sum(self._total, _difference(tally, self._tallied)))
-        self.journal.prepare(successor, following)
-        self._complete_whatever_comes(self._turn_to(successor, tally, nested=nested))
+    def _turn(self, needed: int) -> bool:
+        """Have an active half with room for `needed` bytes, another one than now (or than a moment ago)."""
+        if not self._unfinished and self._on_stack(Intake._turn) == 1:
+            self.journal.free_reserved()
+        while True:
+            step = self._turns
+            tally = self._tally()
+            successor = self.journal.reserve(needed, self._following(tally))
+            if successor is None:
+                return False
+            turn = _Turn(self.journal.active, successor, tally)
+            memory, words = successor.memory, successor.words
+            if self._turns == step:
+                # No call from here to the end of this block: this is the one step.
+                self._turns = step + 1
+                self._unfinished = (*self._unfinished, turn)
+                self.journal.active, around = successor, self._around
+                around.write.cell_contents, around.tell.cell_contents = memory.write, memory.tell
+                around.words.cell_contents, around.end.cell_contents = words, 0
+                break
+            self.journal.give_back(successor)
+            if self._room() >= needed:
+                return True
+        self._finish()
         self._catch_up()
         return True
 
-    def _turn_to(self, successor: Half | None, tally: list[int], *, nested: bool) -> _Turn:
-        active = self.journal.active
-        return _Turn(active, successor, self._total, self._tallied, tally, self._irregular, nested)
+    def _following(self, tally: Sequence[int]) -> int:
+        return records_counted(_sum(self._total, _difference(tally, self._tallied)))
 
-    def _complete_whatever_comes(self, turn: _Turn) -> None:
-        self._turning = turn
+    def _finish(self) -> None:
+        """Finish all turns that were begun, unless that is being done further down on this thread's stack."""
+        if not self._unfinished or self._on_stack(Intake._finish_turns):
+            return
         try:
-            self._complete(turn)
+            self._finish_turns()
         except BaseException:
-            self._complete(turn)
+            self._finish_turns()
             raise
 
-    def _complete(self, turn: _Turn) -> None:
-        """Carry out a turn, or what is left of it: every step may be done twice."""
-        turn.disturbed |= turn.begun
-        turn.begun = True
-        if turn.successor is None:
-            self._around.unbind()
-        else:
-            self.journal.activate(turn.successor)
-            self._around.bind(turn.successor)
-        turn.closing.settle()
+    def _finish_turns(self) -> None:
+        while self._unfinished:
+            self._finish_turn(self._unfinished[0])
+            self._unfinished = self._unfinished[1:]
+
+    def _finish_turn(self, turn: _Turn) -> None:
+        """Count the closed half, and give it to the writer. Every step may be done twice."""
+        closing, successor, again = turn.closing, turn.successor, turn.begun
+        if not again:
+            turn.total, turn.tallied, turn.begun = self._total, self._tallied, True
+        closing.end_here()
         tally = self._tally()
-        turn.disturbed |= tally != turn.tally
         counts = _difference(tally, turn.tallied)
-        if turn.irregular or turn.disturbed:
-            counts = self._count_anew(turn.closing, counts)
-        total = _sum(turn.total, counts)
-        self._total, self._tallied, self._irregular = total, tally, turn.disturbed
-        if turn.successor is not None and turn.successor.first != records_counted(total):
-            turn.successor.renumber(records_counted(total))
-        turn.closing.counts = counts
-        self._hand_over(turn.closing)
-        self._turning = None
-
-    def _hand_over(self, closed: Half) -> None:
-        if closed.end:
-            self._on_full(closed)
-        elif closed.in_use:
-            self.journal.release(closed)
-
-    def _mend(self) -> None:
-        """Complete a turn that was left half done, unless it is being done further down on this thread's stack."""
-        turn = self._turning
-        if turn is not None and not self._turn_under_way():
-            self._complete(turn)
+        if again or tally != turn.tally:  # somebody recorded between, and nobody knows where that went
+            counts = self._count_anew(closing, counts)
+        self._total, self._tallied = _sum(turn.total, counts), _sum(turn.tallied, counts)
+        if successor is not None:
+            successor.renumber(records_counted(self._total))
+            self.journal.settle(successor)
+        closing.counts = counts
+        if closing.end:
+            self._on_full(closing)
+        elif closing.in_use:
+            self.journal.release(closing)
 
     def _catch_up(self) -> None:
-        """Write what came in the middle of a turn and had no room."""
+        """What has to be done once in a while."""
         self._around.restore_packer(_packer)
-        while self._late:
-            self._irregular = True
-            packed = self._late.popleft()
-            if not self._put(packed):
-                self._lose(Lost.FULL)
 
     def _count_anew(self, half: Half, otherwise: list[int]) -> list[int]:
         counts = [0] * len(COUNTERS)
@@ -224,24 +217,18 @@ class Intake:
             return otherwise
         return counts
 
-    def _calls_under_way(self) -> int:
-        """How many recording calls stand on this thread's stack."""
-        return self._on_stack(self._codes)
-
-    def _turn_under_way(self) -> bool:
-        return self._on_stack((Intake._complete.__code__,)) > 0
-
-    def _on_stack(self, codes: Collection[CodeType]) -> int:
-        depth, frame = 0, inspect.currentframe()
+    def _on_stack(self, function: Callable[..., object]) -> int:
+        """How many calls of one of our functions stand on this thread's stack."""
+        code, depth, frame = function.__code__, 0, inspect.currentframe()
         while frame is not None:
-            depth += frame.f_code in codes
+            depth += frame.f_code is code
             frame = frame.f_back
         return depth
 
     # -- out of the ordinary -------------------------------------------------------------------------------------
 
     def _odd(self, fields: Sequence[Any], error: BaseException) -> bytes | None:
-        """The packed record of `fields`, which did not pack; None if it is not to be had. Called without the lock."""
+        """The packed record of `fields`, which did not pack; None if it is not to be had."""
         packed, again = None, None
         if isinstance(error, Exception):
             try:
@@ -260,50 +247,41 @@ class Intake:
             self._lose(Lost.UNPACKABLE)
             return None
 
-    def _slow(self, packed: bytes, error: BaseException, fields: Sequence[Any]) -> bool:
-        """Keep a record that could not be written. Called under the lock; True if the record was taken."""
+    def _slow(self, packed: bytes, error: BaseException, fields: Sequence[Any], counted: CellType) -> None:
+        """Keep a record that could not be written; `counted` counts it then."""
+        if not write_refused(error):
+            counted.cell_contents += 1  # a ValueError from outside: the record was written, and counted
+            self._around.commit()
+            raise error
         if self._forked:
             self._lose(Lost.FORKED)
-            return False
-        if not self._holding():
-            self._hold()  # it was torn from the wait for the lock, which the caller will release
-            raise error
+            return
         try:
-            self._mend()
-            if from_outside(error):
-                raise error
-            return self.recording and self._keep(packed, fields)
+            if len(packed) > MAX_RECORD:
+                packed = pack_any(fields)
+                self._around.repack(_packer())  # the one that packed it has grown with it
+            with self.lock:
+                self._finish()
+                kept = not self.recording or self._put(packed, counted)
+            if not kept:
+                self._lose(Lost.FULL)
         except BaseException as fault:
-            if self.recording:
-                self.journal.active.settle()  # the record may be there or not: its call did not return
-                self._irregular = True
             if from_outside(fault):
                 raise
             self._lose(Lost.INTERNAL)
-            return False
 
-    def _keep(self, packed: bytes, fields: Sequence[Any]) -> bool:
-        if len(packed) > MAX_RECORD:
-            packed = self._unlocked(lambda: pack_any(fields))
-            self._around.repack(_packer())  # the one that packed it has grown with it
-        if self.recording and self._put(packed):
-            return True
-        self._lose(Lost.FULL)
-        return False
-
-    def _put(self, packed: bytes) -> bool:
+    def _put(self, packed: bytes, counted: CellType) -> bool:
         needed = len(packed)
-        if self._turning is not None:  # in the middle of a turn: whatever comes here comes unawares
-            self._turning.disturbed = True
-            if self._room() < needed:
-                self._late.append(packed)
-                return True
-        elif self._room() < needed and not self._make_room(needed):
-            return False
-        active = self.journal.active
-        active.memory.write(packed)
-        active.settle()
-        return True
+        while self._room() >= needed or self._make_room(needed):
+            try:
+                counted.cell_contents += 1
+                self.journal.active.memory.write(packed)
+            except ValueError:
+                counted.cell_contents -= 1  # somebody has taken the room
+                continue
+            self._around.commit()
+            return True
+        return False
 
     def _room(self) -> int:
         active = self.journal.active
@@ -335,25 +313,18 @@ class Intake:
 
     # -- the lock ------------------------------------------------------------------------------------------------
 
-    def _holding(self) -> bool:
-        return bool(self.lock._is_owned())  # type: ignore[attr-defined] # noqa: SLF001 - as threading.Condition asks
-
-    def _hold(self) -> None:
-        """Take the lock, come what may: somebody is bound to release it."""
-        try:
-            self.lock.acquire()
-        except BaseException:
-            if not self._holding():
-                self._hold()
-            raise
-
     def _unlocked(self, call: Callable[[], T]) -> T:
-        """`call` without the lock, if this thread holds it once."""
-        self.lock.release()
+        """`call` without the lock, if this thread holds it once; whatever comes, it holds it again afterwards."""
         try:
+            self.lock.release()
             return call()
         finally:
-            self._hold()
+            try:
+                self.lock.acquire()
+            except BaseException:
+                if not self.lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as threading.Condition asks
+                    self.lock.acquire()  # torn from the wait for it, but somebody is bound to release it
+                raise
 
     # -- for the writer ------------------------------------------------------------------------------------------
 
@@ -377,11 +348,17 @@ class Intake:
         """Take no more records; the last half is handed over."""
         try:
             with self.lock:
-                self._mend()
-                if self.recording and self._turning is None:
-                    turn = self._turn_to(None, self._tally(), nested=self._calls_under_way() > 0)
-                    self.recording = False
-                    self._complete_whatever_comes(turn)
+                while self.recording:
+                    step = self._turns
+                    turn, around = _Turn(self.journal.active, None, self._tally()), self._around
+                    if self._turns == step:
+                        # As in `_turn`: the one step.
+                        self._turns = step + 1
+                        self._unfinished = (*self._unfinished, turn)
+                        self.recording = False
+                        around.write.cell_contents, around.tell.cell_contents = around.refuse, int
+                        around.words.cell_contents, around.end.cell_contents = None, 0
+                self._finish()
         except Exception as fault:
             if from_outside(fault):
                 raise
@@ -393,7 +370,8 @@ class Intake:
         self._around.unbind()
         self._around.unlock()
         self.lock = threading.RLock()
-        self._turning = None
+        self._turns += 1
+        self._unfinished = ()
         self.journal.forget()
 
 

@@ -7,8 +7,11 @@ not recording's: swallowed, they would cost the host its Ctrl-C or its time limi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 _OURS: Final = (
     ArithmeticError,
@@ -33,6 +36,29 @@ def from_outside(error: BaseException) -> bool:
     if not isinstance(error, _OURS) or isinstance(error, TimeoutError):
         return True
     return not _raised_within(error.__traceback__)
+
+
+def write_refused(error: BaseException) -> bool:
+    """Whether `error`, raised by a recording call as it writes, says that it could not."""
+    return type(error) is ValueError and _raised_within(error.__traceback__)
+
+
+def of_a_value(say: Callable[[], T], instead: Callable[[Exception], T]) -> T:
+    """What `say` says of a value of the host's, which may run the host's code; if that fails, `instead` of the error.
+
+    An error from outside is raised again.
+    """
+    try:
+        return say()
+    except Exception as error:
+        again = None
+        try:
+            say()
+        except Exception as second:  # noqa: BLE001 - looked at below
+            again = second
+        if not value_at_fault(error, again):
+            raise
+        return instead(error)
 
 
 def value_at_fault(error: BaseException, again: BaseException | None) -> bool:

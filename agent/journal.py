@@ -34,7 +34,6 @@ record.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import mmap
 import struct
 from collections import deque
@@ -77,8 +76,10 @@ class Half:
     size: int
     offset: int
     memory: mmap.mmap
-    words: memoryview
+    head: mmap.mmap
+    words: memoryview = field(init=False)
     generation: int = 0
+    reserved: bool = False
     counts: list[int] = field(default_factory=list)
     durable: int = 0
     checkpoints: int = 0
@@ -87,6 +88,16 @@ class Half:
     _checked: int = 0
     _crc: int = 0
     _claimed: int = 0
+
+    def __post_init__(self) -> None:
+        """Enter it into its descriptor."""
+        self._take_words()
+        self.words[_GENERATION] = 0
+        self.words[_OFFSET], self.words[_SIZE] = (self.offset, self.size) if self.file_backed else (0, 0)
+
+    def _take_words(self) -> None:
+        at = _descriptor(self.index)
+        self.words = memoryview(self.head)[at : at + _WORDS.size].cast("Q")
 
     @property
     def file_backed(self) -> bool:
@@ -109,7 +120,11 @@ class Half:
         return int(self.words[_END])
 
     def begin(self, generation: int, first: int) -> None:
-        """Make it the half number `generation`; it holds nothing yet."""
+        """Make it the half number `generation`; it holds nothing yet.
+
+        `words` become another object: by it a recording call tells whether the half is still what it was.
+        """
+        self._take_words()
         self.words[_GENERATION] = 0
         self.generation = generation
         self.durable = self.checkpoints = 0
@@ -120,18 +135,20 @@ class Half:
         self.memory.seek(0)
         self.words[_GENERATION] = generation
 
-    def settle(self) -> int:
-        """Include a record that was copied by a call that did not come to say so; returns where the records end."""
-        self.words[_END] = end = self.memory.tell()
-        return end
+    def end_here(self) -> None:
+        """It takes no more records: its end is where it stands, whoever did not come to say so."""
+        self.words[_END] = self.memory.tell()
 
     def content(self) -> memoryview:
         """Its records. Release the view before the half is used again."""
         return memoryview(self.memory)[: self.end]
 
+    def leave(self) -> None:
+        """Leave the descriptor to another half."""
+        self.words[_GENERATION] = self.words[_SIZE] = self.words[_OFFSET] = 0
+
     def close(self) -> None:
         """Let go of the mapping. What another thread still reads goes with the last view of it."""
-        self.words.release()
         with contextlib.suppress(BufferError):
             self.memory.close()
 
@@ -165,8 +182,9 @@ class Half:
 
     def renumber(self, first: int) -> None:
         """Correct the sequence number at which it begins; what vouched for the wrong one no longer does."""
-        self.words[_FIRST] = first
-        self._passed = self._claimed = 0
+        if first != self.first:
+            self.words[_FIRST] = first
+            self._passed = self._claimed = 0
 
 
 def _descriptor(index: int) -> int:
@@ -176,9 +194,9 @@ def _descriptor(index: int) -> int:
 class Journal:
     """The halves of one session.
 
-    Not synchronised: `candidate`, `prepare`, `activate`, `attach`, `surplus` and `count_lost` are called under the
-    recorder's lock, `release`, `checkpoint` and `sync` by the writer's thread alone; the free list in between is a
-    deque, whose ends are atomic.
+    Not synchronised: `reserve`, `give_back`, `settle`, `attach`, `surplus` and `count_lost` are called under the
+    recorder's lock, `release`, `checkpoint` and `sync` by the writer's thread alone; what that thread gives back goes
+    through a deque, whose ends are atomic. `active` is set by the recorder, together with its calls.
     """
 
     def __init__(self, files: FileSystem, fd: int | None, size: int, boot_id: str) -> None:
@@ -196,8 +214,9 @@ class Journal:
         self.distrusted = False
         """A sync of it has failed: the disk may have dropped what it was to keep, so it vouches for nothing more."""
         self._boot = boot_id.encode()[:64]
-        self._free: deque[Half] = deque()
-        self._vacant = list(range(_MAX_HALVES))
+        self._spares: list[Half] = []
+        self._released: deque[Half] = deque()
+        self._vacant = deque(range(_MAX_HALVES))
         self._gaps: list[tuple[int, int]] = []
         self._generation = 0
         self._file_end = HEAD_SIZE
@@ -206,14 +225,14 @@ class Journal:
             self.attach(fd)
         self._begin_head()
         try:
-            halves = [self._add(self.half_size, must_be_in_file=fd is not None) for _ in range(2)]
+            for _ in range(2):
+                self._add(self.half_size, must_be_in_file=fd is not None)
         except OSError:
             self.fd = None
             self.close()
             raise
-        self._free.append(halves[1])
-        self.prepare(halves[0], 0)
-        self.active = halves[0]
+        self.active = self._spares.pop()
+        self._begin(self.active, 0)
 
     @property
     def crash_proof(self) -> bool:
@@ -237,38 +256,63 @@ class Journal:
 
     # -- under the recorder's lock -------------------------------------------------------------------------------
 
-    def candidate(self, needed: int, *, fresh: bool = False) -> Half | None:
-        """A half that has room for `needed` bytes and may become active; it stays where it is until it does.
+    def reserve(self, needed: int, following: int) -> Half | None:
+        """An empty half that has room for `needed` bytes, and that nobody else will be given; the first record in it
+        will have the sequence number `following`.
 
         None when there is no free one and none can be added: the disk refuses or the growth is used up (`refused`
-        tells the disk's reason). With `fresh` no half is used again that was ever active.
+        tells the disk's reason).
         """
         self.refused = None
-        for half in list(self._free):  # a copy, made in one go: the writer's thread adds to it
-            if half.size >= needed and half is not self.active and not (fresh and half.generation):
+        while self._released:
+            self._spares.append(self._released.popleft())
+        half = self._chosen(needed) or self._added(needed)
+        if half is not None:
+            self._begin(half, following)
+        return half
+
+    def _chosen(self, needed: int) -> Half | None:
+        for half in reversed(self._spares):  # the one used last is the one that is still in the processor's cache
+            if half.size >= needed and not half.words[_GENERATION] and not half.reserved:
+                half.reserved = True  # with the line before one step: no signal handler can get it, too
                 return half
+        return None
+
+    def _added(self, needed: int) -> Half | None:
         size = max(self.half_size, -(-needed // HEAD_SIZE) * HEAD_SIZE)
         growth = sum(half.size for half in self.halves) - 2 * self.half_size
         if not self._vacant or growth + size > JOURNAL_GROWTH:
             return None
         try:
-            added = self._add(size)
+            return self._add(size, reserved=True)
         except OSError as error:
             self.refused = error
             return None
-        self._free.append(added)
-        return added
 
-    def prepare(self, half: Half, first: int) -> None:
-        """Make the candidate `half` empty; its first record will have the sequence number `first`."""
+    def _begin(self, half: Half, following: int) -> None:
         self._generation += 1
-        half.begin(self._generation, first)
+        half.begin(self._generation, following)
 
-    def activate(self, half: Half) -> None:
-        """Make the prepared `half` the one that takes records. May be done twice."""
-        self.active = half
-        if half in self._free:
-            self._free.remove(half)
+    def settle(self, half: Half) -> None:
+        """A reserved half has become active. May be said twice."""
+        if half in self._spares:
+            self._spares.remove(half)
+        half.reserved = False
+
+    def give_back(self, half: Half) -> None:
+        """A reserved half is not needed after all."""
+        half.words[_GENERATION] = 0
+        half.reserved = False
+
+    def free_reserved(self) -> None:
+        """Take back whatever is reserved, or fell between two lists: an exception from outside has ended those who
+        wanted it.
+        """
+        for half in self._spares:
+            if half.reserved:
+                self.give_back(half)
+        known = {*self._spares, *self._released}
+        self._spares += [half for half in self.halves if not half.in_use and half not in known]
 
     def surplus(self) -> list[Half]:
         """Free halves that are of no more use, taken out of the journal: `close` them, the lock is not needed.
@@ -276,29 +320,28 @@ class Journal:
         Those are the ones that a burst has added, and those in memory once the file can be used.
         """
         given_back = []
-        free = [half for half in list(self._free) if half is not self.active]
-        for half in sorted(free, key=lambda half: (half.file_backed, -half.offset)):
+        while self._released:
+            self._spares.append(self._released.popleft())
+        for half in sorted(self._spares, key=lambda half: (half.file_backed, -half.offset)):
             useless = self.fd is not None and not half.file_backed
             if not useless and len(self.halves) <= 2:  # noqa: PLR2004 - two halves are what a journal consists of
                 break
-            half.words[_SIZE] = half.words[_OFFSET] = 0
-            self._free.remove(half)
+            if half.reserved or half.in_use:
+                continue
+            half.leave()
+            self._spares = [spare for spare in self._spares if spare is not half]
             self.halves.remove(half)
-            heapq.heappush(self._vacant, half.index)
+            self._vacant.append(half.index)
             if half.file_backed:
                 self._gaps.append((half.offset, half.size))
             given_back.append(half)
         return given_back
 
-    def _add(self, size: int, *, must_be_in_file: bool = False) -> Half:
+    def _add(self, size: int, *, must_be_in_file: bool = False, reserved: bool = False) -> Half:
         memory, offset = self._memory(size, must_be_in_file=must_be_in_file)
-        index = heapq.heappop(self._vacant)
-        at = _descriptor(index)
-        words = memoryview(self._head)[at : at + _WORDS.size].cast("Q")
-        words[_GENERATION] = 0
-        words[_OFFSET], words[_SIZE] = (offset, size) if offset else (0, 0)
-        half = Half(index, size, offset, memory, words)
+        half = Half(self._vacant.popleft(), size, offset, memory, self._head, reserved=reserved)
         self.halves.append(half)
+        self._spares.append(half)
         return half
 
     def _memory(self, size: int, *, must_be_in_file: bool) -> tuple[mmap.mmap, int]:
@@ -316,16 +359,19 @@ class Journal:
         return mmap.mmap(-1, size), 0
 
     def _in_file(self, fd: int, size: int) -> tuple[mmap.mmap, int]:
-        reused = next((gap for gap in self._gaps if gap[1] == size), None)
-        offset = reused[0] if reused else self._file_end
-        if reused is None:
+        for offset, length in self._gaps:
+            if length == size:
+                self._gaps.remove((offset, length))  # from here on it is nobody else's, whoever comes meanwhile
+                return self._files.map(fd, offset, size), offset
+        offset = self._file_end
+        self._file_end += size
+        try:
             self._files.allocate(fd, offset, size)
-        memory = self._files.map(fd, offset, size)
-        if reused is None:
-            self._file_end += size
-        else:
-            self._gaps.remove(reused)
-        return memory, offset
+            return self._files.map(fd, offset, size), offset
+        except OSError:
+            if self._file_end == offset + size:
+                self._file_end = offset
+            raise
 
     def count_lost(self, place: int, records: int) -> None:
         """Remember that so many records could not be kept, in a way that outlives the process."""
@@ -338,10 +384,7 @@ class Journal:
     def release(self, half: Half) -> None:
         """Take back a closed half whose records are in the segment."""
         half.words[_GENERATION] = 0
-        if half.file_backed:
-            self._free.appendleft(half)  # the one used last is the one that is still in the processor's cache
-        else:
-            self._free.append(half)
+        self._released.append(half)
 
     def checkpoint(self, *, durable: bool) -> bool:
         """Vouch for what each half holds now; False if nothing is new. A `sync` must follow a durable one."""
@@ -369,6 +412,7 @@ class Journal:
     def forget(self) -> None:
         """In a forked child: let go of what is the parent's, without writing to it."""
         for half in self.halves:
+            half.words.release()
             half.close()
         with contextlib.suppress(BufferError):
             self._head.close()

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgpack
 
+from mailboat.agent.intrusion import of_a_value
 from mailboat.protocol.limits import MAX_CAUSES, MAX_DEPTH, MAX_ENTRIES, MAX_RECORD, MAX_STACK_FRAMES, MAX_TEXT
 
 CUT: Final = "…[cut]"
@@ -60,13 +61,11 @@ class _Shaping:
         self._path: set[int] = set()
 
     def plain(self, value: object, depth: int = 0) -> object:
-        """`value` as plain as msgpack wants it; never raises."""
-        try:
-            if self._is_container(value):
-                return self._container(value, depth)
-            return self._scalar(value)
-        except Exception as error:  # noqa: BLE001 - any type of the host's; it is told in the record
-            return f"<{type(value).__name__}: unreadable, {type(error).__name__}>"
+        """`value` as plain as msgpack wants it; raises nothing but what comes from outside."""
+        return of_a_value(
+            lambda: self._container(value, depth) if self._is_container(value) else self._scalar(value),
+            lambda error: f"<{type(value).__name__}: unreadable, {type(error).__name__}>",
+        )
 
     def _is_container(self, value: object) -> bool:
         return isinstance(value, Mapping | Sequence | AbstractSet) and not isinstance(
@@ -117,11 +116,10 @@ class _Shaping:
 
 def text_of(value: object, limit: int = MAX_TEXT) -> str:
     """`value` as text of at most `limit` characters and a marker, such as UTF-8 can carry."""
-    try:
-        text = value if isinstance(value, str) else _said(value)
-        text = str.__getitem__(text, slice(limit + 1))
-    except Exception as error:  # noqa: BLE001 - any type of the host's, whose __str__ may do anything
-        text = f"<{type(value).__name__}: no text, {type(error).__name__}>"
+    text = of_a_value(
+        lambda: str.__getitem__(value if isinstance(value, str) else _said(value), slice(limit + 1)),
+        lambda error: f"<{type(value).__name__}: no text, {type(error).__name__}>",
+    )
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= limit else text[:limit] + CUT
 

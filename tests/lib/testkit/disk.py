@@ -1,0 +1,133 @@
+"""A disk that fails, fills up, tears writes or dies at any call: the real file system behind the agent's port.
+
+A dead process touches nothing any more: from the call at which a `Disk` is killed on, every call raises `Killed`, so
+that no cleaning up of the code under test reaches the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from mailboat.agent.files import FileSystem, OsFileSystem
+
+WRITING = frozenset(
+    {
+        "make_folder",
+        "create",
+        "open",
+        "append",
+        "truncate",
+        "sync",
+        "sync_folder",
+        "allocate",
+        "map",
+        "lock",
+        "replace_content",
+        "rename",
+        "remove",
+        "remove_tree",
+    }
+)
+"""The calls that may fail when a disk does; `close` and the reading ones are left alone."""
+
+
+class Unsynced(OsFileSystem):
+    """The real files without waiting for the disk: for tests that do not ask what survives the machine."""
+
+    def sync(self, fd: int) -> None:
+        pass
+
+    def sync_folder(self, path: Path) -> None:
+        pass
+
+
+class Killed(BaseException):
+    """The process that made this call is no more."""
+
+
+def failure(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+Plan = Callable[[int, str], BaseException | None]
+"""Told the number of a call (from one) and its name, what it shall raise."""
+
+
+class Disk:
+    """The real files, with a plan of what goes wrong. `calls` are the names of the writing calls so far."""
+
+    def __init__(self, plan: Plan | None = None, *, tear: bool = True) -> None:
+        """With `tear`, an append that fails has written half of its bytes."""
+        self._real = OsFileSystem()
+        self._tear = tear
+        self._dead = False
+        self.plan: Plan = plan or _no_plan
+        self.calls: list[str] = []
+        self.descriptors: set[int] = set()
+
+    @property
+    def files(self) -> FileSystem:
+        """This disk as the agent sees it."""
+        return cast("FileSystem", self)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any method of the port
+        method = getattr(self._real, name)
+
+        def call(*args: Any) -> Any:  # noqa: ANN401 - as the method
+            return self._call(name, method, args)
+
+        return call
+
+    def _call(self, name: str, method: Callable[..., Any], args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - as the method
+        if self._dead:
+            raise Killed
+        if name in WRITING:
+            self.calls.append(name)
+            error = self.plan(len(self.calls), name)
+            if error is not None:
+                if name == "append" and self._tear:
+                    os.write(args[0], bytes(args[1])[: len(args[1]) // 2])
+                self._dead = isinstance(error, Killed)
+                raise error
+        result = method(*args)
+        if name in ("open", "create"):
+            self.descriptors.add(result)
+        if name == "close":
+            self.descriptors.discard(args[0])
+        return result
+
+    def bury(self) -> None:
+        """Close what a killed process had open, as the system does."""
+        for descriptor in self.descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self.descriptors.clear()
+
+
+def _no_plan(_number: int, _name: str) -> None:
+    return None
+
+
+def once(at: int, code: int = errno.EIO) -> Plan:
+    """The call number `at` fails, no other."""
+    return lambda number, _: failure(code) if number == at else None
+
+
+def from_then_on(at: int, code: int = errno.ENOSPC) -> Plan:
+    """Every call from number `at` on fails, but for what gives room back."""
+    return lambda number, name: failure(code) if number >= at and not name.startswith("remove") else None
+
+
+def killed_at(at: int) -> Plan:
+    """The process is killed at the call number `at`."""
+    return lambda number, _: Killed() if number == at else None
+
+
+def always(name: str, code: int = errno.EIO) -> Plan:
+    """Every call of one name fails."""
+    return lambda _, called: failure(code) if called == name else None
