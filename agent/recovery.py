@@ -163,6 +163,8 @@ class _Recovery:
         """The last segment, or one after it if it was sealed."""
         last = self._segments[-1]
         if last.ending is None:
+            if not last.writer.blocks and last.writer.description.index:
+                last.declare(self._schemas.values(), self._offset)  # the crash came between its preamble and these
             return last
         before = last.writer.description
         salt = crc32(before.index.to_bytes(4, "little"), before.salt)
