@@ -1,0 +1,144 @@
+"""Recording calls: whatever they are given, and from however many threads at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from mailboat.protocol.records import Kind
+from testkit.disk import Unsynced
+from testkit.recording import Rig, only, waiting
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path, files=Unsynced())
+
+
+class NoText:
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+
+class OddMap(dict[str, object]):
+    def items(self) -> object:  # type: ignore[override]
+        raise LookupError("no entries")
+
+
+def branching() -> list[object]:
+    """Holds itself three times, at any depth: gone through to the end it would be without end."""
+    made: list[object] = []
+    made.extend([made, made, made])
+    return made
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        NoText(),
+        OddMap(a=1),
+        2**70,
+        -(10**5000),
+        "\ud800",
+        {1, 2},
+        range(10**9),
+        branching(),
+        {(1, 2): {(3,): 4}},
+        {NoText(): 1},
+        memoryview(b"x"),
+        [[[[[object()]]]]],
+        float("nan"),
+        b"\xff" * 10,
+        "x" * 3_000_000,
+        [object()] * 100_000,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_value_is_its_record_and_those_beside_it_are_kept(rig: Rig, value: object) -> None:
+    rig.recorder.feature("before")
+    rig.recorder.feature("odd", value=value)
+    rig.recorder.value("number", value)  # type: ignore[arg-type] # that is the point
+    rig.recorder.event("level", level=value, message=value)  # type: ignore[arg-type] # that is the point
+    rig.recorder.set_installation("inst", {"value": value})
+    rig.recorder.feature("after")
+    assert rig.end()
+    story = only(waiting(rig.store))
+    assert story.names == ["before", "odd", "number", "level", "inst", "after"]
+    assert story.gaps == []
+    assert story.lost == {}
+
+
+def test_eight_threads_lose_and_double_nothing_and_each_keeps_its_order(rig: Rig) -> None:
+    def record(thread: int) -> None:
+        emit = rig.recorder.emitter("placed", ["thread", "number"])
+        for number in range(0, 5000, 2):
+            rig.recorder.feature("said", thread=thread, number=number)
+            emit(thread, number + 1)
+
+    threads = [threading.Thread(target=record, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        rig.step()
+    for thread in threads:
+        thread.join()
+    assert rig.recorder.recorded == 40_000
+    assert rig.end()
+    story = only(waiting(rig.store))
+    assert story.numbers == list(range(40_000))
+    for each in range(8):
+        own = [record.attributes["number"] for record in story.records if record.attributes["thread"] == each]
+        assert own == list(range(5000))
+
+
+def test_real_signals_that_record_while_their_thread_records(rig: Rig) -> None:
+    inner: list[str] = []
+
+    def handler(_signal: int, _frame: FrameType | None) -> None:
+        rig.recorder.feature(f"inner-{len(inner)}", text="x" * 300)
+        inner.append(f"inner-{len(inner)}")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+    try:
+        for number in range(30_000):
+            rig.recorder.feature(f"outer-{number}")
+            if not number % 500:
+                rig.step()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert inner
+    assert rig.end()
+    names = only(waiting(rig.store)).names
+    assert [name for name in names if name.startswith("outer")] == [f"outer-{number}" for number in range(30_000)]
+    assert [name for name in names if name.startswith("inner")] == inner
+
+
+def test_an_emitter_is_the_same_for_the_same_declaration_and_takes_its_fields_only(rig: Rig) -> None:
+    placed = rig.recorder.emitter("placed", ["user"])
+    assert rig.recorder.emitter("placed", ["user"]) is placed
+    assert rig.recorder.emitter("placed", ["user"], Kind.VALUE) is not placed
+    with pytest.raises(TypeError):
+        placed()
+    with pytest.raises(ValueError, match="none that can be recorded by position"):
+        rig.recorder.emitter("placed", ["user"], Kind.POSITIONAL)
+    with pytest.raises(ValueError, match="at most 64"):
+        rig.recorder.emitter("wide", [str(each) for each in range(65)])
+
+
+def test_nothing_is_recorded_after_the_end_and_nothing_raised(rig: Rig) -> None:
+    placed = rig.recorder.emitter("placed", ["user"])
+    rig.recorder.feature("in.time")
+    assert rig.end()
+    rig.recorder.feature("too.late", odd=object())
+    placed(1)
+    rig.recorder.stop()
+    assert rig.recorder.turn()
+    assert only(waiting(rig.store)).names == ["in.time"]
+    assert rig.recorder.recorded == 1
