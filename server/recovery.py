@@ -1,4 +1,4 @@
-"""What a starting server does about uploads that its predecessor left unfinished; why is told in `uploads`."""
+"""What a starting server does about uploads that its predecessor left unfinished; why is told in `dealings`."""
 
 from __future__ import annotations
 
