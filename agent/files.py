@@ -7,6 +7,7 @@ from the store's own thread (or, where noted, under a recorder's lock), never fr
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import shutil
@@ -16,8 +17,12 @@ from typing import Final, Protocol
 
 import portalocker
 
+from mailboat.agent.descriptors import DESCRIPTORS
+
 FOLDER_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
+TEMPORARY: Final = ".tmp"
+"""How the name of a file ends that is to take the place of another one."""
 
 
 class FileSystem(Protocol):
@@ -78,7 +83,7 @@ class FileSystem(Protocol):
         """The names in a folder, sorted; none if it does not exist."""
 
     def rename(self, source: Path, target: Path) -> None:
-        """Move a file or folder within the store."""
+        """Move a file or folder within the store; a file takes the place of one that has the name already."""
 
     def remove(self, path: Path) -> None:
         """Delete a file; fine if it does not exist."""
@@ -99,15 +104,16 @@ class OsFileSystem:
 
     def create(self, path: Path) -> int:
         """See `FileSystem`."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _NO_FOLLOW, FILE_MODE)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _NO_FOLLOW
+        return DESCRIPTORS.opened(lambda: os.open(path, flags, FILE_MODE))
 
     def open(self, path: Path) -> int:
         """See `FileSystem`."""
-        return os.open(path, os.O_RDWR | _BINARY | _NO_FOLLOW)
+        return DESCRIPTORS.opened(lambda: os.open(path, os.O_RDWR | _BINARY | _NO_FOLLOW))
 
     def close(self, fd: int) -> None:
         """See `FileSystem`."""
-        os.close(fd)
+        DESCRIPTORS.close(fd)
 
     def append(self, fd: int, data: bytes | memoryview) -> None:
         """See `FileSystem`."""
@@ -140,11 +146,19 @@ class OsFileSystem:
 
     def allocate(self, fd: int, offset: int, length: int) -> None:
         """See `FileSystem`."""
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, offset, length)
-            return
-        os.lseek(fd, offset, os.SEEK_SET)
-        self.append(fd, bytes(length))
+        try:
+            _fallocate(fd, offset, length)
+        except OSError as error:
+            if error.errno not in _NOT_OFFERED:
+                raise
+            self._write_zeros(fd, offset + length - self.seek_end(fd))
+
+    def _write_zeros(self, fd: int, length: int) -> None:
+        """Extend the file: what it holds has blocks already, and must stay as it is."""
+        while length > 0:
+            zeros = bytes(min(length, _ZEROS))
+            self.append(fd, zeros)
+            length -= len(zeros)
 
     def map(self, fd: int, offset: int, length: int) -> mmap.mmap:
         """See `FileSystem`."""
@@ -177,15 +191,20 @@ class OsFileSystem:
 
     def replace_content(self, path: Path, content: bytes) -> None:
         """See `FileSystem`."""
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
         self.remove(temporary)
-        fd = self.create(temporary)
         try:
-            self.append(fd, content)
-            self.sync(fd)
-        finally:
-            os.close(fd)
-        temporary.replace(path)
+            fd = self.create(temporary)
+            try:
+                self.append(fd, content)
+                self.sync(fd)
+            finally:
+                self.close(fd)
+            self.rename(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # the next attempt of this process removes it
+                self.remove(temporary)
+            raise
         self.sync_folder(path.parent)
 
     def size(self, path: Path) -> int:
@@ -201,7 +220,7 @@ class OsFileSystem:
 
     def rename(self, source: Path, target: Path) -> None:
         """See `FileSystem`."""
-        source.rename(target)
+        source.replace(target)
 
     def remove(self, path: Path) -> None:
         """See `FileSystem`."""
@@ -221,3 +240,13 @@ class OsFileSystem:
 _BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _fdatasync = getattr(os, "fdatasync", os.fsync)
+
+
+def _no_fallocate(_fd: int, _offset: int, _length: int) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+_fallocate = getattr(os, "posix_fallocate", _no_fallocate)
+_NOT_OFFERED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
+"""How a system says that it cannot give a file blocks without writing to it."""
+_ZEROS: Final = 256 * 1024

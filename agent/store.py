@@ -234,10 +234,6 @@ class Store:
                 finally:
                     self.files.close(fd)
 
-    def forget_after_fork(self) -> None:
-        """In a forked child: let go of the sender's place, or it would stay taken for as long as the child lives."""
-        self.cease_sending()
-
     # -- waiting -------------------------------------------------------------------------------------------------
 
     def look(self) -> Found:

@@ -149,13 +149,9 @@ class Writer:
         return self._ask(_Request(durable=True, seal=reason))
 
     def forget_after_fork(self) -> None:
-        """In a forked child: let go of the lock, or the parent's session would look alive for as long as the child
-        is.
-        """
+        """In a forked child: the session is the parent's, and its files are no longer open here (see `descriptors`)."""
         self._gone = True
-        session, self._segments.session = self._segments.session, None
-        if session is not None:
-            self._store.files.close(session.lock_fd)
+        self._segments.session = None
 
     def _ask(self, request: _Request) -> Future[bool]:
         self._inbox.put(request)

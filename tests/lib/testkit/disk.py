@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mailboat.agent.files import FileSystem, OsFileSystem
+from testkit.power import PowerDisk
 
 WRITING = frozenset(
     {
@@ -35,6 +36,12 @@ WRITING = frozenset(
 )
 """The calls that may fail when a disk does; `close` and the reading ones are left alone."""
 
+EVERY = WRITING | {"read", "read_range", "size", "names", "same_file", "seek_end", "free_bytes"}
+"""Those that may fail when a host has no descriptors left, or a disk cannot even be read."""
+
+SHORT = 0
+"""In place of an error's code: an append that took half of its bytes, and said so; no other call fails so."""
+
 
 class Unsynced(OsFileSystem):
     """The real files without waiting for the disk: for tests that do not ask what survives the machine."""
@@ -51,7 +58,7 @@ class Killed(BaseException):
 
 
 def failure(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
+    return OSError(code, os.strerror(code)) if code != SHORT else OSError("short write")
 
 
 Plan = Callable[[int, str], BaseException | None]
@@ -61,10 +68,20 @@ Plan = Callable[[int, str], BaseException | None]
 class Disk:
     """The real files, with a plan of what goes wrong. `calls` are the names of the writing calls so far."""
 
-    def __init__(self, plan: Plan | None = None, *, tear: bool = True) -> None:
-        """With `tear`, an append that fails has written half of its bytes."""
-        self._real = OsFileSystem()
+    def __init__(
+        self,
+        plan: Plan | None = None,
+        *,
+        tear: bool = True,
+        real: OsFileSystem | None = None,
+        failing: frozenset[str] = WRITING,
+    ) -> None:
+        """With `tear`, an append that fails has written half of its bytes. `real` are the files behind, `failing` the
+        calls that are numbered and may fail.
+        """
+        self._real = real or OsFileSystem()
         self._tear = tear
+        self._failing = failing
         self._dead = False
         self.plan: Plan = plan or _no_plan
         self.calls: list[str] = []
@@ -86,14 +103,19 @@ class Disk:
     def _call(self, name: str, method: Callable[..., Any], args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - as the method
         if self._dead:
             raise Killed
-        if name in WRITING:
+        if name in self._failing:
             self.calls.append(name)
             error = self.plan(len(self.calls), name)
             if error is not None:
                 if name == "append" and self._tear:
                     os.write(args[0], bytes(args[1])[: len(args[1]) // 2])
+                if name == "sync" and isinstance(self._real, PowerDisk):
+                    self._real.fail_to_sync(args[0])
                 self._dead = isinstance(error, Killed)
                 raise error
+        if name == "replace_content":  # made of several calls, in the midst of which it fails, too
+            OsFileSystem.replace_content(cast("OsFileSystem", self), *args)
+            return None
         result = method(*args)
         if name in ("open", "create"):
             self.descriptors.add(result)
@@ -105,7 +127,7 @@ class Disk:
         """Close what a killed process had open, as the system does."""
         for descriptor in self.descriptors:
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                self._real.close(descriptor)
         self.descriptors.clear()
 
 
@@ -115,12 +137,16 @@ def _no_plan(_number: int, _name: str) -> None:
 
 def once(at: int, code: int = errno.EIO) -> Plan:
     """The call number `at` fails, no other."""
-    return lambda number, _: failure(code) if number == at else None
+    return lambda number, name: failure(code) if number == at and _may_fail(name, code) else None
 
 
 def from_then_on(at: int, code: int = errno.ENOSPC) -> Plan:
     """Every call from number `at` on fails, but for what gives room back."""
-    return lambda number, name: failure(code) if number >= at and not name.startswith("remove") else None
+    return lambda number, name: failure(code) if number >= at and _may_fail(name, code, back=False) else None
+
+
+def _may_fail(name: str, code: int, *, back: bool = True) -> bool:
+    return name == "append" if code == SHORT else back or not name.startswith("remove")
 
 
 def killed_at(at: int) -> Plan:
