@@ -115,7 +115,8 @@ class Surroundings:
         self.write, self.tell = CellType(_refuse), CellType(int)
         self.words, self.end = CellType(None), CellType(0)
         self._pack, self._spare = CellType(pack if steps else spare), CellType(spare)
-        self._acquire, self._release = CellType(lock.acquire), CellType(lock.release)
+        self._acquire, self._release = CellType(), CellType()
+        self.lock(lock)
         self._others = {
             "clock": CellType(clock),
             "commit": CellType(self.commit),
@@ -161,6 +162,10 @@ class Surroundings:
         place, position = self.words.cell_contents, self.tell.cell_contents()
         if place is self.words.cell_contents and position > self.end.cell_contents:
             place[4] = self.end.cell_contents = position
+
+    def lock(self, lock: threading.RLock) -> None:
+        """Take this lock from now on, where there is one."""
+        self._acquire.cell_contents, self._release.cell_contents = lock.acquire, lock.release
 
     def unlock(self) -> None:
         """In a forked child, whose lock may be held for ever by a thread that is no more: do without."""

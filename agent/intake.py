@@ -45,7 +45,7 @@ class Lost(Enum):
     UNPACKABLE = "unpackable"
     """Its values could not be turned into text either."""
     FORKED = "forked"
-    """It was made in a forked child, which has no session of its own."""
+    """It was made in a forked child, which has no session of its own (yet)."""
     INTERNAL = "internal"
     """A fault of mailboat's own, which must not become the host's."""
 
@@ -85,6 +85,7 @@ class Intake:
         self.schemas: list[Schema] = []
         self._on_full = on_full
         self._forked = False
+        self._revive: Callable[[], None] | None = None
         self._total = [0] * len(COUNTERS)
         self._tallied = [0] * len(COUNTERS)
         self._turns = 0
@@ -253,10 +254,10 @@ class Intake:
             counted.cell_contents += 1  # a ValueError from outside: the record was written, and counted
             self._around.commit()
             raise error
-        if self._forked:
-            self._lose(Lost.FORKED)
-            return
         try:
+            if self._forked and not self._revived():
+                self._lose(Lost.FORKED)
+                return
             if len(packed) > MAX_RECORD:
                 packed = pack_any(fields)
                 self._around.repack(_packer())  # the one that packed it has grown with it
@@ -348,6 +349,7 @@ class Intake:
         """Take no more records; the last half is handed over."""
         try:
             with self.lock:
+                self._revive = None
                 while self.recording:
                     step = self._turns
                     turn, around = _Turn(self.journal.active, None, self._tally()), self._around
@@ -364,15 +366,55 @@ class Intake:
                 raise
             self.faults += 1
 
-    def forget_after_fork(self) -> None:
-        """In a forked child: never touch the parent's mapping again. Called before any other code of the child runs."""
-        self._forked, self.recording = True, False
+    # -- after a fork --------------------------------------------------------------------------------------------
+
+    def forget_after_fork(self, revive: Callable[[], None] | None = None) -> None:
+        """In a forked child: never touch the parent's mapping again. Called before any other code of the child runs.
+
+        `revive` is for the first record made here: called under the lock, it is to call `begin_anew`. What is recorded
+        until then, from within it, is lost and counted.
+        """
+        self._forked, self.recording, self._revive = True, False, revive
         self._around.unbind()
         self._around.unlock()
         self.lock = threading.RLock()
         self._turns += 1
         self._unfinished = ()
+        self._total, self._tallied, self.lost = [0] * len(COUNTERS), self._tally(), Counter()
         self.journal.forget()
+
+    def revive(self) -> bool:
+        """In a forked child: have it record for itself, as its first record does; whether it does now."""
+        return not self._forked or self._revived()
+
+    def _revived(self) -> bool:
+        with self.lock:
+            revive, self._revive = self._revive, None
+            if self._forked and revive is not None:
+                try:
+                    revive()
+                except BaseException as fault:
+                    self._revive = revive
+                    if from_outside(fault):
+                        raise
+                    self.faults += 1
+            return not self._forked
+
+    def begin_anew(self, journal: Journal, *, on_full: Callable[[Half], None]) -> None:
+        """In a forked child, under the lock: record into `journal` from now on, with every call made before the fork.
+
+        What the application has declared is said again.
+        """
+        self.journal, self._on_full = journal, on_full
+        self._freed = threading.Lock()
+        self._freed.acquire()
+        self._paced = False
+        for reason, place in LOST_PLACES.items():
+            if self.lost[reason.value]:
+                journal.count_lost(place, self.lost[reason.value])
+        self._around.lock(self.lock)
+        self._forked, self.recording = False, True
+        self._around.bind(journal.active)
 
 
 def _packer() -> Pack:

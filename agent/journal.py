@@ -6,7 +6,8 @@ the pages from then on: the death of the process, ``kill -9`` included, loses no
 Layout (native byte order; a journal never leaves its machine)::
 
     head    magic:8s version:u32 half_size:u32 boot_id:64s, at byte 128 what was lost (4 * u64, see `recorder.Lost`),
-            at byte 512 64 descriptors of 512 bytes; 64 KiB in all
+            at byte 160 whether the process was leaving in order (u8), at byte 512 64 descriptors of 512 bytes; 64 KiB
+            in all
     half    records packed one after the other, from the half's offset in the file on
 
     descriptor   generation:u64 first:u64 offset:u64 size:u64 end:u64, and one checkpoint each at the bytes 64 and 192
@@ -54,6 +55,7 @@ HEAD_SIZE: Final = 64 * 1024
 _HEAD: Final = struct.Struct("=8sII64s")
 _LOST_AT: Final = 128
 _LOST: Final = struct.Struct("=4Q")
+_LEAVING_AT: Final = _LOST_AT + _LOST.size
 _DESCRIPTOR_AT: Final = 512
 _DESCRIPTOR_SIZE: Final = 512
 _MAX_HALVES: Final = 64
@@ -194,9 +196,9 @@ def _descriptor(index: int) -> int:
 class Journal:
     """The halves of one session.
 
-    Not synchronised: `reserve`, `give_back`, `settle`, `attach`, `surplus` and `count_lost` are called under the
-    recorder's lock, `release`, `checkpoint` and `sync` by the writer's thread alone; what that thread gives back goes
-    through a deque, whose ends are atomic. `active` is set by the recorder, together with its calls.
+    Not synchronised: `reserve`, `give_back`, `settle`, `attach`, `surplus`, `count_lost` and `note_leaving` are called
+    under the recorder's lock, `release`, `checkpoint` and `sync` by the writer's thread alone; what that thread gives
+    back goes through a deque, whose ends are atomic. `active` is set by the recorder, together with its calls.
     """
 
     def __init__(self, files: FileSystem, fd: int | None, size: int, boot_id: str) -> None:
@@ -246,10 +248,10 @@ class Journal:
         """
         self._files.allocate(fd, 0, HEAD_SIZE)
         head = self._files.map(fd, 0, HEAD_SIZE)
-        lost = self._head[_LOST_AT : _LOST_AT + _LOST.size]
+        kept = self._head[_LOST_AT : _LEAVING_AT + 1]
         self._head, self.fd = head, fd
         self._begin_head()
-        head[_LOST_AT : _LOST_AT + _LOST.size] = lost
+        head[_LOST_AT : _LEAVING_AT + 1] = kept
 
     def _begin_head(self) -> None:
         _HEAD.pack_into(self._head, 0, MAGIC, VERSION, self.half_size, self._boot)
@@ -379,6 +381,10 @@ class Journal:
         count = int.from_bytes(self._head[at : at + 8], _NATIVE) + records
         self._head[at : at + 8] = count.to_bytes(8, _NATIVE)
 
+    def note_leaving(self) -> None:
+        """Remember that the process is about to end in order, though nobody has stopped the session: no crash then."""
+        self._head[_LEAVING_AT] = 1
+
     # -- by the writer's thread ----------------------------------------------------------------------------------
 
     def release(self, half: Half) -> None:
@@ -440,11 +446,12 @@ class Left:
 @dataclass(frozen=True, slots=True)
 class LeftBehind:
     """What a dead process's journal holds: `halves` in the order in which they were filled, and how many records were
-    `lost` by place (see `recorder.Lost`).
+    `lost` by place (see `recorder.Lost`). `in_order`: it was `Journal.note_leaving` that came last.
     """
 
     halves: tuple[Left, ...] = ()
     lost: tuple[int, ...] = ()
+    in_order: bool = False
 
 
 def left_behind(content: bytes, *, same_boot: Callable[[str], bool]) -> LeftBehind:
@@ -463,7 +470,7 @@ def left_behind(content: bytes, *, same_boot: Callable[[str], bool]) -> LeftBehi
     running_on = same_boot(boot.rstrip(b"\0").decode(errors="replace"))
     found = (_left(content, index, running_on=running_on) for index in range(_MAX_HALVES))
     halves = sorted((left for left in found if left is not None), key=lambda left: left.generation)
-    return LeftBehind(tuple(halves), _LOST.unpack_from(content, _LOST_AT))
+    return LeftBehind(tuple(halves), _LOST.unpack_from(content, _LOST_AT), in_order=bool(content[_LEAVING_AT]))
 
 
 def _left(content: bytes, index: int, *, running_on: bool) -> Left | None:

@@ -150,6 +150,18 @@ class Recorder(Intake):
         if self._schema.count == said and self.recording:
             self._unsaid.append(schema)
 
+    def begin_anew(
+        self, journal: Journal, *, on_full: Callable[[Half], None], on_urgent: Callable[[], None] | None = None
+    ) -> None:
+        """See `Intake`. `on_urgent` takes the place of the one before."""
+        super().begin_anew(journal, on_full=on_full)
+        self._on_urgent = on_urgent if on_urgent is not None else self._on_urgent
+        self._unsaid.clear()
+        for schema in self.schemas:
+            self._declare(schema)
+        if self.installation is not None:
+            self._installation(self.installation["id"], self.installation["properties"])
+
     def _catch_up(self) -> None:
         super()._catch_up()
         unsaid, self._unsaid = self._unsaid, []
