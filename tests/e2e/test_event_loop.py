@@ -39,19 +39,19 @@ async def test_the_guard_sees_what_blocks() -> None:
             boot_id()
 
 
-async def life(agent: Agent) -> None:
-    """Everything an application does with an agent."""
+async def life(agent: Agent, seconds: float = 30.0) -> None:
+    """Everything an application does with an agent, with so much time for each thing that needs the server."""
     async with agent:
         record_one_of_each(agent)
         await agent.flush()
-        await agent.force_sync(timeout=0.5)
+        await agent.force_sync(timeout=seconds)
         fill(agent, 400_000, 1)
         await agent.flush(durable=True)
-        await agent.force_sync()
+        await agent.force_sync(timeout=seconds)
         agent.pause()
         agent.resume()
         assert agent.status.recorded > 20
-        await agent.stop(timeout=0.5)
+        await agent.stop(timeout=seconds)
 
 
 def record_one_of_each(agent: Agent) -> None:
@@ -65,11 +65,6 @@ def record_one_of_each(agent: Agent) -> None:
         agent.exception(context="while importing")
     agent.set_installation("inst-42", plan="pro")
     agent.emitter("order.placed", "user_id", "price")(7, 9.5)
-
-
-@pytest.fixture(autouse=True)
-def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailboat.agent.http.SILENCE_TIMEOUT", 0.3)
 
 
 @pytest.mark.parametrize("automatic", [True, False])
@@ -92,11 +87,12 @@ async def test_a_full_life_with_crashed_sessions_to_recover(
     "answer", [silence, saying(http(500)), saying(http(401)), saying(b"<html>")], ids=["hangs", "500", "401", "no HTTP"]
 )
 async def test_a_full_life_with_a_server_that_fails(
-    make_agent: AgentMaker, answer: object, caplog: pytest.LogCaptureFixture
+    make_agent: AgentMaker, answer: object, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mailboat.agent.http.SILENCE_TIMEOUT", 0.3)
     await left_behind(make_agent, 300_000, 1)
     async with strange(answer) as bad, unblocked():  # type: ignore[arg-type] # of a parametrised value
-        await life(make_agent(server=bad.url, synchronize_automatically=True, startup_delay=0.0))
+        await life(make_agent(server=bad.url, synchronize_automatically=True, startup_delay=0.0), seconds=0.5)
     assert "BlockingError" not in caplog.text
 
 

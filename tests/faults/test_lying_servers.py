@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from mailboat.agent import SessionState
 from mailboat.protocol.negotiation import Decision, SegmentDecision, Verdict
 from mailboat.protocol.summary import SegmentState, Summary
@@ -106,11 +104,6 @@ LIES: dict[str, Callable[[], Liar]] = {
     "answers uploads without end": lambda: Liar(send(), http(204, b"x" * 1000, Content_Length=str(2**40))),
     "complete, and wants it": lambda: Liar(send(10, complete=True)),
 }
-
-
-@pytest.fixture(autouse=True)
-def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailboat.agent.http.SILENCE_TIMEOUT", 0.3)
 
 
 async def all_at_once(check: Callable[[str], Awaitable[None]]) -> None:
