@@ -25,16 +25,16 @@ from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.host import boot_id
 from mailboat.agent.http import Http
 from mailboat.agent.quota import Quota
-from mailboat.agent.recovery import recover
+from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport, one_line
 from mailboat.agent.rounds import Live, Sources
 from mailboat.agent.scrub import Scrubber
 from mailboat.agent.scrubbed import Recording, ScrubbedRecorder
 from mailboat.agent.session import Opened, Session, open_session
-from mailboat.agent.store import LIVE, SessionFolder, Store
+from mailboat.agent.store import SessionFolder, Store
 from mailboat.agent.synchronizer import Synchronizer
 from mailboat.agent.timing import Timing
-from mailboat.protocol.errors import ConfigError, SegmentError
+from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.records import Kind, Level
 from mailboat.protocol.segment import SealReason
 
@@ -456,15 +456,11 @@ def _recover_next(store: Store, crashed: Iterator[SessionFolder], failures: list
     session = next(crashed, None)
     if session is None:
         return False
-    try:
-        recover(store, session, boot_id())
-    except SegmentError as error:
-        log.warning("crashed session %s is put aside: %s", session.path.name, error)
-        store.quarantine(session.path.name, str(error), source=LIVE)
-    except OSError as error:
+    error = bring_to_rest(store, session, boot_id())
+    if isinstance(error, OSError):
         failures.append(error)
-    finally:
-        store.files.close(session.lock_fd)
+    elif error is not None:
+        log.warning("crashed session %s is put aside: %s", session.path.name, error)
     return True
 
 

@@ -29,7 +29,7 @@ from mailboat.agent.host import is_same_boot
 from mailboat.agent.intake import Lost
 from mailboat.agent.journal import Left, LeftBehind, left_behind
 from mailboat.agent.segment_file import SegmentFile, segment_paths, set_aside
-from mailboat.agent.store import JOURNAL, SessionFolder, Store, read_preamble
+from mailboat.agent.store import JOURNAL, LIVE, SessionFolder, Store, read_preamble
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records, unpack, whole_records
 from mailboat.protocol.records import (
@@ -73,6 +73,24 @@ def recover(store: Store, session: SessionFolder, boot_id: str, *, level: int = 
     finally:
         work.close()
     return store.retire_folder(session.path)
+
+
+def bring_to_rest(store: Store, session: SessionFolder, boot_id: str) -> SegmentError | OSError | None:
+    """`recover` one crashed session and let go of its lock, so that one which cannot be recovered stops no other.
+
+    Returns why it could not be: `SegmentError` when it cannot be read, and was put aside; `OSError` when the disk
+    refuses, and it stays. Raises `OSError` when it cannot be put aside either.
+    """
+    try:
+        recover(store, session, boot_id)
+    except SegmentError as error:
+        store.quarantine(session.path.name, str(error), source=LIVE)
+        return error
+    except OSError as error:
+        return error
+    finally:
+        store.files.close(session.lock_fd)
+    return None
 
 
 def _journal(files: FileSystem, path: Path, boot_id: str) -> LeftBehind:

@@ -17,12 +17,11 @@ from mailboat.agent.config import AgentConfig
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.host import agent_version, boot_id
 from mailboat.agent.http import Http
-from mailboat.agent.recovery import recover
+from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.report import SyncProgress, SyncReport
 from mailboat.agent.rounds import Live, Sources
-from mailboat.agent.store import LIVE, Store
+from mailboat.agent.store import Store
 from mailboat.agent.synchronizer import Synchronizer
-from mailboat.protocol import SegmentError
 
 Progress = Callable[[SyncProgress], None]
 AGENT = f"mailboat-cli/{agent_version()}"
@@ -60,15 +59,11 @@ def recover_crashed(store: Store) -> list[str]:
     troubles = []
     store.sweep()
     for session in store.crashed():
-        try:
-            recover(store, session, boot_id())
-        except SegmentError as error:
-            store.quarantine(session.path.name, str(error), source=LIVE)
-            troubles.append(f"session {session.path.name} cannot be read, it is put aside: {error}")
-        except OSError as error:
+        error = bring_to_rest(store, session, boot_id())
+        if isinstance(error, OSError):
             troubles.append(f"session {session.path.name} cannot be recovered: {error}")
-        finally:
-            store.files.close(session.lock_fd)
+        elif error is not None:
+            troubles.append(f"session {session.path.name} cannot be read, it is put aside: {error}")
     return troubles
 
 
