@@ -34,6 +34,7 @@ from mailboat.agent.session import Opened, Session, open_session
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.agent.synchronizer import Synchronizer
 from mailboat.agent.timing import Timing
+from mailboat.agent.tus_sink import connect
 from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.records import Kind, Level
 from mailboat.protocol.segment import SealReason
@@ -130,7 +131,7 @@ class Agent:
     def _deliver(self, store: Store, disk: ThreadPoolExecutor) -> None:
         config, agent = self.config, str(self._session.preamble.info["agent"]) if self._session is not None else ""
         if config.server is not None:
-            self._http = Http(config.server, config.api_key, agent, config.ssl)
+            self._http, sink = connect(config, agent, self._clocks, self._files, disk)
             sources = Sources(store, self._live, disk, self._running, self._take_up)
             self._sync = Synchronizer(
                 self._http,
@@ -140,6 +141,7 @@ class Agent:
                 concurrency=config.upload_concurrency,
                 interval=config.sync_interval,
                 purge=config.purge_sent,
+                sink=sink,
             )
             self._backlog = self._sync.backlog
         self._recovered = asyncio.create_task(self._recover(), name="mailboat-recovery")

@@ -22,6 +22,9 @@ from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.limits import MAX_JOURNAL, MAX_SEGMENT, MIB, MIN_JOURNAL
 from mailboat.protocol.uploads.replies import resolve
 
+TUS_SCHEME: Final = "tus+"
+"""What stands before the URL of a plain tus server."""
+
 _ENVIRONMENT: Final = "MAILBOAT_"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 _NOT_FROM_TEXT: Final = frozenset({"properties", "scrub", "ssl"})
@@ -35,7 +38,7 @@ class AgentConfig:
     """
 
     server: str | None = None
-    """URL of the server; None: record only."""
+    """URL of the server; ``tus+https://...`` where uploads are made on a plain tus server; None: record only."""
     api_key: str = ""
     """The product's key, as the server made it."""
     product: str = ""
@@ -167,7 +170,7 @@ def _check_bound(name: str, value: object, low: float, high: float | None, unit:
 
 def _check_server(server: object) -> None:
     try:
-        parts = urlsplit(str(URL(server))) if isinstance(server, str) else None
+        parts = urlsplit(str(URL(server.removeprefix(TUS_SCHEME)))) if isinstance(server, str) else None
         usable = parts is not None and resolve(parts.geturl(), parts.geturl() + "/") is not None
     except ValueError:  # a port that is no number, half an address
         parts, usable = None, False

@@ -26,6 +26,7 @@ from mailboat.agent.planner import Entry, Fate, Idle, Negotiate, Planner, Send, 
 from mailboat.agent.report import SessionOutcome, one_line
 from mailboat.agent.segment_file import segment_name
 from mailboat.agent.store import Store
+from mailboat.agent.tus_sink import TusSink
 from mailboat.agent.uploader import Broken, Uploader
 from mailboat.agent.window import Window, outcome_of
 from mailboat.protocol.negotiation import Policy
@@ -97,7 +98,10 @@ class Sources:
 
 @dataclass(slots=True)
 class Rounds:
-    """The rounds of one store and one server; there is one at a time. `reached` is called at each proper answer."""
+    """The rounds of one store and one server; there is one at a time. `reached` is called at each proper answer.
+
+    `sink` takes the place of negotiation and uploads where the server is none of ours.
+    """
 
     http: Http
     sources: Sources
@@ -106,6 +110,7 @@ class Rounds:
     concurrency: int
     purge: bool
     reached: Callable[[], None]
+    sink: TusSink | None = None
     planner: Planner = field(default_factory=Planner)
     outcomes: dict[str, SessionOutcome] = field(default_factory=dict)
     ended: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -221,7 +226,10 @@ class Rounds:
                     await self._landed.wait()
 
     async def _negotiate(self, task: Negotiate, window: Window) -> None:
-        outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, self.backlog.ledger)
+        if self.sink is not None:
+            outcome = await self.sink.negotiate(task.offers, self._folders)
+        else:
+            outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, self.backlog.ledger)
         match outcome:
             case Replied(reply):
                 self.reached()
@@ -252,7 +260,7 @@ class Rounds:
             self.planner.progressed(task, held)
             window.tell(self.planner)
 
-        outcome = await self._uploader.send(task, path, progress)
+        outcome = await (self.sink or self._uploader).send(task, path, progress)
         match outcome:
             case Broken(after, reason):
                 raise LinkDown(Retry(after, reason))

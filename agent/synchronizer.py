@@ -18,6 +18,7 @@ from mailboat.agent.connectivity import Connectivity
 from mailboat.agent.http import Http
 from mailboat.agent.report import SessionOutcome, SyncProgress, SyncReport, one_line
 from mailboat.agent.rounds import LinkDown, Live, Rounds, Sources
+from mailboat.agent.tus_sink import TusSink
 from mailboat.agent.window import Window
 from mailboat.protocol.limits import BACKOFF_FIRST
 from mailboat.protocol.uploads.outcomes import Retry, Unauthorised
@@ -47,10 +48,13 @@ class Synchronizer:
         concurrency: int,
         interval: float,
         purge: bool,
+        sink: TusSink | None = None,
     ) -> None:
-        """`agent` names this agent to the server; `interval` is seconds between rounds while something waits."""
+        """`agent` names this agent to the server; `interval`: seconds between rounds while something waits; `sink`: as
+        `Rounds` has it.
+        """
         self._clocks, self._interval = clocks, interval
-        self._rounds = Rounds(http, sources, clocks, agent, concurrency, purge, self._reached)
+        self._rounds = Rounds(http, sources, clocks, agent, concurrency, purge, self._reached, sink)
         self._wanted = asyncio.Event()
         self._one_round = asyncio.Lock()
         self._automatic: asyncio.Task[None] | None = None

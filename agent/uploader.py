@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import aiofiles
 from aiofiles.threadpool.binary import AsyncBufferedReader
@@ -25,7 +25,7 @@ from mailboat.agent.planner import Send
 from mailboat.protocol.limits import KIB, UPLOAD_READ, UPLOAD_WRITE
 from mailboat.protocol.negotiation import SERVER_HEADER
 from mailboat.protocol.uploads.client import UploadClient
-from mailboat.protocol.uploads.outcomes import Advanced, NotOurs, Outcome, OutOfSync, Refused, Retry
+from mailboat.protocol.uploads.outcomes import Advanced, Created, NotOurs, Outcome, OutOfSync, Refused, Retry
 from mailboat.protocol.uploads.rufh_client import RufhDialect
 from mailboat.protocol.uploads.tasks import Done, Failed, Source, Wait
 from mailboat.protocol.uploads.values import Append, Cancel, Create, Query
@@ -39,6 +39,18 @@ own, must not make an upload look gone, a key look wrong or a session look poiso
 
 Progress = Callable[[int, int], None]
 """Told how many bytes of the body have been handed to the connection, and how many the server is known to hold."""
+
+Made = Callable[[str], Awaitable[None]]
+
+
+class Mark(NamedTuple):
+    """By which header, in lower case, the answers of a server are told from those of portals and proxies."""
+
+    header: str
+    server: str
+
+
+MAILBOAT: Final = Mark(SERVER_HEADER.lower(), "mailboat server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,8 @@ class _Upload:
     client: UploadClient
     file: AsyncBufferedReader
     progress: Progress
+    mark: Mark
+    made: Made | None
     turn: int = 0
     unreadable: Refused | Retry | None = None
 
@@ -85,9 +99,17 @@ class Uploader:
         client = UploadClient(
             RufhDialect(), source, target=target, resource=resource, acknowledged=min(task.offset, source.length)
         )
+        return await self.deliver(client, path, progress)
+
+    async def deliver(
+        self, client: UploadClient, path: Path, progress: Progress, mark: Mark = MAILBOAT, made: Made | None = None
+    ) -> Outcome | Broken:
+        """`send` for a client of the caller's own: every answer of its server bears `mark`; `made` is told
+        the URL of an upload that it had to make, before the first byte goes there.
+        """
         try:
             async with _opened(path, self._executor) as file:
-                return await self._drive(_Upload(client, file, progress))
+                return await self._drive(_Upload(client, file, progress, mark, made))
         except OSError as error:
             return Retry(0.0, f"the segment {path.name} cannot be read: {error}")
 
@@ -106,6 +128,8 @@ class Uploader:
                 case Wait(until):
                     return Advanced(client.offset) if until is None else Retry(until - self._clocks.now(), "paused")
             outcome = await self._carry_out(upload, step)
+            if isinstance(outcome, Created) and upload.made is not None:
+                await upload.made(outcome.resource)
             if upload.unreadable is not None:
                 return upload.unreadable
             if isinstance(outcome, NotOurs) or (isinstance(outcome, Retry | Broken) and outcome.after > 0):
@@ -129,9 +153,9 @@ class Uploader:
         except TRANSPORT_FAILURES as error:
             broken = client.broken(now=self._clocks.now(), entropy=self._clocks.chance())
             return Broken(broken.after, told(error)) if isinstance(broken, Retry) else broken
-        if SERVER_HEADER.lower() not in answer.headers and answer.status in STRANGERS:
+        if upload.mark.header not in answer.headers and answer.status in STRANGERS:
             client.broken(now=self._clocks.now(), entropy=self._clocks.chance())
-            return NotOurs(answer.status, f"what answers with status {answer.status} is no mailboat server")
+            return NotOurs(answer.status, f"what answers with status {answer.status} is no {upload.mark.server}")
         now, wall = self._clocks.now(), self._clocks.wall() / 1e9
         outcome = client.responded(
             answer.status, answer.headers, answer.body, now=now, wall=wall, entropy=self._clocks.chance()

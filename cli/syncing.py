@@ -16,12 +16,12 @@ from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.host import agent_version, boot_id
-from mailboat.agent.http import Http
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.report import SyncProgress, SyncReport
 from mailboat.agent.rounds import Live, Sources
 from mailboat.agent.store import Store
 from mailboat.agent.synchronizer import Synchronizer
+from mailboat.agent.tus_sink import connect
 
 Progress = Callable[[SyncProgress], None]
 AGENT = f"mailboat-cli/{agent_version()}"
@@ -70,9 +70,9 @@ def recover_crashed(store: Store) -> list[str]:
 async def _deliver(
     config: AgentConfig, store: Store, clocks: Clocks, seconds: float | None, progress: Progress
 ) -> SyncReport:
-    http = Http(config.server or "", config.api_key, AGENT, config.ssl)
-    try:
-        with _one_thread() as disk:
+    with _one_thread() as disk:
+        http, sink = connect(config, AGENT, clocks, store.files, disk)
+        try:
             sources = Sources(store, live=_no_session, disk=disk)
             synchronizer = Synchronizer(
                 http,
@@ -82,13 +82,14 @@ async def _deliver(
                 concurrency=config.upload_concurrency,
                 interval=config.sync_interval,
                 purge=config.purge_sent,
+                sink=sink,
             )
             report = await synchronizer.window(seconds, progress)
             await synchronizer.finish()
-        store.cease_sending()
-        return report
-    finally:
-        await http.close()
+        finally:
+            await http.close()
+    store.cease_sending()
+    return report
 
 
 async def _no_session() -> Live | None:

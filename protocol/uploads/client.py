@@ -66,7 +66,8 @@ class UploadClient:
     `source`: what to upload. `target`: URL where uploads are made. `resource`: URL of the upload, if a negotiation has
     made it already. `acknowledged`: the offset that the negotiation said the server holds; None to ask first.
     `append_bytes`: the most to send in one append (None: as much as there is); the server's own limits hold in any
-    case, and it may be changed at any time. `backoff`: pauses after failures, and their bound.
+    case, and it may be changed at any time. `backoff`: pauses after failures, and their bound. `limits`: the server's,
+    where it has told them before.
 
     Raises `UploadMisuse` for calls out of order and for a `source` that contradicts itself.
     """
@@ -81,6 +82,7 @@ class UploadClient:
         acknowledged: int | None = None,
         append_bytes: int | None = None,
         backoff: Backoff | None = None,
+        limits: Limits | None = None,
     ) -> None:
         if not 0 <= (acknowledged or 0) <= source.length or (acknowledged is not None and resource is None):
             raise UploadMisuse(f"offset {acknowledged} acknowledged of {source.length} bytes at {resource}")
@@ -95,7 +97,7 @@ class UploadClient:
         self._sent = self._offset
         self._told = False
         self._length_known = False
-        self._limits = Limits()
+        self._limits = limits if limits is not None else Limits()
         self._shrunk: int | None = None
         self._backoff = backoff if backoff is not None else Backoff()
         self._resume_at: float | None = None
@@ -159,7 +161,9 @@ class UploadClient:
         if idle is not None:
             return idle
         if self._step is Step.ABSENT:
-            return self._begin(Create(complete=False, length=self._source.final_length, content_length=0))
+            return self._beyond() or self._begin(
+                Create(complete=False, length=self._source.final_length, content_length=0)
+            )
         if self._step is Step.UNSURE:
             return self._begin(Query())
         return self._next_append()
@@ -243,11 +247,17 @@ class UploadClient:
         self._cancelling = False  # from here on the request itself stands for it
         return self._begin(Cancel())
 
+    def _beyond(self) -> Failed | None:
+        length, most = self._source.length, self._limits.max_size
+        if most is None or length <= most:
+            return None
+        return self._give_up(Refused(413, None, f"{length} bytes, but the server takes {most}"))
+
     def _next_append(self) -> Append | Wait | Failed:
-        length, limits = self._source.length, self._limits
-        if limits.max_size is not None and length > limits.max_size:
-            return self._give_up(Refused(413, None, f"{length} bytes, but the server takes {limits.max_size}"))
-        left = length - self._offset
+        beyond = self._beyond()
+        if beyond is not None:
+            return beyond
+        limits, left = self._limits, self._source.length - self._offset
         size = min(left, self._most())
         complete = self._source.sealed and size == left
         if not complete and size < max(limits.min_append_size or 0, 1):

@@ -64,7 +64,7 @@ class Step(Enum):
 # the owner may still have the resource cancelled, hence BUSY after FAILED.
 STEPS: Final[Mapping[Step, frozenset[Step]]] = MappingProxyType(
     {
-        Step.ABSENT: frozenset({Step.BUSY, Step.DONE}),
+        Step.ABSENT: frozenset({Step.BUSY, Step.DONE, Step.FAILED}),
         Step.UNSURE: frozenset({Step.BUSY, Step.FAILED}),
         Step.READY: frozenset({Step.BUSY, Step.FAILED}),
         Step.BUSY: frozenset({Step.ABSENT, Step.UNSURE, Step.READY, Step.DONE, Step.FAILED}),

@@ -8,6 +8,7 @@ the bytes, puts a `Digest` into the task before it is rendered (`client.request(
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE
@@ -117,3 +118,41 @@ def _explanation(fields: Mapping[str, str], body: bytes) -> tuple[str, str]:
     if media_type(fields) == "text/plain":
         return "", body[: 4 * MAX_DETAIL].decode("utf-8", "replace").strip()[:MAX_DETAIL]
     return "", ""
+
+
+@dataclass(frozen=True, slots=True)
+class Offering:
+    """What a tus server says that it offers (tus, OPTIONS)."""
+
+    versions: tuple[str, ...] = ()
+    extensions: frozenset[str] = frozenset()
+    max_size: int | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether uploads can be made there, in the version that is spoken here."""
+        return tus.VERSION in self.versions and "creation" in self.extensions
+
+    @property
+    def deferred(self) -> bool:
+        """Whether an upload's length may be told later: what a file that still grows needs."""
+        return "creation-defer-length" in self.extensions
+
+
+def discovery(target: str) -> HttpRequest:
+    """The question what is offered where uploads are made. It states no version (tus, OPTIONS)."""
+    return HttpRequest("OPTIONS", target, {})
+
+
+def read_discovery(headers: Mapping[str, str]) -> Offering | None:
+    """What the answer to `discovery` tells; None when no tus server has given it."""
+    fields = folded(headers)
+    versions = fields.get(tus.TUS_VERSION.lower(), fields.get(tus.TUS_RESUMABLE.lower()))
+    if versions is None:
+        return None
+    extensions = _listed(fields.get(tus.TUS_EXTENSION.lower(), ""))
+    return Offering(_listed(versions), frozenset(extensions), digits(fields.get(tus.TUS_MAX_SIZE.lower(), "")))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(each.strip(" \t") for each in text.split(",") if each.strip(" \t"))

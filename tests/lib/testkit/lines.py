@@ -93,11 +93,11 @@ class Line:
 
 @asynccontextmanager
 async def line_to(
-    port: int, cuts: list[int] | None = None, on_cut: Callable[[], Awaitable[object]] | None = None
+    to: int, cuts: list[int] | None = None, on_cut: Callable[[], Awaitable[object]] | None = None, *, port: int = 0
 ) -> AsyncIterator[Line]:
-    """A line to the server on `port`; its own address is `url`."""
-    line = Line(port, list(cuts or ()), on_cut)
-    server = await asyncio.start_server(line.pass_on, "127.0.0.1", 0)
+    """A line to the server on port `to`; its own address is `url`, with `port` if that is given."""
+    line = Line(to, list(cuts or ()), on_cut)
+    server = await asyncio.start_server(line.pass_on, "127.0.0.1", port)
     line.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield line
