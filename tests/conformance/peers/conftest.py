@@ -12,7 +12,7 @@ import portalocker
 import pytest
 
 from mailboat.server.keys import create_key
-from testkit.peers import Target
+from testkit.peers import Target, TusNode
 from testkit.serverkit import PRODUCT, ServerProcess, fresh_session_id, make_segment
 
 NPM_PACKAGES = ("tus-js-client@4.3.1", "@tus/server@2.4.5", "@tus/file-store@2.1.1")
@@ -52,3 +52,12 @@ def npm_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
                 pytest.skip(f"NOT TESTED against tus-js-client and @tus/server: npm says {installed.stderr[-500:]}")
             done.write_text(wanted)
     return folder
+
+
+@pytest.fixture
+async def node(npm_folder: Path, tmp_path: Path) -> AsyncIterator[TusNode]:
+    made = TusNode(npm_folder, tmp_path / "files")
+    made.data.mkdir()
+    await made.start()
+    yield made
+    await made.kill()

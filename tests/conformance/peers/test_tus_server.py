@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -17,52 +15,10 @@ from mailboat.protocol.uploads.tasks import Done, Failed, Source, Wait
 from mailboat.protocol.uploads.tus_client import TusDialect
 from mailboat.protocol.uploads.values import Append, Create, Query
 from testkit.lines import line_to
+from testkit.peers import TusNode
 
 CUTS = (150_000, 200_000, 100_000)
 METADATA = {"session": "0190a000-0000-7000-8000-000000000000", "segment": "0", "product": "Acme Studio"}
-
-
-@dataclass
-class TusNode:
-    """@tus/server in a process of its own."""
-
-    npm_folder: Path
-    data: Path
-    port: int = 0
-    process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        program = Path(__file__).with_name("serve.cjs")
-        self.process = await asyncio.create_subprocess_exec(
-            "node",
-            str(program),
-            str(self.npm_folder),
-            str(self.data),
-            str(self.port),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert self.process.stdout is not None
-        said = (await self.process.stdout.readline()).decode()
-        assert said.startswith("listening on "), said
-        self.port = int(said.rpartition(" ")[2])
-
-    async def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        await self.process.communicate()
-
-    async def kill_and_restart(self) -> None:
-        await self.kill()
-        await self.start()
-
-
-@pytest.fixture
-async def node(npm_folder: Path, tmp_path: Path) -> AsyncIterator[TusNode]:
-    made = TusNode(npm_folder, tmp_path / "files")
-    made.data.mkdir()
-    await made.start()
-    yield made
-    await made.kill()
 
 
 @dataclass

@@ -12,6 +12,9 @@ from mailboat.server.blobs import LocalBlobs
 from testkit.lines import Line, line_to
 from testkit.serverkit import ServerProcess, wired
 
+PEERS = Path(__file__).parents[2] / "conformance" / "peers"
+"""The folder of the programs of peers in other languages."""
+
 
 @dataclass
 class Target:
@@ -59,3 +62,37 @@ class Target:
         async with wired(self.process.url, self.key) as client:
             answer = await client.ask(method, url[url.index("/v1/uploads") :], data=None, **headers)
             return answer.headers
+
+
+@dataclass
+class TusNode:
+    """@tus/server in a process of its own."""
+
+    npm_folder: Path
+    data: Path
+    port: int = 0
+    process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        program = PEERS / "serve.cjs"
+        self.process = await asyncio.create_subprocess_exec(
+            "node",
+            str(program),
+            str(self.npm_folder),
+            str(self.data),
+            str(self.port),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        said = (await self.process.stdout.readline()).decode()
+        assert said.startswith("listening on "), said
+        self.port = int(said.rpartition(" ")[2])
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        await self.process.communicate()
+
+    async def kill_and_restart(self) -> None:
+        await self.kill()
+        await self.start()
