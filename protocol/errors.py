@@ -6,6 +6,7 @@ The tree::
     ├── ConfigError (ValueError)      a setting is unknown or impossible
     ├── StoreError (OSError)          the store folder cannot be used
     ├── SegmentError (ValueError)     bytes are no segment, or a damaged one
+    │   └── SealedError               they are sealed, and do not open
     ├── WireError (ValueError)        a message of the peer does not keep to the protocol
     └── DeliveryError                 the server cannot be used as asked
         ├── Unauthorised              it refuses the key
@@ -42,6 +43,10 @@ class StoreError(MailboatError, OSError):
 
 class SegmentError(MailboatError, ValueError):
     """Bytes that should be a segment are none, or are damaged beyond reading."""
+
+
+class SealedError(SegmentError):
+    """Sealed bytes do not open: the key is not at hand, or they are not what was sealed. Contains no content."""
 
 
 class WireError(MailboatError, ValueError):

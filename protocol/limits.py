@@ -77,6 +77,9 @@ MAX_PROPERTY_TEXT: Final = 1024
 MAX_PROPERTY_BYTES: Final = 16 * KIB
 """Bytes of one property map: with the largest texts around it, it fits a preamble and a seal (`MAX_PREAMBLE`)."""
 
+MAX_BOX: Final = 64 * KIB
+"""Characters of a sealed session's box in a summary: the largest description (`MAX_PREAMBLE`) in base64 fits."""
+
 # -- transfer ------------------------------------------------------------------------------------------------------
 
 MAX_RETRY_AFTER: Final = 24 * 3600.0

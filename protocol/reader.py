@@ -21,13 +21,15 @@ from typing import Any, Final
 import msgpack
 import zstandard
 
-from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.errors import SealedError, SegmentError
 from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.records import SCHEMA_COUNTER, Kind, Record, Schema, decode, schema_of
+from mailboat.protocol.sealing import SealedPayload, SegmentKey, Unlock, key_of
 from mailboat.protocol.segment import (
     BLOCK_HEADER_SIZE,
     BLOCK_MAGIC,
     BLOCK_START,
+    ENCODING_SEALED,
     ENCODING_ZSTD,
     PREAMBLE_MAGIC,
     SEAL_MAGIC,
@@ -77,14 +79,29 @@ class Block:
         return self.offset + BLOCK_HEADER_SIZE + len(self.payload)
 
 
-def decompress(block: Block) -> bytes:
-    """The packed records of a block, never more than `MAX_BLOCK_RAW` bytes; `SegmentError` if they cannot be had."""
-    if block.header.encoding != ENCODING_ZSTD:
+def _sealed_always(lock: bytes) -> SegmentKey:
+    raise SealedError(f"it is sealed to the key {key_of(lock)}")
+
+
+def zstd_frame(block: Block, unlock: Unlock = _sealed_always) -> bytes:
+    """The zstd frame in a block's payload; `unlock` opens sealed ones. Raises `SegmentError`, `SealedError` among
+    them.
+    """
+    if block.header.encoding == ENCODING_ZSTD:
+        return block.payload
+    if block.header.encoding != ENCODING_SEALED:
         raise SegmentError(
             f"the block at {block.offset} has the unknown encoding {block.header.encoding}: update mailboat"
         )
+    sealed = SealedPayload.read(block.payload)
+    return sealed.open(block.header.bound, unlock(sealed.lock))
+
+
+def decompress(block: Block, unlock: Unlock = _sealed_always) -> bytes:
+    """The packed records of a block, never more than `MAX_BLOCK_RAW` bytes; `SegmentError` if they cannot be had."""
+    frame = zstd_frame(block, unlock)
     try:
-        declared = zstandard.get_frame_parameters(block.payload).content_size
+        declared = zstandard.get_frame_parameters(frame).content_size
         if declared != block.header.raw_length or declared > MAX_BLOCK_RAW:
             raise SegmentError(
                 f"the block at {block.offset} declares {declared} bytes, its header {block.header.raw_length}"
@@ -92,7 +109,7 @@ def decompress(block: Block) -> bytes:
         if not declared:
             return b""
         decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_BLOCK)
-        return decompressor.decompress(block.payload, max_output_size=declared, allow_extra_data=False)
+        return decompressor.decompress(frame, max_output_size=declared, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise SegmentError(f"the block at {block.offset} does not decompress: {error}") from error
 
@@ -142,11 +159,11 @@ def _as_map(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     return {str(key) if isinstance(key, list | dict) else key: value for key, value in pairs}
 
 
-def raw_records(block: Block, schemas: dict[int, Schema]) -> list[list[Any]]:
+def raw_records(block: Block, schemas: dict[int, Schema], unlock: Unlock = _sealed_always) -> list[list[Any]]:
     """The raw fields of a block's records, all of them or `SegmentError`; declarations among them are added to
-    `schemas`.
+    `schemas`. `unlock` opens sealed blocks.
     """
-    records = unpack(decompress(block))
+    records = unpack(decompress(block, unlock))
     if block.header.counts[SCHEMA_COUNTER]:
         declared = [schema_of(record) for record in records if record[0] == Kind.SCHEMA]
         schemas.update((schema.number, schema) for schema in declared)
@@ -162,12 +179,15 @@ class SegmentReader:
     """Reads one segment.
 
     `preamble` is None until it has been read, or when it is damaged; `seal` until the end has been read. `gaps` grows
-    as reading goes on. `offset` is the number of bytes consumed: where a reader that starts anew may begin to be fed
-    (`begin_at`).
+    as reading goes on. `offset` is the number of bytes consumed: where a reader that starts anew, with this
+    `offset` and `next`, may begin to be fed.
     """
 
-    def __init__(self, data: bytes | bytearray | memoryview | None = None) -> None:
-        """With `data`: that is the whole segment. Without: `feed` it, then `close`."""
+    def __init__(self, data: bytes | bytearray | memoryview | None = None, unlock: Unlock = _sealed_always) -> None:
+        """With `data`: that is the whole segment. Without: `feed` it, then `close`. `unlock` opens sealed blocks, as
+        `sealing.Keyring.unlock` does.
+        """
+        self._unlock_any = unlock
         self.preamble: Preamble | None = None
         self.seal: Seal | None = None
         self.gaps: list[Gap] = []
@@ -214,7 +234,7 @@ class SegmentReader:
         """The records of a block that `blocks` handed out; empty, with a gap noted, where they cannot be decoded."""
         header = block.header
         try:
-            raw = raw_records(block, self.schemas)
+            raw = raw_records(block, self.schemas, self.unlock)
         except SegmentError as error:
             self._lose(block, str(error), header.first, header.records)
             return []
@@ -225,6 +245,14 @@ class SegmentReader:
             except SegmentError as error:  # costs itself alone
                 self._lose(block, str(error), sequence, 1)
         return records
+
+    def unlock(self, lock: bytes) -> SegmentKey:
+        """The key of a block's lock, if it is one of this segment. Raises `SealedError`."""
+        key = self._unlock_any(lock)
+        preamble = self.preamble
+        if preamble is not None and (key.session_id, key.index) != (preamble.session_id, preamble.index):
+            raise SealedError(f"the block belongs to segment {key.index} of session {key.session_id}")
+        return key
 
     def _lose(self, block: Block, reason: str, first: int, records: int) -> None:
         self.gaps.append(Gap(block.offset, block.end - block.offset, reason, first, records))

@@ -26,6 +26,9 @@ over::
 * The seal's *sha256* covers every byte before the seal; its own length and checksum stand at its end, so that it is
   found from the end of the file. A segment only ever grows, and nothing follows a seal.
 
+* A *sealed* segment has version 2 in its preamble, and hides what it says: its blocks have the encoding 1 and a
+  payload of another form, and ``zstd -dc`` prints nothing. See `sealing`.
+
 Checking a block costs one CRC over compressed bytes, no decompression. How damage is read past is told in `reader`.
 """
 
@@ -34,7 +37,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 from zlib import crc32
@@ -44,14 +47,18 @@ import zstandard
 
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.ids import canonical
-from mailboat.protocol.limits import MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
+from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.records import COUNTERS, records_counted
+from mailboat.protocol.sealing import KEY_BYTES, PublicKey, Purpose, Sealer, sealed_length
 
 FORMAT_VERSION: Final = 1
+SEALED_VERSION: Final = 2
+VERSIONS: Final = (FORMAT_VERSION, SEALED_VERSION)
 PREAMBLE_MAGIC: Final = 0x184D2A5A
 BLOCK_MAGIC: Final = 0x184D2A5B
 SEAL_MAGIC: Final = 0x184D2A5C
 ENCODING_ZSTD: Final = 0
+ENCODING_SEALED: Final = 1
 
 SKIPPABLE: Final = struct.Struct("<II")
 """Magic and length: the head of every skippable frame (RFC 8878, section 3.1.2)."""
@@ -60,6 +67,7 @@ _PREAMBLE_HEAD: Final = struct.Struct("<8sHI")
 _PREAMBLE_TAG: Final = b"mailboat"
 _HEADER: Final = struct.Struct(f"<BBHIQIIIq{len(COUNTERS)}III")
 _HEADER_BODY: Final = _HEADER.size - 4
+_HEADER_BOUND: Final = _HEADER.size - 8
 _SEAL_TAIL: Final = struct.Struct("<II4s")
 SEAL_TAG: Final = b"seal"
 
@@ -86,12 +94,36 @@ class SealReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class SealedTo:
+    """How a segment is sealed: `to` which public key, with which `lock` (see `sealing`); `info` is a box with what
+    the preamble's own `info` leaves out.
+    """
+
+    to: bytes
+    lock: bytes = b""
+    info: bytes = b""
+
+    def to_map(self) -> dict[str, bytes]:
+        """As it stands in a preamble."""
+        return {"to": self.to, "lock": self.lock, "info": self.info}
+
+    @classmethod
+    def from_map(cls, values: Mapping[str, Any]) -> SealedTo:
+        """What `to_map` made. Raises `KeyError`, `TypeError` and `ValueError`."""
+        to, lock, info = (memoryview(values[name]).tobytes() for name in ("to", "lock", "info"))
+        if len(to) != KEY_BYTES:
+            raise ValueError(f"a public key of {len(to)} bytes")
+        return cls(to, lock, info)
+
+
+@dataclass(frozen=True, slots=True)
 class Preamble:
     """What a segment says of itself and its session before any record.
 
     `salt` is 32 random bits; `first` the sequence number of the segment's first record. `started_wall` and
     `started_monotonic` are nanoseconds by the two clocks at the session's start. `pid`, `process_started` (an opaque
-    text) and `boot_id` identify the process. `info` is the session's static description; see `summary`.
+    text) and `boot_id` identify the process. `info` is the session's static description; see `summary`. `sealed` is
+    None in a segment that is not sealed.
     """
 
     session_id: str
@@ -104,7 +136,12 @@ class Preamble:
     process_started: str = ""
     boot_id: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
-    version: int = FORMAT_VERSION
+    sealed: SealedTo | None = None
+
+    @property
+    def version(self) -> int:
+        """The format's version that it takes to read the segment."""
+        return SEALED_VERSION if self.sealed else FORMAT_VERSION
 
     def encode(self) -> bytes:
         """The preamble's frame."""
@@ -120,6 +157,7 @@ class Preamble:
                 "process": self.process_started,
                 "boot": self.boot_id,
                 "info": dict(self.info),
+                **({"sealed": self.sealed.to_map()} if self.sealed else {}),
             }
         )
         if len(content) > MAX_PREAMBLE:
@@ -139,14 +177,14 @@ class Preamble:
         content = frame[SKIPPABLE.size + _PREAMBLE_HEAD.size :]
         if tag != _PREAMBLE_TAG or crc32(content, version) != crc:
             raise SegmentError("the preamble does not match its checksum")
-        if version != FORMAT_VERSION:
+        if version not in VERSIONS:
             raise SegmentError(
-                f"the segment has format version {version}, this mailboat reads {FORMAT_VERSION}: update it"
+                f"the segment has format version {version}, this mailboat reads {SEALED_VERSION} and below: update it"
             )
-        return cls._from_map(_unpack_map(content, "preamble"), version)
+        return cls._from_map(_unpack_map(content, "preamble"), sealed=version == SEALED_VERSION)
 
     @classmethod
-    def _from_map(cls, values: Mapping[str, Any], version: int) -> Preamble:
+    def _from_map(cls, values: Mapping[str, Any], *, sealed: bool) -> Preamble:
         try:
             return cls(
                 session_id=canonical(values["session"], "preamble.session"),
@@ -159,7 +197,7 @@ class Preamble:
                 process_started=str(values.get("process", "")),
                 boot_id=str(values.get("boot", "")),
                 info=dict(values.get("info", {})),
-                version=version,
+                sealed=SealedTo.from_map(values["sealed"]) if sealed else None,
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise SegmentError(f"the preamble lacks a field or has a wrong one: {error}") from error
@@ -181,7 +219,16 @@ class BlockHeader:
 
     def encode(self) -> bytes:
         """The header's frame: `BLOCK_HEADER_SIZE` bytes."""
-        packed = _HEADER.pack(
+        body = self._packed()[:_HEADER_BODY]
+        return BLOCK_START + body + crc32(body, self.salt).to_bytes(4, "little")
+
+    @property
+    def bound(self) -> bytes:
+        """All that it says but for its checksums: what a sealed payload is bound to."""
+        return self._packed()[:_HEADER_BOUND]
+
+    def _packed(self) -> bytes:
+        return _HEADER.pack(
             FORMAT_VERSION,
             self.encoding,
             0,
@@ -195,8 +242,6 @@ class BlockHeader:
             self.payload_crc,
             0,
         )
-        body = packed[:_HEADER_BODY]
-        return BLOCK_START + body + crc32(body, self.salt).to_bytes(4, "little")
 
     @classmethod
     def decode(cls, frame: bytes | bytearray | memoryview) -> BlockHeader | None:
@@ -207,7 +252,9 @@ class BlockHeader:
         fields = _HEADER.unpack_from(frame, SKIPPABLE.size)
         layout, encoding, _, salt, first, records, raw_length, length, clock = fields[:9]
         counts, (payload_crc, header_crc) = fields[9:-2], fields[-2:]
-        if layout != FORMAT_VERSION or crc32(body, salt) != header_crc or raw_length > MAX_BLOCK_RAW:
+        if layout != FORMAT_VERSION or crc32(body, salt) != header_crc:
+            return None
+        if raw_length > MAX_BLOCK_RAW or length > MAX_BLOCK:
             return None
         return cls(salt, first, records, raw_length, length, clock, counts, payload_crc, encoding)
 
@@ -222,7 +269,8 @@ class Seal:
 
     `next` is the sequence number after its last record; `counts` (in the order of `records.COUNTERS`), `blocks` and
     `raw_bytes` are the segment's totals; `ended_wall` and `ended_monotonic` nanoseconds by the two clocks. `sha256`
-    is the digest of all bytes before the seal: with the file's size it identifies the segment's content.
+    is the digest of all bytes before the seal: with the file's size it identifies the segment's content. In a sealed
+    segment `boxed_installation` stands in the place of `installation`; see `sealing`.
     """
 
     reason: SealReason
@@ -235,6 +283,7 @@ class Seal:
     sha256: bytes
     installation: Mapping[str, Any] | None = None
     lost: Mapping[str, int] = field(default_factory=dict)
+    boxed_installation: bytes = b""
 
     @property
     def records(self) -> int:
@@ -255,6 +304,7 @@ class Seal:
                 "sha256": self.sha256,
                 "installation": dict(self.installation) if self.installation else None,
                 "lost": dict(self.lost),
+                **({"boxed": self.boxed_installation} if self.boxed_installation else {}),
             }
         )
         if len(content) > MAX_SEAL - _SEAL_TAIL.size:
@@ -293,6 +343,7 @@ class Seal:
                 sha256=bytes(values["sha256"]),
                 installation=values.get("installation"),
                 lost={str(reason): int(count) for reason, count in (values.get("lost") or {}).items()},
+                boxed_installation=memoryview(values.get("boxed", b"")).tobytes(),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise SegmentError(f"the seal lacks a field or has a wrong one: {error}") from error
@@ -322,6 +373,20 @@ def _unpack_map(content: bytes, what: str) -> dict[str, Any]:
     return values
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a sealed block says of itself beside its header: the monotonic clock when it was made, in nanoseconds, and
+    the installation when its records name one (or `boxed`, if that was done before).
+    """
+
+    closed: int = 0
+    installation: Mapping[str, Any] | None = None
+    boxed: bytes = b""
+
+
+_NOTHING: Final = Note()
+
+
 class SegmentWriter:
     """Makes a segment's bytes, and keeps the totals and the running digest that its seal needs.
 
@@ -330,9 +395,16 @@ class SegmentWriter:
     another process left is taken over by adding the frames that stand in it.
     """
 
-    def __init__(self, description: Preamble, level: int = 1) -> None:
-        """`level` is zstd's compression level."""
+    def __init__(self, description: Preamble, level: int = 1, sealer: Sealer | None = None) -> None:
+        """`level` is zstd's compression level. A sealed segment is begun with its `sealer`; without it, as when it is
+        taken over from another process, it can be sealed at its end but takes no block.
+        """
+        if sealer is not None and description.sealed is not None:
+            description = replace(description, sealed=replace(description.sealed, lock=sealer.lock))
+        elif sealer is not None:
+            raise SegmentError("a sealer is of no use to a segment whose preamble does not say that it is sealed")
         self.description = description
+        self.sealer = sealer
         self.size = 0
         self.next = description.first
         self.blocks = 0
@@ -355,25 +427,49 @@ class SegmentWriter:
         """The bytes that begin the segment."""
         return self.description.encode()
 
-    def block(self, raw: bytes | memoryview, counts: Sequence[int], clock: int) -> tuple[BlockHeader, bytes]:
+    def block(
+        self, raw: bytes | memoryview, counts: Sequence[int], clock: int, note: Note = _NOTHING
+    ) -> tuple[BlockHeader, bytes]:
         """One block of the records packed in `raw`, which take the next sequence numbers: its header, and all its
         bytes.
 
-        `counts` are the records and declarations in it in the order of `records.COUNTERS`.
+        `counts` are the records and declarations in it in the order of `records.COUNTERS`; `note` is of use to a sealed
+        segment only. Raises `SegmentError` when the segment is sealed and its key is gone.
         """
         payload = self._compress(raw)
-        salt = self.description.salt
         header = BlockHeader(
-            salt=salt,
+            salt=self.description.salt,
             first=self.next,
             records=records_counted(counts),
             raw_length=len(raw),
             length=len(payload),
             clock=clock,
             counts=tuple(counts),
-            payload_crc=crc32(payload, salt),
+            payload_crc=0,
         )
+        return self.framed(header, payload, note)
+
+    def framed(self, header: BlockHeader, frame: bytes, note: Note = _NOTHING) -> tuple[BlockHeader, bytes]:
+        """The block that holds the zstd frame `frame` in this segment, otherwise as `header` says; see `block`."""
+        salt, sealed, payload = self.description.salt, self.description.sealed, frame
+        if sealed is None:
+            header = replace(header, salt=salt, encoding=ENCODING_ZSTD, length=len(frame))
+        elif self.sealer is None:
+            raise SegmentError("the segment is sealed, and its key went with the process that began it")
+        else:
+            boxed = self._boxed(sealed, note.installation) or note.boxed
+            length = sealed_length(len(frame), len(boxed))
+            header = replace(header, salt=salt, encoding=ENCODING_SEALED, length=length)
+            payload = self.sealer.seal(frame, header.bound, note.closed, boxed)
+        header = replace(header, payload_crc=crc32(payload, salt))
         return header, header.encode() + payload
+
+    def _boxed(self, sealed: SealedTo, installation: Mapping[str, Any] | None) -> bytes:
+        if not installation:
+            return b""
+        return PublicKey(sealed.to).box(
+            Purpose.INSTALLATION, self.description.session_id, msgpack.packb(dict(installation))
+        )
 
     def seal(
         self,
@@ -382,8 +478,16 @@ class SegmentWriter:
         monotonic: int,
         installation: Mapping[str, Any] | None = None,
         lost: Mapping[str, int] | None = None,
+        *,
+        boxed_installation: bytes = b"",
     ) -> bytes:
-        """The bytes that end the segment; `wall` and `monotonic` are the two clocks at its end, in nanoseconds."""
+        """The bytes that end the segment; `wall` and `monotonic` are the two clocks at its end, in nanoseconds.
+
+        `boxed_installation` is one that was boxed before, for a sealed segment whose `installation` is not known.
+        """
+        if self.description.sealed is not None:
+            boxed_installation = self._boxed(self.description.sealed, installation) or boxed_installation
+            installation = None
         return Seal(
             reason=reason,
             next=self.next,
@@ -395,6 +499,7 @@ class SegmentWriter:
             sha256=self.sha256,
             installation=installation,
             lost=lost or {},
+            boxed_installation=boxed_installation,
         ).encode()
 
     def add(self, data: bytes | memoryview, header: BlockHeader | None = None) -> None:

@@ -7,6 +7,7 @@ writer's own totals), so it needs no file of its own and can never disagree with
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,8 +15,16 @@ from itertools import islice
 from math import isfinite
 from typing import Any, Final
 
+from mailboat.protocol.errors import WireError
 from mailboat.protocol.ids import canonical
-from mailboat.protocol.limits import MAX_PROPERTIES, MAX_PROPERTY_BYTES, MAX_PROPERTY_TEXT, MAX_SEGMENT, MAX_SEGMENTS
+from mailboat.protocol.limits import (
+    MAX_BOX,
+    MAX_PROPERTIES,
+    MAX_PROPERTY_BYTES,
+    MAX_PROPERTY_TEXT,
+    MAX_SEGMENT,
+    MAX_SEGMENTS,
+)
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS
 from mailboat.protocol.segment import Preamble, Seal, SealReason
 from mailboat.protocol.wire import Fields
@@ -38,6 +47,8 @@ INFO_TEXTS: Final = (
 
 PERSONAL_TEXTS: Final = ("user", "host", "command")
 """Those that an anonymous session leaves empty."""
+
+_BOXES: Final = ("boxed_info", "boxed_installation")
 
 _ENTRY_BYTES: Final = 16
 """What an entry of a property map takes beside its texts, at most."""
@@ -143,6 +154,7 @@ class Summary:
     `started` and `ended` are seconds since the Unix epoch by the recording machine's clock (`ended` is the last sign
     of life of a running session); `duration` is seconds by its monotonic clock, right even if the wall clock was set.
     `counts` are in the order of `records.COUNTERS`. `installation` is empty until the application names one.
+    `boxed_info` and `boxed_installation` are what a sealed session says to its server alone; see `disclosure`.
     """
 
     session_id: str
@@ -156,6 +168,8 @@ class Summary:
     installation: str = ""
     installation_properties: Mapping[str, Any] = field(default_factory=dict)
     lost: Mapping[str, int] = field(default_factory=dict)
+    boxed_info: bytes = b""
+    boxed_installation: bytes = b""
 
     @property
     def records(self) -> int:
@@ -187,6 +201,7 @@ class Summary:
             "installation": self.installation,
             "installation_properties": dict(self.installation_properties),
             "lost": dict(self.lost),
+            **{name: _box_text(box) for name in _BOXES if (box := getattr(self, name))},
         }
 
     @classmethod
@@ -206,7 +221,20 @@ class Summary:
             installation=fields.text("installation", ""),
             installation_properties=properties_of(fields, "installation_properties"),
             lost=_lost(fields),
+            **{name: _box(fields, name) for name in _BOXES},
         )
+
+
+def _box_text(box: bytes) -> str:
+    return base64.b64encode(box).decode()
+
+
+def _box(fields: Fields, name: str) -> bytes:
+    text = fields.text(name, "", limit=MAX_BOX)
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise WireError(f"{fields.place(name)}: expected base64, got {text!r:.80}") from error
 
 
 def _lost(fields: Fields) -> dict[str, int]:
@@ -283,6 +311,10 @@ def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
         installation=cut_text(installation.get("id", "")),
         installation_properties=cut_properties(properties if isinstance(properties, Mapping) else {}),
         lost=dict(last.lost),
+        boxed_info=first.sealed.info if first.sealed else b"",
+        boxed_installation=next(
+            (seal.boxed_installation for _, seal, _ in reversed(parts) if seal.boxed_installation), b""
+        ),
     )
 
 

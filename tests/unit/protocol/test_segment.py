@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailboat.protocol.errors import SegmentError
-from mailboat.protocol.limits import MAX_BLOCK_RAW, MAX_SEAL
+from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_SEAL
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.segment import (
     BLOCK_HEADER_SIZE,
@@ -57,7 +57,7 @@ headers = st.builds(
     first=U64,
     records=U32,
     raw_length=st.integers(0, MAX_BLOCK_RAW),
-    length=U32,
+    length=st.integers(0, MAX_BLOCK),
     clock=I64,
     counts=COUNTS,
     payload_crc=U32,
@@ -166,8 +166,10 @@ def test_a_preamble_cut_short_is_refused(cut: int) -> None:
 
 
 def test_a_version_to_come_is_refused_with_what_to_do() -> None:
-    frame = replace(Preamble.decode(preamble_with()), version=2).encode()
-    with pytest.raises(SegmentError, match=r"format version 2.*update"):
+    frame = preamble_with()
+    content = frame[22:]
+    frame = frame[:16] + struct.pack("<HI", 3, crc32(content, 3)) + content
+    with pytest.raises(SegmentError, match=r"format version 3.*update"):
         Preamble.decode(frame)
 
 
