@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgpack
 
 from mailboat.protocol.errors import SealedError, WireError
-from mailboat.protocol.sealing import Keyring, PublicKey, Purpose
-from mailboat.protocol.segment import Preamble, SealedTo
+from mailboat.protocol.sealing import Keyring, PublicKey, Purpose, SealedTo
+from mailboat.protocol.segment import Preamble
 from mailboat.protocol.summary import INFO_TEXTS, Info, Summary, cut_properties, cut_text
 
 IN_THE_CLEAR: Final = ("product", "application", "version", "environment", "agent")

@@ -45,10 +45,10 @@ import base64
 import binascii
 import hashlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Self
+from typing import Any, Final, Self
 from uuid import UUID
 
 from mailboat.protocol.errors import ConfigError, SealedError
@@ -161,6 +161,40 @@ def _from_text(prefix: str, text: str, which: str) -> bytes:
     if len(raw) != KEY_BYTES or _to_text(prefix, raw) != text:
         raise ConfigError(f"that is no {which} key, or one that was mistyped: it begins with {prefix}")
     return raw
+
+
+@dataclass(frozen=True, slots=True)
+class SealedTo:
+    """How a segment is sealed: `to` which public key, with which `lock` (see `sealing`); `info` is a box with what
+    the preamble's own `info` leaves out.
+    """
+
+    to: bytes
+    lock: bytes = b""
+    info: bytes = b""
+
+    def to_map(self) -> dict[str, bytes]:
+        """As it stands in a preamble."""
+        return {"to": self.to, "lock": self.lock, "info": self.info}
+
+    @classmethod
+    def from_map(cls, values: Mapping[str, Any]) -> SealedTo:
+        """What `to_map` made. Raises `KeyError`, `TypeError` and `ValueError`."""
+        to, lock, info = (memoryview(values[name]).tobytes() for name in ("to", "lock", "info"))
+        if len(to) != KEY_BYTES:
+            raise ValueError(f"a public key of {len(to)} bytes")
+        return cls(to, lock, info)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a sealed block says of itself beside its header: the monotonic clock when it was made, in nanoseconds, and
+    the installation when its records name one (or `boxed`, if that was done before).
+    """
+
+    closed: int = 0
+    installation: Mapping[str, Any] | None = None
+    boxed: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

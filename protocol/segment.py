@@ -49,7 +49,7 @@ from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.ids import canonical
 from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.records import COUNTERS, records_counted
-from mailboat.protocol.sealing import KEY_BYTES, PublicKey, Purpose, Sealer, sealed_length
+from mailboat.protocol.sealing import Note, PublicKey, Purpose, SealedTo, Sealer, sealed_length
 
 FORMAT_VERSION: Final = 1
 SEALED_VERSION: Final = 2
@@ -91,29 +91,6 @@ class SealReason(StrEnum):
     """The session goes on in the next segment."""
     ABANDONED = "abandoned"
     """A write failed; the session goes on in the next segment, which repeats what did not reach this one."""
-
-
-@dataclass(frozen=True, slots=True)
-class SealedTo:
-    """How a segment is sealed: `to` which public key, with which `lock` (see `sealing`); `info` is a box with what
-    the preamble's own `info` leaves out.
-    """
-
-    to: bytes
-    lock: bytes = b""
-    info: bytes = b""
-
-    def to_map(self) -> dict[str, bytes]:
-        """As it stands in a preamble."""
-        return {"to": self.to, "lock": self.lock, "info": self.info}
-
-    @classmethod
-    def from_map(cls, values: Mapping[str, Any]) -> SealedTo:
-        """What `to_map` made. Raises `KeyError`, `TypeError` and `ValueError`."""
-        to, lock, info = (memoryview(values[name]).tobytes() for name in ("to", "lock", "info"))
-        if len(to) != KEY_BYTES:
-            raise ValueError(f"a public key of {len(to)} bytes")
-        return cls(to, lock, info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,17 +348,6 @@ def _unpack_map(content: bytes, what: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SegmentError(f"the {what} holds a {type(values).__name__}, not a map")
     return values
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What a sealed block says of itself beside its header: the monotonic clock when it was made, in nanoseconds, and
-    the installation when its records name one (or `boxed`, if that was done before).
-    """
-
-    closed: int = 0
-    installation: Mapping[str, Any] | None = None
-    boxed: bytes = b""
 
 
 _NOTHING: Final = Note()

@@ -120,7 +120,13 @@ class UploadState:
         phase = TRANSITIONS.get((self.phase, event))
         if phase is None:
             raise UploadMisuse(f"upload {self.id} is {self.phase.value}: {event.value} cannot happen to it")
-        return replace(self, phase=phase)
+        # A lifetime is that of unfinished uploads, and of parts: what is complete has been handed over.
+        lasts = event is Event.FINISH and not self.creation.partial
+        return replace(self, phase=phase, expires=None if lasts else self.expires)
+
+    def used_by(self, until: float) -> UploadState:
+        """A part that is complete and was used, to be kept until then at the longest (nothing is told of that)."""
+        return replace(self, expires=until if self.expires is None else min(self.expires, until))
 
     def at(self, now: float) -> UploadState:
         """The state at wall-clock time `now`: expired if its time is over."""

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from mailboat.protocol import Info, Preamble, SealReason, SegmentWriter
 from mailboat.protocol.disclosure import sealed_info
 from mailboat.protocol.records import COUNTERS, count_raw
-from mailboat.protocol.sealing import Keyring, PrivateKey, PublicKey, Sealer
-from mailboat.protocol.segment import Note
+from mailboat.protocol.sealing import Keyring, Note, PrivateKey, PublicKey, Sealer
 from testkit.segments import CLOCK, SESSION, Raw, pack
 
 PRIVATE = PrivateKey(bytes(range(32)))

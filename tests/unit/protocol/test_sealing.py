@@ -29,6 +29,7 @@ from mailboat.protocol.sealing import (
     ID_BYTES,
     LOCK_BYTES,
     Keyring,
+    Note,
     PrivateKey,
     PublicKey,
     Purpose,
@@ -38,7 +39,7 @@ from mailboat.protocol.sealing import (
     key_of,
     sealed_length,
 )
-from mailboat.protocol.segment import BLOCK_HEADER_SIZE, ENCODING_SEALED, BlockHeader, Note
+from mailboat.protocol.segment import BLOCK_HEADER_SIZE, ENCODING_SEALED, BlockHeader
 from testkit.sealed import KEYS, OTHER, PRIVATE, SECRET, SealedSegment, sealed_writer
 from testkit.segments import CLOCK, SESSION, Segment, feature
 
