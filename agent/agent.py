@@ -2,56 +2,51 @@
 
 It records through plain functions that never wait and never raise, and delivers in the background. Its life: `start`
 (or ``async with``), any number of records from any thread, `stop`. Records before and after are ignored.
+
+A forked child has a copy of it that belongs to the parent. What the child records with it goes into a session of the
+child's own, begun with the first record, which names the parent's; it is delivered by the parent, or whoever else
+sends, once the child has ended. `start` makes the copy an agent like any other, which delivers by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mailboat.agent import process
 from mailboat.agent.backlog import Backlog, Running, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
-from mailboat.agent.eviction import evict_as_sender
+from mailboat.agent.eligibility import Eligibility
 from mailboat.agent.files import FileSystem, OsFileSystem
-from mailboat.agent.host import boot_id
 from mailboat.agent.http import Http
 from mailboat.agent.quota import Quota
-from mailboat.agent.recovery import bring_to_rest
-from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport, one_line
+from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport
 from mailboat.agent.rounds import Live, Sources
 from mailboat.agent.scrub import Scrubber
 from mailboat.agent.scrubbed import Recording, ScrubbedRecorder
-from mailboat.agent.session import Opened, Session, open_session
-from mailboat.agent.store import SessionFolder, Store
+from mailboat.agent.session import Session, open_in_child, open_session
+from mailboat.agent.store import Store
 from mailboat.agent.synchronizer import Synchronizer
 from mailboat.agent.timing import Timing
 from mailboat.agent.tus_sink import connect
+from mailboat.agent.upkeep import Upkeep
 from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.records import Kind, Level
 from mailboat.protocol.segment import SealReason
 
 log = logging.getLogger("mailboat")
 
-RECORDS_TRIGGER: Final = 20_000
-"""So many records since the running session was last offered make it eligible."""
-
-AGE_TRIGGER: Final = 24 * 3600.0
-"""So many seconds since it was last offered do, too."""
-
 LEAVE_TIMEOUT: Final = 1.0
 """Longest wait, at the end, for what the store's thread still does; it ends by itself."""
-
-EVICTION_INTERVAL: Final = 60.0
-"""Seconds between looks at the store's quotas, each of which reads the sizes of all that is kept."""
 
 SEAL_TIMEOUT: Final = 10.0
 """Longest wait for the disk when a session is sealed; what is not done by then is left to recovery."""
@@ -76,16 +71,13 @@ class Agent:
         self._disk: ThreadPoolExecutor | None = None
         self._http: Http | None = None
         self._sync: Synchronizer | None = None
+        self._eligibility: Eligibility | None = None
+        self._upkeep: Upkeep | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._offered_records = 0
-        self._offered_at = 0.0
-        self._alerted_at: float | None = None
-        self._evicted_at: float | None = None
-        self._alert_timer: asyncio.TimerHandle | None = None
         self._recovered: asyncio.Task[None]
         self._backlog = Backlog(self._running)
-        self._trouble = ""
+        self._parent: Session | None = None
         self._point_at(None)
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -104,35 +96,45 @@ class Agent:
     async def start(self) -> None:
         """Begin a session, and delivering. Sessions that earlier runs left, crashed ones included, are taken up.
 
-        Nothing happens when the agent is disabled or was started before.
+        Nothing happens when the agent is disabled or was started before; but in a forked child it may be started anew.
         """
-        if self._state is not AgentState.NEW:
+        if self._state not in (AgentState.NEW, AgentState.FORKED) or self._loop is not None:
             return
-        self._loop = asyncio.get_running_loop()
-        config = self.config
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="mailboat-store")
-        store = self._store = Store(self._files, config.store_root, config.product, config.application)
-        opening = self._loop.run_in_executor(
-            self._disk, open_session, config, store, self._clocks, os.getpid(), self._urgent
-        )
+        loop = self._loop = asyncio.get_running_loop()
+        disk = ThreadPoolExecutor(1, thread_name_prefix="mailboat-store")
+        store = Store(self._files, self.config.store_root, self.config.product, self.config.application)
+        begin = self._begin if self._parent is None else self._continue
+        beginning = loop.run_in_executor(disk, begin, store)
         try:
-            opened = await asyncio.shield(opening)
+            session = await asyncio.shield(beginning)
         except asyncio.CancelledError:
-            opening.add_done_callback(_end_unwanted)
-            self._disk.shutdown(wait=False)
+            if self._parent is None:
+                beginning.add_done_callback(_end_unwanted)
+            disk.shutdown(wait=False)
+            self._loop = None
             raise
-        self._session = opened.session
-        self._offered_at = self._clocks.now()
+        self._disk, self._store, self._session = disk, store, session
         self._state = AgentState.RUNNING
-        self._point_at(opened.session)
-        _LIVING.add(self)
-        self._deliver(store, self._disk)
+        self._point_at(session)
+        process.enter(self)
+        self._deliver(session, store, disk)
 
-    def _deliver(self, store: Store, disk: ThreadPoolExecutor) -> None:
-        config, agent = self.config, str(self._session.preamble.info["agent"]) if self._session is not None else ""
+    def _begin(self, store: Store) -> Session:
+        return open_session(self.config, store, self._clocks, os.getpid(), self._urgent).session
+
+    def _continue(self, store: Store) -> Session:
+        """In a forked child: the session that its first record has begun, or would have."""
+        if self._parent is not None and self._parent.recorder.revive() and self._session is not None:
+            return self._session
+        return self._begin(store)
+
+    def _deliver(self, session: Session, store: Store, disk: ThreadPoolExecutor) -> None:
+        config, agent = self.config, str(session.preamble.info["agent"])
+        quota = Quota(config.max_store_bytes, config.max_store_age, config.min_free_bytes)
+        upkeep = self._upkeep = Upkeep(store, disk, self._clocks, quota, lambda: self._state is AgentState.RUNNING)
         if config.server is not None:
             self._http, sink = connect(config, agent, self._clocks, self._files, disk)
-            sources = Sources(store, self._live, disk, self._running, self._take_up)
+            sources = Sources(store, self._live, disk, self._running, upkeep.take_up)
             self._sync = Synchronizer(
                 self._http,
                 sources,
@@ -144,11 +146,26 @@ class Agent:
                 sink=sink,
             )
             self._backlog = self._sync.backlog
-        self._recovered = asyncio.create_task(self._recover(), name="mailboat-recovery")
+        self._recovered = asyncio.create_task(self._recover(upkeep, store), name="mailboat-recovery")
         self._tasks.append(self._recovered)
+        self._tasks.append(asyncio.create_task(self._outlive_loop(), name="mailboat-life"))
         if self._sync is not None and config.synchronize_automatically and config.sender:
+            wake = functools.partial(self._sync.wake, include_live=True)
+            eligible = Eligibility(self._clocks, lambda: session.recorder.recorded, wake, config.alert_interval)
+            self._eligibility = eligible
             self._tasks.append(asyncio.create_task(self._automatic(self._sync), name="mailboat-sync"))
-            self._tasks.append(asyncio.create_task(self._watch(self._sync), name="mailboat-watch"))
+            self._tasks.append(asyncio.create_task(eligible.watch(), name="mailboat-watch"))
+
+    async def _outlive_loop(self) -> None:
+        """When the loop ends, and nobody has stopped: let others send, and go on recording."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            if self._state is AgentState.RUNNING:
+                self._give_way()
+                if self._http is not None:
+                    await self._http.close()
+            raise
 
     async def stop(self, timeout: float | None = None) -> None:
         """End the session: flush and seal it, then try to deliver for at most `timeout` seconds (None: as configured;
@@ -156,33 +173,58 @@ class Agent:
 
         Nothing is lost when the time runs out. Without effect when the agent does not run.
         """
-        if self._state is not AgentState.RUNNING or self._session is None or self._disk is None:
-            return
-        self._state = AgentState.STOPPED
-        self._point_at(None)
-        _LIVING.discard(self)
-        seconds = self.config.stop_timeout if timeout is None else timeout
+        if self._state is AgentState.RUNNING and self._loop is not _running_loop():
+            await self._stop_elsewhere(timeout)
+        elif self._state in (AgentState.RUNNING, AgentState.FORKED):
+            await self._stop(self.config.stop_timeout if timeout is None else timeout)
+
+    async def _stop(self, seconds: float) -> None:
+        sync, session = self._sync, self._close_session()
         try:
-            if self._sync is not None:
-                await self._sync.close()
-            await self._seal(self._session)
-            if self._sync is not None and self.config.sender and seconds > 0:
-                await self._sync.window(seconds)
+            if sync is not None:
+                await sync.close()
+            if session is not None:
+                await self._seal(session)
+            if sync is not None and self.config.sender and seconds > 0:
+                await sync.window(seconds)
         finally:
             await self._let_go()
+            process.leave(self)
+
+    async def _stop_elsewhere(self, timeout: float | None) -> None:
+        """`stop`, asked for in another loop than the agent was started in."""
+        if self._loop is not None and self._loop.is_running():
+            stopping = asyncio.run_coroutine_threadsafe(self.stop(timeout), self._loop)
+            await asyncio.wrap_future(stopping)
+            return
+        self._tasks.clear()  # nobody can wait for them any more
+        self._sync = None
+        await self._stop(0.0)
+
+    def _close_session(self) -> Session | None:
+        """Take no more records; returns the session, which is still to be sealed."""
+        self._state = AgentState.STOPPED
+        self._point_at(None)
+        if self._parent is not None:
+            self._parent.recorder.stop()
+        return self._session
 
     async def _seal(self, session: Session) -> None:
-        sealed = asyncio.wrap_future(session.end(SealReason.STOPPED))
-        done, _ = await asyncio.wait([sealed], timeout=SEAL_TIMEOUT)
-        if not done or not sealed.result():
+        sealing = session.end(SealReason.STOPPED)
+        if _running_loop() is None:
+            # A forked child, on its way out of what its parent's loop was just doing: there is nothing to wait with.
+            done = bool(wait([sealing], SEAL_TIMEOUT).done)
+        else:
+            done = bool((await asyncio.wait([asyncio.wrap_future(sealing)], timeout=SEAL_TIMEOUT))[0])
+        if not done or not sealing.result():
             log.warning("session %s could not be sealed, a later run will: %s", session.id, session.writer.trouble)
 
     async def _let_go(self) -> None:
-        if self._alert_timer is not None:
-            self._alert_timer.cancel()
+        if self._eligibility is not None:
+            self._eligibility.close()
         for task in self._tasks:
             task.cancel()
-        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True) if self._tasks else ():
             if isinstance(outcome, Exception):  # a fault of our own, which must not become the host's
                 log.error("a task of the agent failed: %r", outcome, exc_info=outcome)
         self._tasks.clear()
@@ -192,10 +234,19 @@ class Agent:
                     await self._sync.finish()
         if self._http is not None:
             await self._http.close()
-        if self._disk is not None and self._store is not None:
-            left = asyncio.wrap_future(self._disk.submit(self._store.cease_sending))
+        left = self._give_way()
+        if self._disk is not None:
             self._disk.shutdown(wait=False)
-            await asyncio.wait([left], timeout=LEAVE_TIMEOUT)  # so that whoever starts next may send at once
+        if left is not None:
+            await asyncio.wait(
+                [asyncio.wrap_future(left)], timeout=LEAVE_TIMEOUT
+            )  # whoever starts next may send at once
+
+    def _give_way(self) -> Future[None] | None:
+        """Leave the place of the sender to another process."""
+        if self._disk is None or self._store is None:
+            return None
+        return self._disk.submit(self._store.cease_sending)
 
     # -- recording -----------------------------------------------------------------------------------------------
 
@@ -282,7 +333,8 @@ class Agent:
             return SyncReport(duration=self._clocks.now() - begun, error=why)
         left = None if timeout is None else max(0.0, timeout - (self._clocks.now() - begun))
         report = await self._sync.window(left, progress)
-        self._note_offered()
+        if self._eligibility is not None:
+            self._eligibility.offered()
         return report
 
     async def delivered(self, session_id: str, timeout: float | None = None) -> SessionOutcome:
@@ -290,7 +342,7 @@ class Agent:
         once when it can have none any more, because the agent has stopped.
         """
         if self._sync is None:
-            raise TimeoutError("no server is configured, so nothing will ever be delivered")
+            raise TimeoutError("this process sends nothing: no server is configured, or the agent is a forked child's")
         async with asyncio.timeout(timeout):
             return await self._sync.delivered(session_id)
 
@@ -307,7 +359,7 @@ class Agent:
         """How things stand."""
         session, sync = self._session, self._sync
         if session is None:
-            return Status(self._state)
+            return Status(self._state, lost=dict(self._parent.recorder.lost) if self._parent is not None else {})
         recorder = session.recorder
         status = Status(
             state=self._state,
@@ -315,7 +367,7 @@ class Agent:
             recorded=recorder.recorded,
             lost=dict(recorder.lost),
             crash_proof=recorder.journal.crash_proof,
-            trouble=session.writer.trouble or self._trouble,
+            trouble=session.writer.trouble or (self._upkeep.trouble if self._upkeep is not None else ""),
             waiting_sessions=self._backlog.sessions,
             waiting_bytes=self._backlog.bytes,
             ledger=self._backlog.ledger,
@@ -344,85 +396,24 @@ class Agent:
             return None
         return Running(session.id, session.recorder.recorded, session.recorder.lost)
 
-    async def _recover(self) -> None:
+    async def _recover(self, upkeep: Upkeep, store: Store) -> None:
         """Take up what earlier runs left."""
-        await self._take_up()
-        if self._sync is None and self._store is not None:
-            store, loop = self._store, asyncio.get_running_loop()
+        await upkeep.take_up()
+        if self._sync is None:
+            look = functools.partial(read, store, sender=False)
             try:
-                self._backlog.seen(*await loop.run_in_executor(self._disk, lambda: read(store, sender=False)))
+                self._backlog.seen(*await asyncio.get_running_loop().run_in_executor(self._disk, look))
             except OSError as error:
-                self._note_trouble([error])
-
-    async def _take_up(self) -> None:
-        """Bring the sessions of dead processes to rest, one after the other."""
-        store, loop = self._store, asyncio.get_running_loop()
-        if store is None:
-            return
-        failures: list[OSError] = []
-        try:
-            crashed = await loop.run_in_executor(self._disk, _crashed, store)
-            while self._state is AgentState.RUNNING:
-                if not await loop.run_in_executor(self._disk, _recover_next, store, crashed, failures):
-                    break
-            await self._keep_quota(store)
-        except OSError as error:
-            failures.append(error)
-        self._note_trouble(failures)
-
-    async def _keep_quota(self, store: Store) -> None:
-        """Give up sessions where the store is too large, too old or its disk too full; at most once a minute."""
-        now, config = self._clocks.now(), self.config
-        if self._evicted_at is not None and now - self._evicted_at < EVICTION_INTERVAL:
-            return
-        self._evicted_at = now
-        quota = Quota(config.max_store_bytes, config.max_store_age, config.min_free_bytes)
-        wall = self._clocks.wall() / 1e9
-        await asyncio.get_running_loop().run_in_executor(self._disk, evict_as_sender, store, quota, wall)
-
-    def _note_trouble(self, failures: Sequence[OSError]) -> None:
-        error = next(iter(failures), None)
-        told = one_line(f"sessions of earlier runs cannot be taken up now: {type(error).__name__}: {error}")
-        if error is not None and told != self._trouble:
-            log.warning("%s", told)
-        self._trouble = told if error is not None else ""
+                upkeep.note(error)
 
     async def _automatic(self, sync: Synchronizer) -> None:
         await asyncio.wait([self._recovered])
         await sync.run(self.config.startup_delay)
 
-    async def _watch(self, sync: Synchronizer) -> None:
-        """Make the running session eligible when it has grown or aged enough."""
-        while True:
-            await asyncio.sleep(1.0)
-            grown = (
-                self._session is not None and self._session.recorder.recorded - self._offered_records >= RECORDS_TRIGGER
-            )
-            if grown or self._clocks.now() - self._offered_at >= AGE_TRIGGER:
-                self._note_offered()
-                sync.wake(include_live=True)
-
-    def _note_offered(self) -> None:
-        self._offered_at = self._clocks.now()
-        self._offered_records = self._session.recorder.recorded if self._session is not None else 0
-
     def _urgent(self) -> None:
         """An error was recorded, on whatever thread."""
-        if self.config.send_on_error and self.config.synchronize_automatically:
-            self._in_loop(self._alert)
-
-    def _alert(self, sync: Synchronizer) -> None:
-        now = self._clocks.now()
-        due = 0.0 if self._alerted_at is None else self._alerted_at + self.config.alert_interval - now
-        if due <= 0:
-            self._alerted_at = now
-            sync.wake(include_live=True)
-        elif self._alert_timer is None and self._loop is not None:
-            self._alert_timer = self._loop.call_later(due, self._alert_later, sync)
-
-    def _alert_later(self, sync: Synchronizer) -> None:
-        self._alert_timer = None
-        self._alert(sync)
+        if self.config.send_on_error and self._eligibility is not None:
+            self._eligibility.urgent()
 
     def _in_loop(self, call: Callable[[Synchronizer], None]) -> None:
         sync, loop = self._sync, self._loop
@@ -430,54 +421,55 @@ class Agent:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nothing will be sent by this process anyway
                 loop.call_soon_threadsafe(call, sync)
 
-    def _forked(self) -> None:
-        """In a forked child: the session is the parent's."""
+    # -- what happens to the process -----------------------------------------------------------------------------
+
+    def forked(self) -> None:
+        """In a forked child: the session is the parent's, and so is all that belongs to its loop."""
+        _PARENTS.append((self._loop, self._http, self._sync, self._tasks, self._eligibility, self._upkeep, self._disk))
+        self._loop = self._http = self._sync = self._eligibility = self._upkeep = self._disk = self._store = None
+        self._tasks, self._backlog = [], Backlog(self._running)
         session, self._session = self._session, None
-        self._state = AgentState.STOPPED
-        self._point_at(None)
-        self._sync = self._loop = None
-        self._tasks.clear()
-        if session is not None:
-            session.recorder.forget_after_fork()
-            session.writer.forget_after_fork()
+        self._parent = session if session is not None else self._parent
+        if self._parent is None:
+            return
+        self._parent.writer.forget_after_fork()
+        if self._state in (AgentState.RUNNING, AgentState.FORKED):
+            self._state = AgentState.FORKED
+            self._parent.recorder.forget_after_fork(functools.partial(self._begin_in_child, self._parent))
+        else:
+            self._parent.recorder.forget_after_fork()
+
+    def _begin_in_child(self, parent: Session) -> None:
+        """The first record of a forked child begins a session of its own."""
+        store = Store(self._files, self.config.store_root, self.config.product, self.config.application)
+        opened = open_in_child(parent, self.config, store, self._clocks, os.getpid(), self._urgent)
+        self._session = opened.session
+        process.enter(self)
+
+    def leaving(self) -> Future[bool] | None:
+        """The process is about to end, and nobody has stopped: have all on the disk."""
+        running = self._state in (AgentState.RUNNING, AgentState.FORKED)
+        return self._session.leaving() if running and self._session is not None else None
 
 
-def _end_unwanted(opening: asyncio.Future[Opened]) -> None:
+def _end_unwanted(beginning: asyncio.Future[Session]) -> None:
     """The start was cancelled while the session was being made: it ends as it began, empty."""
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().session.end(SealReason.STOPPED)
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().end(SealReason.STOPPED)
 
 
-def _crashed(store: Store) -> Iterator[SessionFolder]:
-    store.sweep()
-    return iter(store.crashed())
-
-
-def _recover_next(store: Store, crashed: Iterator[SessionFolder], failures: list[OSError]) -> bool:
-    """Recover one crashed session; False when there is none left. One that the disk refuses stops no other."""
-    session = next(crashed, None)
-    if session is None:
-        return False
-    error = bring_to_rest(store, session, boot_id())
-    if isinstance(error, OSError):
-        failures.append(error)
-    elif error is not None:
-        log.warning("crashed session %s is put aside: %s", session.path.name, error)
-    return True
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _ignore(*_: object, **__: object) -> None:
     """What recording does when nothing is being recorded."""
 
 
-_LIVING: weakref.WeakSet[Agent] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for agent in tuple(_LIVING):
-        agent._forked()  # noqa: SLF001 - this module's own class
-    _LIVING.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+_PARENTS: Final[list[object]] = []
+"""In a forked child, what belongs to its parent's loop. It is never let go of: to close a connection here would end the
+parent's, for both have the same one, and the same selector.
+"""

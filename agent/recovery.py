@@ -4,7 +4,8 @@ In named passes, each of which may be cut short by another crash and is then don
 
 1. *read*: every segment block by block (checksums only, no decompression);
 2. *drain*: the journal's records that no block holds yet are appended as blocks;
-3. *seal*: unsealed segments get a seal, the last one with reason ``crashed`` and the time of the session's last record;
+3. *seal*: unsealed segments get a seal, the last one with reason ``crashed`` (or ``stopped``, if the journal says that
+   the process was leaving in order) and the time of the session's last record;
 4. *retire*: the session moves to ``waiting/`` and its journal is deleted.
 
 The journal's halves are told from the segment's blocks by sequence numbers: a half becomes one block, so it is either
@@ -69,7 +70,7 @@ def recover(store: Store, session: SessionFolder, boot_id: str, *, level: int = 
     try:
         work.read(paths)
         work.drain(left.halves)
-        work.seal(_lost(left))
+        work.seal(SealReason.STOPPED if left.in_order else SealReason.CRASHED, _lost(left))
     finally:
         work.close()
     return store.retire_folder(session.path)
@@ -217,8 +218,10 @@ class _Recovery:
 
     # -- 3. seal -------------------------------------------------------------------------------------------------
 
-    def seal(self, lost: Mapping[str, int]) -> None:
-        """Seal what is not sealed yet. Nothing follows where the session, or an earlier recovery of it, had ended."""
+    def seal(self, ending: SealReason, lost: Mapping[str, int]) -> None:
+        """Seal what is not sealed yet, the last one with the reason `ending`. Nothing follows where the session, or an
+        earlier recovery of it, had ended.
+        """
         self._look_back()
         last = self._segments[-1] if self._segments[-1].ending in _ENDINGS else self._open_segment()
         for segment in self._segments:
@@ -226,7 +229,7 @@ class _Recovery:
                 segment.sync()
                 continue
             ended = self._last_time if self._last_time is not None else segment.writer.description.started_monotonic
-            reason, final = (SealReason.CRASHED, True) if segment is last else (SealReason.ABANDONED, False)
+            reason, final = (ending, True) if segment is last else (SealReason.ABANDONED, False)
             segment.seal(
                 reason, ended + self._offset, ended, self._installation if final else None, lost if final else None
             )

@@ -71,6 +71,8 @@ class AgentState(StrEnum):
     NEW = "new"
     RUNNING = "running"
     STOPPED = "stopped"
+    FORKED = "forked"
+    """In a forked child: what is recorded goes into a session of the child's own; nothing is sent by this process."""
     DISABLED = "disabled"
     """By configuration or ``DO_NOT_TRACK``: no file, no connection."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
@@ -56,6 +56,16 @@ class Session:
         self.recorder.stop()
         return self.writer.seal(reason)
 
+    def leaving(self) -> Future[bool]:
+        """The process is about to end in order, and nobody has stopped: have all on the disk that was recorded so far.
+
+        Recording goes on; what comes now stays in the journal.
+        """
+        with self.recorder.lock:
+            if self.recorder.recording:
+                self.recorder.journal.note_leaving()
+        return self.writer.flush(durable=True)
+
     def summary(self, clocks: Clocks) -> Summary:
         """The session as it stands."""
         installation = self.recorder.installation or {}
@@ -86,7 +96,22 @@ def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, ur
 
     `urgent` is called after each record of level error and up, on the thread that recorded it.
     """
-    preamble = Preamble(
+    return _open(_preamble(clocks, pid, describe(config).to_wire()), config, store, clocks, urgent)
+
+
+def open_in_child(
+    parent: Session, config: AgentConfig, store: Store, clocks: Clocks, pid: int, urgent: Callable[[], None]
+) -> Opened:
+    """Begin the session of a forked child, that names its `parent`, with the parent's recorder; under its lock.
+
+    Blocks for a millisecond or two, and never raises for the disk's sake, as `open_session`.
+    """
+    info = {**parent.preamble.info, "parent": parent.id}
+    return _open(_preamble(clocks, pid, info), config, store, clocks, urgent, parent.recorder)
+
+
+def _preamble(clocks: Clocks, pid: int, info: Mapping[str, Any]) -> Preamble:
+    return Preamble(
         session_id=clocks.new_id(),
         index=0,
         salt=int.from_bytes(clocks.entropy(SALT_BYTES), "little"),
@@ -96,8 +121,18 @@ def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, ur
         pid=pid,
         process_started=process_start(),
         boot_id=boot_id(),
-        info=describe(config).to_wire(),
+        info=info,
     )
+
+
+def _open(
+    preamble: Preamble,
+    config: AgentConfig,
+    store: Store,
+    clocks: Clocks,
+    urgent: Callable[[], None],
+    recorder: Recorder | None = None,
+) -> Opened:
     settings = WriterSettings(config.save_interval, config.segment_bytes, config.segment_age, config.compression_level)
 
     def begin() -> tuple[SessionFolder, SegmentFile]:
@@ -110,10 +145,13 @@ def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, ur
         writer.urgent()
         urgent()
 
-    recorder = Recorder(journal, on_full=writer.closed, on_urgent=on_urgent, clock=clocks.monotonic)
+    if recorder is None:
+        recorder = Recorder(journal, on_full=writer.closed, on_urgent=on_urgent, clock=clocks.monotonic)
+    else:
+        recorder.begin_anew(journal, on_full=writer.closed, on_urgent=on_urgent)
     writer.trouble = trouble
     writer.start(recorder)
-    return Opened(Session(preamble, recorder, writer, pid), trouble)
+    return Opened(Session(preamble, recorder, writer, preamble.pid), trouble)
 
 
 def _journal(

@@ -1,0 +1,75 @@
+"""What happens to the process itself, and whom it concerns: it is forked, or it ends though nobody has stopped.
+
+* *Fork*: the child's copies are told before any other code of the child runs.
+* *End*: at the end of the interpreter, and of a child of `multiprocessing`, what was recorded is made safe. Recording
+  goes on all the same: daemon threads may outlast this, and what they record stays in the journal.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+import weakref
+from concurrent.futures import Future
+from typing import Final, Protocol
+
+EXIT_TIMEOUT: Final = 2.0
+"""Seconds that the end of the process is put off for a disk that is slow; what is in the journal's file can wait."""
+
+
+class Inhabitant(Protocol):
+    """Something that lives and dies with its process."""
+
+    def forked(self) -> None:
+        """This is a forked child, and a copy."""
+
+    def leaving(self) -> Future[bool] | None:
+        """The process is about to end in order: begin to make safe what there is."""
+
+
+_INHABITANTS: Final = weakref.WeakSet[Inhabitant]()
+_awaited_in: set[int] = set()
+
+
+def enter(inhabitant: Inhabitant) -> None:
+    """Tell it what happens to the process, until `leave`."""
+    _INHABITANTS.add(inhabitant)
+    _await_end_of_child()
+
+
+def leave(inhabitant: Inhabitant) -> None:
+    """Tell it no more."""
+    _INHABITANTS.discard(inhabitant)
+
+
+def _after_fork_in_child() -> None:
+    for inhabitant in tuple(_INHABITANTS):
+        inhabitant.forked()
+
+
+def _at_exit() -> None:
+    deadline = time.monotonic() + EXIT_TIMEOUT
+    for done in [inhabitant.leaving() for inhabitant in tuple(_INHABITANTS)]:
+        if done is not None:
+            try:
+                done.result(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                return  # what the journal holds is left to recovery
+
+
+def _await_end_of_child() -> None:
+    """Children of `multiprocessing` end without `atexit` (up to Python 3.12), and forget what was asked before they
+    began.
+    """
+    processes, util = (sys.modules.get(f"multiprocessing.{name}") for name in ("process", "util"))
+    if processes is None or util is None or processes.parent_process() is None or os.getpid() in _awaited_in:
+        return
+    _awaited_in.add(os.getpid())
+    util.Finalize(None, _at_exit, exitpriority=-100)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
