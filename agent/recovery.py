@@ -68,7 +68,7 @@ def recover(store: Store, session: SessionFolder, boot_id: str, *, level: int = 
         return None
     work = _Recovery(files, level)
     try:
-        work.read(paths)
+        work.read(paths, left.halves)
         work.drain(left.halves)
         work.seal(SealReason.STOPPED if left.in_order else SealReason.CRASHED, _lost(left))
     finally:
@@ -117,14 +117,22 @@ class _Recovery:
 
     # -- 1. read -------------------------------------------------------------------------------------------------
 
-    def read(self, paths: list[Path]) -> None:
-        """Read the segments in order. One that was abandoned is cut back to where the next one begins."""
+    def read(self, paths: list[Path], halves: Iterable[Left]) -> None:
+        """Read the segments in order. One that was abandoned is cut back to where the next one begins, and the last one
+        to where damage begins which the journal's `halves` make good: its last block never reached the disk as a whole.
+        """
         preambles = [(path, preamble) for path in paths if (preamble := self._preamble(path)) is not None]
         if not preambles:
             raise SegmentError("no segment has an intact preamble")
         following = [*(preamble.first for _, preamble in preambles[1:]), None]
+
+        def in_journal(first: int, end: int) -> bool:
+            return any(first <= half.first < end for half in halves)
+
         for (path, _), before in zip(preambles, following, strict=True):
-            segment, blocks = SegmentFile.reopen(self._files, path, self._level, before=before)
+            segment, blocks = SegmentFile.reopen(
+                self._files, path, self._level, before=before, elsewhere=in_journal if before is None else None
+            )
             self._segments.append(segment)
             for block in blocks:
                 self._look_at(block)

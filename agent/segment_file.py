@@ -6,8 +6,9 @@ must not fall behind what was uploaded of it.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,9 +18,10 @@ import msgpack
 
 from mailboat.agent.files import FileSystem
 from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.limits import MAX_SEAL
 from mailboat.protocol.reader import Block, SegmentReader
 from mailboat.protocol.records import COUNTERS, SCHEMA_COUNTER, Kind, Schema
-from mailboat.protocol.segment import BlockHeader, Preamble, SealReason, SegmentWriter
+from mailboat.protocol.segment import SKIPPABLE, BlockHeader, Preamble, Seal, SealReason, SegmentWriter
 from mailboat.protocol.summary import SegmentState
 
 SUFFIX: Final = ".zst"
@@ -36,6 +38,28 @@ def segment_name(index: int) -> str:
 def segment_paths(files: FileSystem, folder: Path) -> list[Path]:
     """The segments in a session's folder, in order."""
     return [folder / name for name in files.names(folder) if re.fullmatch(rf"\d{{6}}\{SUFFIX}", name)]
+
+
+def _seal_of(content: bytes) -> Seal | None:
+    """The seal that ends a segment, if it is that of the bytes before it."""
+    try:
+        ending = Seal.at_end_of(content[-MAX_SEAL - SKIPPABLE.size :])
+    except SegmentError:
+        return None
+    if ending is None:
+        return None
+    seal, size = ending
+    matches = hashlib.sha256(memoryview(content)[: len(content) - size]).digest() == seal.sha256
+    return seal if matches else None
+
+
+def cut_to(files: FileSystem, path: Path, size: int) -> None:
+    """Cut a file to `size` bytes. Raises `OSError`."""
+    fd = files.open(path)
+    try:
+        files.truncate(fd, size)
+    finally:
+        files.close(fd)
 
 
 def set_aside(files: FileSystem, path: Path) -> None:
@@ -78,21 +102,32 @@ class SegmentFile:
 
     @classmethod
     def reopen(
-        cls, files: FileSystem, path: Path, level: int, *, before: int | None = None
+        cls,
+        files: FileSystem,
+        path: Path,
+        level: int,
+        *,
+        before: int | None = None,
+        elsewhere: Callable[[int, int], bool] | None = None,
     ) -> tuple[SegmentFile, list[Block]]:
         """Go on with a segment that was left unsealed (or not); returns its intact blocks with it.
 
         A torn tail is cut off, and so are the blocks from the sequence number `before` on: the next segment repeats
-        them. Damage in the middle stays as it is. Raises `SegmentError` when its preamble cannot be read, `OSError`
-        when the file cannot.
+        them. Damage stays as it is, unless it is at the end and `elsewhere` says of the records lost by it (from the
+        first one on, up to the following one) that they are to be had. A seal that does not match the bytes before it
+        was never synced, and is cut off, too.
+
+        Raises `SegmentError` when its preamble cannot be read, `OSError` when the file cannot.
         """
         content = files.read(path)
         reader = SegmentReader(content)
         blocks = list(reader.blocks())
         if reader.preamble is None:
             raise SegmentError(f"{path.name} has no intact preamble")
-        writer, seal = SegmentWriter(reader.preamble, level), reader.seal
-        repeated = [] if before is None or seal else [block for block in blocks if block.header.first >= before]
+        writer, seal = SegmentWriter(reader.preamble, level), _seal_of(content)
+        repeated = [] if before is None else [block for block in blocks if block.header.first >= before]
+        if repeated:
+            seal = None
         blocks = blocks[: len(blocks) - len(repeated)]
         view, at = memoryview(content), 0
         for block in blocks:
@@ -100,12 +135,15 @@ class SegmentFile:
             writer.add(view[block.offset : block.end], block.header)
             at = block.end
         if seal is None:
-            writer.add(view[at : repeated[0].offset if repeated else reader.offset])
-            writer.next = max(writer.next, 0 if repeated else reader.next)
+            end, following = at or SKIPPABLE.size + SKIPPABLE.unpack_from(content)[1], writer.next
+            if not repeated and reader.seal is None and not (elsewhere and elsewhere(following, reader.next)):
+                end, following = reader.offset, max(following, reader.next)
+            writer.add(view[at:end])
+            writer.next = following
         made = cls(files, path, files.open(path), writer)
         if seal is not None:
             made.sealed, made.ending = seal.sha256.hex(), seal.reason
-            writer.size, writer.next = reader.offset, max(writer.next, seal.next)
+            writer.size, writer.next = len(content), max(writer.next, seal.next)
         try:
             files.truncate(made._descriptor, writer.size)
         except OSError:

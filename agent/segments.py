@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mailboat.agent.clocks import Clocks
-from mailboat.agent.segment_file import SegmentFile, set_aside
+from mailboat.agent.segment_file import SegmentFile, cut_to, segment_name, segment_paths, set_aside
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.records import Schema
@@ -39,10 +39,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Abandoned:
-    """A segment that is to be sealed at the end; what begins at `before` is repeated elsewhere."""
+    """A segment that is to be sealed at the end; what stands behind its first `size` bytes is repeated elsewhere."""
 
     path: Path
-    before: int
+    size: int
 
 
 class Segments:
@@ -114,6 +114,7 @@ class Segments:
             self._seal_abandoned(self._abandoned[-1])
             self._abandoned.pop()
         assert self.session is not None  # noqa: S101 - `ready` saw to it
+        self._remove_strays(self.session.path)
         self.folder = self._store.retire(self.session)
         self.session = None
 
@@ -157,10 +158,10 @@ class Segments:
             raise
         log.warning("%s of session %s is abandoned", segment.path.name, segment.path.parent.name)
         self._segment, self._patience_until = made, self._clocks.now()
-        self._cut_off(segment, first)
+        self._cut_off(segment)
         return made
 
-    def _cut_off(self, segment: SegmentFile, repeated_from: int) -> None:
+    def _cut_off(self, segment: SegmentFile) -> None:
         """Remove from an abandoned segment what is repeated; what cannot be removed now, sealing it will."""
         try:
             if not segment.synced:
@@ -169,7 +170,7 @@ class Segments:
             segment.cut_to_synced()
         except OSError as error:
             self._refused(error)
-        self._abandoned.append(_Abandoned(segment.path, repeated_from))
+        self._abandoned.append(_Abandoned(segment.path, segment.synced))
 
     def _seal(
         self,
@@ -183,17 +184,27 @@ class Segments:
 
     def _seal_abandoned(self, abandoned: _Abandoned) -> None:
         files = self._store.files
+        if not abandoned.size:
+            files.remove(abandoned.path)
+            return
+        cut_to(files, abandoned.path, abandoned.size)  # nothing behind is to be trusted, though it may look well
         try:
-            segment, _ = SegmentFile.reopen(files, abandoned.path, self._limits.level, before=abandoned.before)
+            segment, _ = SegmentFile.reopen(files, abandoned.path, self._limits.level)
         except SegmentError as error:
             log.warning("%s of session %s is set aside: %s", abandoned.path.name, abandoned.path.parent.name, error)
             set_aside(files, abandoned.path)
             return
         try:
-            if not segment.sealed:
-                self._seal(segment, SealReason.ABANDONED)
+            self._seal(segment, SealReason.ABANDONED)
         finally:
             segment.close()
+
+    def _remove_strays(self, folder: Path) -> None:
+        """Remove segments that could not be begun, nor removed at that time: nobody could read the session."""
+        known = {segment_name(state.index) for state in self.states}
+        for path in segment_paths(self._store.files, folder):
+            if path.name not in known:
+                self._store.files.remove(path)
 
     def _publish(self, segment: SegmentFile) -> None:
         state = segment.state

@@ -23,6 +23,7 @@ All functions block; they are called on the store's thread.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import re
@@ -48,6 +49,8 @@ JOURNAL: Final = "journal"
 REASON: Final = "reason"
 SENDER_LOCK: Final = "sender.lock"
 NEW, LIVE, WAITING, SENT, QUARANTINED = "new", "live", "waiting", "sent", "quarantined"
+_NOT_OURS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOTSUP})
+"""How a system says that a folder cannot be synced by us; then it was not made by us either."""
 _FIRST_READ: Final = 4096
 _BEGINNINGS: Final = 8
 """Tries to make a session's folder: each process that starts at the same moment sweeps once."""
@@ -97,6 +100,7 @@ class Store:
         self._sender_fd: int | None = None
         self._ledger: LedgerFile | None = None
         self._known: dict[str, Waiting] = {}
+        self._settled = False
 
     def open(self) -> None:
         """Make the folders where they are missing; `StoreError` when that cannot be done."""
@@ -110,9 +114,25 @@ class Store:
             ) from error
 
     def settle(self, path: Path) -> None:
-        """Make the folder of a session, and those that lead to it, survive the machine. Raises `OSError`."""
-        for folder in (path, path.parent, self.folder, self.folder.parent, self.folder.parent.parent):
+        """Make the folder of a session, and those that lead to it, survive the machine. Raises `OSError`.
+
+        The first time that goes for all folders above the store, too: this process or another one may just have made
+        them.
+        """
+        root = self.folder.parent.parent
+        for folder in (path, path.parent, self.folder, self.folder.parent, root):
             self.files.sync_folder(folder)
+        if not self._settled:
+            for folder in root.parents:
+                self._settle_above(folder)
+            self._settled = True
+
+    def _settle_above(self, folder: Path) -> None:
+        try:
+            self.files.sync_folder(folder)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
 
     # -- live ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,186 @@
+"""What the agent relies on of a file system: the real one and those of the tests keep the same promises."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mailboat.agent.files import FileSystem, OsFileSystem
+from testkit.disk import Disk, Unsynced
+from testkit.power import PowerDisk
+
+PAGE = mmap.ALLOCATIONGRANULARITY
+
+MAKERS: dict[str, Callable[[Path], FileSystem]] = {
+    "real": lambda _: OsFileSystem(),
+    "unsynced": lambda _: Unsynced(),
+    "failing": lambda _: Disk().files,
+    "forgetful": lambda root: PowerDisk(root, random.Random(1)),
+    "forgetful and failing": lambda root: Disk(real=PowerDisk(root, random.Random(1), written_back=1.0)).files,
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "root"
+
+
+@pytest.fixture(params=MAKERS)
+def files(request: pytest.FixtureRequest, root: Path) -> FileSystem:
+    made = MAKERS[request.param](root)
+    made.make_folder(root)
+    return made
+
+
+@pytest.fixture
+def fd(files: FileSystem, root: Path) -> Iterator[int]:
+    made = files.create(root / "file")
+    yield made
+    files.close(made)
+
+
+def test_folders_are_made_with_those_above_and_only_for_their_owner(files: FileSystem, root: Path) -> None:
+    files.make_folder(root / "a" / "b")
+    files.make_folder(root / "a" / "b")
+    assert files.names(root / "a") == ["b"]
+    assert (root / "a" / "b").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_file_is_created_once_and_only_for_its_owner(files: FileSystem, root: Path, fd: int) -> None:
+    assert (root / "file").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        files.create(root / "file")
+    with pytest.raises(FileNotFoundError):
+        files.create(root / "nowhere" / "file")
+    (root / "link").symlink_to(root / "elsewhere")
+    with pytest.raises(FileExistsError):
+        files.create(root / "link")
+
+
+def test_only_what_is_there_is_opened_and_no_link_is_followed(files: FileSystem, root: Path, fd: int) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.open(root / "nothing")
+    (root / "link").symlink_to(root / "file")
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        files.open(root / "link")
+    again = files.open(root / "file")
+    files.append(fd, b"abc")
+    assert files.seek_end(again) == 3
+    files.append(again, b"def")
+    files.close(again)
+    assert files.read(root / "file") == b"abcdef"
+
+
+def test_appending_cutting_and_the_position(files: FileSystem, root: Path, fd: int) -> None:
+    files.append(fd, b"0123456789")
+    files.append(fd, memoryview(b"abc"))
+    assert files.size(root / "file") == 13
+    files.truncate(fd, 4)
+    files.append(fd, b"-")
+    assert files.seek_end(fd) == 5
+    files.sync(fd)
+    assert files.read(root / "file") == b"0123-"
+    assert files.read_range(root / "file", 1, 2) == b"12"
+    assert files.read_range(root / "file", 3, 100) == b"3-"
+    assert files.read_range(root / "file", 9, 1) == b""
+
+
+def test_reading_what_is_not_there(files: FileSystem, root: Path) -> None:
+    for read in (files.read, files.size, lambda path: files.read_range(path, 0, 1)):
+        with pytest.raises(FileNotFoundError):
+            read(root / "nothing")
+    assert list(files.names(root / "nothing")) == []
+
+
+def test_a_mapping_is_shared_with_the_file(files: FileSystem, root: Path, fd: int) -> None:
+    files.allocate(fd, 0, PAGE)
+    files.allocate(fd, PAGE, PAGE)
+    assert files.read(root / "file") == bytes(2 * PAGE)
+    with files.map(fd, PAGE, PAGE) as memory:
+        memory.write(b"stored")
+        memory.flush()
+        files.sync(fd)
+        assert files.read_range(root / "file", PAGE, 7) == b"stored\0"
+        files.allocate(fd, 0, 2 * PAGE)
+        assert files.read_range(root / "file", PAGE, 6) == b"stored"
+
+
+def test_what_cannot_be_mapped_is_refused(files: FileSystem, fd: int) -> None:
+    with pytest.raises((OSError, ValueError)):
+        files.map(fd, 0, PAGE)
+
+
+def test_a_lock_keeps_others_out_until_it_is_closed(files: FileSystem, root: Path, fd: int) -> None:
+    other = files.open(root / "file")
+    assert files.lock(fd)
+    assert files.lock(fd)
+    assert not files.lock(other)
+    third = files.open(root / "file")
+    files.close(third)
+    assert not files.lock(other)
+    files.close(other)
+
+
+def test_the_name_of_a_file_may_be_taken_by_another(files: FileSystem, root: Path, fd: int) -> None:
+    assert files.same_file(fd, root / "file")
+    files.rename(root / "file", root / "moved")
+    assert files.same_file(fd, root / "moved")
+    assert not files.same_file(fd, root / "file")
+    files.close(files.create(root / "file"))
+    assert not files.same_file(fd, root / "file")
+    files.rename(root / "moved", root / "file")
+    assert files.same_file(fd, root / "file")
+    assert files.names(root) == ["file"]
+
+
+def test_a_folder_moves_with_all_in_it_and_onto_nothing(files: FileSystem, root: Path) -> None:
+    for name in ("a", "b"):
+        files.make_folder(root / name / "one")
+        files.close(files.create(root / name / "one" / "file"))
+    files.rename(root / "a" / "one", root / "b" / "two")
+    assert (list(files.names(root / "a")), files.names(root / "b")) == ([], ["one", "two"])
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTEMPTY)):
+        files.rename(root / "b" / "two", root / "b" / "one")
+    with pytest.raises(FileNotFoundError):
+        files.rename(root / "nothing", root / "b" / "three")
+    files.sync_folder(root / "a")
+    files.sync_folder(root / "b")
+    assert files.names(root / "b" / "two") == ["file"]
+
+
+def test_removing_is_fine_where_there_is_nothing(files: FileSystem, root: Path, fd: int) -> None:
+    files.remove(root / "nothing")
+    files.remove_tree(root / "nothing")
+    files.remove(root / "file")
+    files.append(fd, b"still open")
+    files.sync(fd)
+    files.make_folder(root / "a" / "b")
+    files.remove_tree(root / "a")
+    assert list(files.names(root)) == []
+    with pytest.raises(OSError, match=r"directory|permitted"):
+        files.remove(root)
+
+
+def test_content_is_replaced_as_a_whole_and_nothing_else_is_left(files: FileSystem, root: Path) -> None:
+    files.replace_content(root / "ledger", b"one")
+    files.replace_content(root / "ledger", b"another")
+    assert files.read(root / "ledger") == b"another"
+    assert files.names(root) == ["ledger"]
+    files.make_folder(root / "folder" / "in it")
+    with pytest.raises(OSError, match="directory"):
+        files.replace_content(root / "folder", b"no")
+    assert files.names(root) == ["folder", "ledger"]
+
+
+def test_there_is_room_left_and_a_folder_to_sync(files: FileSystem, root: Path) -> None:
+    assert files.free_bytes(root) > 0
+    with pytest.raises(FileNotFoundError):
+        files.sync_folder(root / "nothing")
+    with pytest.raises(FileNotFoundError):
+        files.free_bytes(root / "nothing")
