@@ -19,7 +19,7 @@ def test_it_waits_for_its_parts_and_completes_with_the_last() -> None:
     waiting = decide_joining(FINAL, [FIRST, SECOND], now=1000.0)
     assert waiting == replace(FINAL, length=7)
     done = decide_joining(FINAL, [FIRST, replace(SECOND, offset=4, phase=Phase.COMPLETE)], now=1000.0)
-    assert done == replace(FINAL, length=7, offset=7, phase=Phase.COMPLETE, epoch=2)
+    assert done == replace(FINAL, length=7, offset=7, phase=Phase.COMPLETE, epoch=2, expires=None)
 
 
 def test_once_complete_it_needs_its_parts_no_more() -> None:
