@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from bench import hot_path, peers, upload
+from bench import backlog, hot_path, peers, upload
 from bench.harness import MIN_REPETITIONS, Measurement, Settings, compare
 from bench.machine import machine, versions
 from bench.results import Result
 from bench.table import show
 
-MEASUREMENTS = {each.NAME: cast("Measurement", each) for each in (hot_path, upload)}
+MEASUREMENTS = {each.NAME: cast("Measurement", each) for each in (hot_path, upload, backlog)}
 MIB = 1024 * 1024
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,6 +32,7 @@ class _Asked:
     repetitions: int | None
     size: int
     calls: int
+    sessions: int
     output: Path | None
     folder: Path | None
 
@@ -43,6 +44,7 @@ def _asked(arguments: Sequence[str]) -> _Asked:
     parser.add_argument("--repetitions", type=int, help="turns of each contender (default: as each measurement needs)")
     parser.add_argument("--size", type=int, default=512 * MIB, help="bytes to upload (default: 512 MiB)")
     parser.add_argument("--calls", type=int, default=20_000, help="recording calls (default: %(default)s)")
+    parser.add_argument("--sessions", type=int, default=5000, help="sessions that wait (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="file for the JSON (default: bench/results/NAME.json)")
     parser.add_argument("--folder", type=Path, help="where to work: the disk to be measured (default: temporary files)")
     given = parser.parse_args(arguments)
@@ -52,11 +54,11 @@ def _asked(arguments: Sequence[str]) -> _Asked:
             parser.error(f"there is no measurement {name!r}, there are: {', '.join(MEASUREMENTS)}")
     if given.output is not None and len(names) > 1:
         parser.error("--output names one file: name one measurement too")
-    for name in ("repetitions", "size", "calls"):
+    for name in ("repetitions", "size", "calls", "sessions"):
         number = getattr(given, name)
         if number is not None and number < 1:
             parser.error(f"--{name} {number}: expected a number above zero")
-    return _Asked(names, given.repetitions, given.size, given.calls, given.output, given.folder)
+    return _Asked(names, given.repetitions, given.size, given.calls, given.sessions, given.output, given.folder)
 
 
 def _progress(text: str) -> None:
@@ -65,14 +67,14 @@ def _progress(text: str) -> None:
 
 
 async def _measure(each: Measurement, asked: _Asked, folder: Path) -> Result:
-    settings = Settings(folder, asked.size, asked.calls)
+    settings = Settings(folder, asked.size, asked.calls, asked.sessions)
     repetitions = asked.repetitions or each.REPETITIONS
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     before = machine()
     async with aclosing(each.comparisons(settings)) as comparisons:
         outcomes = [await compare(comparison, repetitions, _progress) async for comparison in comparisons]
     _progress("")
-    told = {"repetitions": repetitions, "size": asked.size, "calls": asked.calls}
+    told = {"repetitions": repetitions, "size": asked.size, "calls": asked.calls, "sessions": asked.sessions}
     return Result(each.NAME, each.ABOUT, begun, before, versions(peers.PACKAGES), told, outcomes)
 
 

@@ -100,6 +100,7 @@ class Unit:
 
 CALL = Unit("call", "ns", 1e9)
 BYTE = Unit("byte", "s/GB", 1e9, "MB/s", 1e-6)
+SESSION = Unit("session", "ms", 1e3, "sessions/s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +130,13 @@ class Comparison:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a measurement is told: `folder` is a place of its own on the disk to be measured; `size` bytes for
-    measurements of bulk, `calls` for those of calls.
+    measurements of bulk, `calls` for those of calls, `sessions` for those of many sessions.
     """
 
     folder: Path
     size: int
     calls: int
+    sessions: int
 
 
 class Measurement(Protocol):

@@ -3,8 +3,8 @@
 ::
 
     {"format": 1, "bench": NAME, "about": text, "begun": ISO 8601, "machine": {...}, "versions": {...},
-     "settings": {"repetitions": n, "size": bytes, "calls": n},
-     "rows": [{"id": "P1", "about": text, "unit": "call" | "byte", "sense": "cost" | "speed",
+     "settings": {"repetitions": n, "size": bytes, "calls": n, "sessions": n},
+     "rows": [{"id": "P1", "about": text, "unit": "call" | "byte" | "session", "sense": "cost" | "speed",
                "budget": {"limit": x, "of": "ratio" | "cpu_ratio", "met": bool} | null,
                "reference": name, "subject": name,
                "contenders": [{"name": name, "wall": spread, "cpu": spread, "parts": {name: spread},

@@ -1,6 +1,7 @@
 """Servers to upload to, each in a process of its own: ``python -m bench.serving KIND --folder FOLDER``.
 
-``bare`` is the reference. ``mailboat`` is our server as it comes; ``receiving`` is the same without the loading of
+``bare`` is the reference for large uploads, ``posts`` that for small ones; ``unsynced-posts`` is the same without its
+syncs. ``mailboat`` is our server as it comes; ``receiving`` is the same without the loading of
 records into the analytics store, which is another job, done at leisure after the upload and measured on its own.
 
 The process tells in one line of JSON where it listens, then answers each line of its input with the processor time it
@@ -13,12 +14,15 @@ import argparse
 import asyncio
 import json
 import os
+import sqlite3
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -108,14 +112,61 @@ async def _bare(folder: Path) -> AsyncIterator[tuple[str, str]]:
 
     app = web.Application(client_max_size=_BARE_LIMIT)
     app.router.add_put("/{name}", put)
+    async with _listening(app) as url:
+        yield url, ""
+
+
+@asynccontextmanager
+async def _listening(app: web.Application) -> AsyncIterator[str]:
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
     try:
-        yield f"http://{host}:{port}", ""
+        yield f"http://{host}:{port}"
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def _posts(folder: Path, *, synced: bool = True) -> AsyncIterator[tuple[str, str]]:
+    """POST /NAME: the body becomes a file and a row, both synced before the answer if `synced`. Nothing else."""
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, os.makedirs, folder)
+    rows, writer = _rows(folder, synced=synced), ThreadPoolExecutor(1)
+
+    def put(name: str, body: bytes) -> None:
+        fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(fd, body)
+            if synced:
+                getattr(os, "fdatasync", os.fsync)(fd)
+        finally:
+            os.close(fd)
+
+    async def post(request: web.Request) -> web.Response:
+        body, name = await request.read(), request.match_info["name"]
+        await loop.run_in_executor(None, put, name, body)
+        await loop.run_in_executor(
+            writer, rows.execute, "INSERT INTO bodies VALUES (?, ?, ?)", (name, len(body), time.time())
+        )
+        return web.Response(status=204)
+
+    app = web.Application(client_max_size=_BARE_LIMIT)
+    app.router.add_post("/{name}", post)
+    async with _listening(app) as url:
+        yield url, ""
+    writer.shutdown()
+    rows.close()
+
+
+def _rows(folder: Path, *, synced: bool) -> sqlite3.Connection:
+    """A table of bodies, in which each statement is a commit of its own."""
+    rows = sqlite3.connect(folder / "rows", isolation_level=None, check_same_thread=False)
+    rows.execute("PRAGMA journal_mode = WAL")
+    rows.execute(f"PRAGMA synchronous = {'FULL' if synced else 'OFF'}")
+    rows.execute("CREATE TABLE bodies (name TEXT PRIMARY KEY, size INTEGER, at REAL)")
+    return rows
 
 
 @asynccontextmanager
@@ -131,7 +182,13 @@ async def _receiving(folder: Path) -> AsyncIterator[tuple[str, str]]:
             yield told
 
 
-_KINDS = {"mailboat": _mailboat, "receiving": _receiving, "bare": _bare}
+_KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[tuple[str, str]]]] = {
+    "mailboat": _mailboat,
+    "receiving": _receiving,
+    "bare": _bare,
+    "posts": _posts,
+    "unsynced-posts": partial(_posts, synced=False),
+}
 
 
 async def _serve(kind: str, folder: Path) -> None:

@@ -64,9 +64,9 @@ class Made:
                     yield piece
 
 
-def make(folder: Path, size: int, segment_size: int) -> Made:
-    """A session of about `size` bytes in segments of at most `segment_size`."""
-    chance, began = random.Random(size), time.time_ns()
+def make(folder: Path, size: int, segment_size: int, seed: int = 0) -> Made:
+    """A session of about `size` bytes in segments of at most `segment_size`; one for each `seed`."""
+    chance, began = random.Random(f"{size} {seed}"), time.time_ns()
     session_id = new_id(began // 1_000_000, chance.randbytes(ENTROPY_BYTES))
     folder.mkdir(parents=True)
     paths: list[Path] = []
