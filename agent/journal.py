@@ -59,6 +59,10 @@ _LEAVING_AT: Final = _LOST_AT + _LOST.size
 _DESCRIPTOR_AT: Final = 512
 _DESCRIPTOR_SIZE: Final = 512
 _MAX_HALVES: Final = 64
+_ADDED: Final = JOURNAL_GROWTH // _MAX_HALVES
+"""Least size of a half that is added to the file: so large that however small the first two are, the descriptors last
+for all of the growth.
+"""
 _WORDS: Final = struct.Struct("=QQQQQ")
 _CHECKPOINT: Final = struct.Struct("=QQIII")
 _DURABLE_AT: Final = (64, 192)
@@ -281,7 +285,8 @@ class Journal:
         return None
 
     def _added(self, needed: int) -> Half | None:
-        size = max(self.half_size, -(-needed // HEAD_SIZE) * HEAD_SIZE)
+        least = self.half_size if self.fd is None else max(self.half_size, _ADDED)
+        size = max(least, -(-needed // HEAD_SIZE) * HEAD_SIZE)
         growth = sum(half.size for half in self.halves) - 2 * self.half_size
         if not self._vacant or growth + size > JOURNAL_GROWTH:
             return None

@@ -10,6 +10,7 @@ from types import FrameType
 
 import pytest
 
+from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import Kind
 from testkit.disk import Unsynced
 from testkit.recording import Rig, only, waiting
@@ -95,6 +96,24 @@ def test_eight_threads_lose_and_double_nothing_and_each_keeps_its_order(rig: Rig
     for each in range(8):
         own = [record.attributes["number"] for record in story.records if record.attributes["thread"] == each]
         assert own == list(range(5000))
+
+
+def test_a_burst_while_the_writer_is_held_up_takes_all_the_growth_then_loses_by_count(rig: Rig) -> None:
+    """However small the journal is: its descriptors are few, so what is added comes in larger halves."""
+    text, kept = "x" * 100_000, 56 * MIB // 100_000
+    for _ in range(kept):
+        rig.recorder.feature("in.time", text=text)
+    assert rig.recorder.lost.total() == 0
+    for _ in range(200):
+        rig.recorder.feature("too.much", text=text)
+    lost = rig.recorder.lost["journal_full"]
+    assert 0 < lost < 200
+    rig.step()
+    rig.recorder.feature("room.again")
+    assert rig.end()
+    story = only(waiting(rig.store))
+    assert story.names == ["in.time"] * kept + ["too.much"] * (200 - lost) + ["room.again"]
+    assert story.lost == {"journal_full": lost}
 
 
 def test_real_signals_that_record_while_their_thread_records(rig: Rig) -> None:
