@@ -3,17 +3,6 @@
 A live session has one journal file, mapped into memory. Storing to the mapping is a memory copy, yet the kernel owns
 the pages from then on: the death of the process, ``kill -9`` included, loses nothing.
 
-Layout (native byte order; a journal never leaves its machine)::
-
-    head    magic:8s version:u32 half_size:u32 boot_id:64s, at byte 128 what was lost (4 * u64, see `recorder.Lost`),
-            at byte 160 whether the process was leaving in order (u8), at byte 512 64 descriptors of 512 bytes; 64 KiB
-            in all
-    half    records packed one after the other, from the half's offset in the file on
-
-    descriptor   generation:u64 first:u64 offset:u64 size:u64 end:u64, and one checkpoint each at the bytes 64 and 192
-                 (durable) and 320 and 448 (passing)
-    checkpoint   generation:u64 first:u64 end:u32 data_crc:u32 crc:u32
-
 There are two halves to begin with. One takes records; when it is full, or a flush is due, the next free one takes
 over and the writer makes a block of it. While the writer is behind a burst, more halves are added
 (`limits.JOURNAL_GROWTH`) and given back after it; a record larger than a half gets a half to itself.
@@ -36,38 +25,38 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import struct
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 from zlib import crc32
 
 from mailboat.agent.files import FileSystem
-from mailboat.protocol.errors import SegmentError
+from mailboat.agent.journal_layout import (
+    CHECKPOINT,
+    DURABLE_AT,
+    END,
+    FIRST,
+    GENERATION,
+    HEAD,
+    HEAD_SIZE,
+    LEAVING_AT,
+    LOST_AT,
+    MAGIC,
+    MAX_HALVES,
+    NATIVE,
+    OFFSET,
+    PASSING_AT,
+    SIZE,
+    VERSION,
+    WORDS,
+    descriptor,
+)
 from mailboat.protocol.limits import JOURNAL_GROWTH, MEMORY_FALLBACK, MIN_JOURNAL
 
-MAGIC: Final = b"mbjournl"
-VERSION: Final = 1
-HEAD_SIZE: Final = 64 * 1024
-"""Also the granule of offsets: the largest that any platform asks for (Windows)."""
-
-_HEAD: Final = struct.Struct("=8sII64s")
-_LOST_AT: Final = 128
-_LOST: Final = struct.Struct("=4Q")
-_LEAVING_AT: Final = _LOST_AT + _LOST.size
-_DESCRIPTOR_AT: Final = 512
-_DESCRIPTOR_SIZE: Final = 512
-_MAX_HALVES: Final = 64
-_ADDED: Final = JOURNAL_GROWTH // _MAX_HALVES
+_ADDED: Final = JOURNAL_GROWTH // MAX_HALVES
 """Least size of a half that is added to the file: so large that however small the first two are, the descriptors last
 for all of the growth.
 """
-_WORDS: Final = struct.Struct("=QQQQQ")
-_CHECKPOINT: Final = struct.Struct("=QQIII")
-_DURABLE_AT: Final = (64, 192)
-_PASSING_AT: Final = (320, 448)
-_GENERATION, _FIRST, _OFFSET, _SIZE, _END = range(5)
 
 
 @dataclass(slots=True, eq=False)
@@ -98,12 +87,12 @@ class Half:
     def __post_init__(self) -> None:
         """Enter it into its descriptor."""
         self._take_words()
-        self.words[_GENERATION] = 0
-        self.words[_OFFSET], self.words[_SIZE] = (self.offset, self.size) if self.file_backed else (0, 0)
+        self.words[GENERATION] = 0
+        self.words[OFFSET], self.words[SIZE] = (self.offset, self.size) if self.file_backed else (0, 0)
 
     def _take_words(self) -> None:
-        at = _descriptor(self.index)
-        self.words = memoryview(self.head)[at : at + _WORDS.size].cast("Q")
+        at = descriptor(self.index)
+        self.words = memoryview(self.head)[at : at + WORDS.size].cast("Q")
 
     @property
     def file_backed(self) -> bool:
@@ -113,17 +102,17 @@ class Half:
     @property
     def in_use(self) -> bool:
         """Whether it is active, or closed and not yet in the segment."""
-        return bool(self.words[_GENERATION])
+        return bool(self.words[GENERATION])
 
     @property
     def first(self) -> int:
         """The sequence number of its first record."""
-        return int(self.words[_FIRST])
+        return int(self.words[FIRST])
 
     @property
     def end(self) -> int:
         """Where its records end."""
-        return int(self.words[_END])
+        return int(self.words[END])
 
     def begin(self, generation: int, first: int) -> None:
         """Make it the half number `generation`; it holds nothing yet.
@@ -131,19 +120,19 @@ class Half:
         `words` become another object: by it a recording call tells whether the half is still what it was.
         """
         self._take_words()
-        self.words[_GENERATION] = 0
+        self.words[GENERATION] = 0
         self.generation = generation
         self.durable = self.checkpoints = 0
         self._passed = self._passing = self._claimed = 0
         self._checked, self._crc = 0, generation & 0xFFFF_FFFF
-        self.words[_FIRST] = first
-        self.words[_END] = 0
+        self.words[FIRST] = first
+        self.words[END] = 0
         self.memory.seek(0)
-        self.words[_GENERATION] = generation
+        self.words[GENERATION] = generation
 
     def end_here(self) -> None:
         """It takes no more records: its end is where it stands, whoever did not come to say so."""
-        self.words[_END] = self.memory.tell()
+        self.words[END] = self.memory.tell()
 
     def content(self) -> memoryview:
         """Its records. Release the view before the half is used again."""
@@ -151,7 +140,7 @@ class Half:
 
     def leave(self) -> None:
         """Leave the descriptor to another half."""
-        self.words[_GENERATION] = self.words[_SIZE] = self.words[_OFFSET] = 0
+        self.words[GENERATION] = self.words[SIZE] = self.words[OFFSET] = 0
 
     def close(self) -> None:
         """Let go of the mapping. What another thread still reads goes with the last view of it."""
@@ -163,7 +152,7 @@ class Half:
     def vouch(self, head: mmap.mmap, *, durable: bool) -> bool:
         """Take a checkpoint of what it holds now; False if nothing is new."""
         # In one go: between two calls another thread may make a free half an active one.
-        generation, end = self.words[_GENERATION], self.words[_END]
+        generation, end = self.words[GENERATION], self.words[END]
         if not generation or end <= (self.durable if durable else max(self._passed, self.durable)):
             return False
         if end > self._checked:
@@ -171,13 +160,13 @@ class Half:
                 self._crc = crc32(fresh, self._crc)
             self._checked = end
         if durable:
-            place, self._claimed = _DURABLE_AT[self.checkpoints % 2], end
+            place, self._claimed = DURABLE_AT[self.checkpoints % 2], end
         else:
-            place, self._passed = _PASSING_AT[self._passing % 2], end
+            place, self._passed = PASSING_AT[self._passing % 2], end
             self._passing += 1
-        body = _CHECKPOINT.pack(self.generation, self.first, end, self._crc, 0)[:-4]
-        at = _descriptor(self.index) + place
-        head[at : at + _CHECKPOINT.size] = body + crc32(body).to_bytes(4, _NATIVE)
+        body = CHECKPOINT.pack(self.generation, self.first, end, self._crc, 0)[:-4]
+        at = descriptor(self.index) + place
+        head[at : at + CHECKPOINT.size] = body + crc32(body).to_bytes(4, NATIVE)
         return True
 
     def synced(self) -> None:
@@ -189,12 +178,8 @@ class Half:
     def renumber(self, first: int) -> None:
         """Correct the sequence number at which it begins; what vouched for the wrong one no longer does."""
         if first != self.first:
-            self.words[_FIRST] = first
+            self.words[FIRST] = first
             self._passed = self._claimed = 0
-
-
-def _descriptor(index: int) -> int:
-    return _DESCRIPTOR_AT + index * _DESCRIPTOR_SIZE
 
 
 class Journal:
@@ -222,7 +207,7 @@ class Journal:
         self._boot = boot_id.encode()[:64]
         self._spares: list[Half] = []
         self._released: deque[Half] = deque()
-        self._vacant = deque(range(_MAX_HALVES))
+        self._vacant = deque(range(MAX_HALVES))
         self._gaps: list[tuple[int, int]] = []
         self._generation = 0
         self._file_end = HEAD_SIZE
@@ -252,13 +237,13 @@ class Journal:
         """
         self._files.allocate(fd, 0, HEAD_SIZE)
         head = self._files.map(fd, 0, HEAD_SIZE)
-        kept = self._head[_LOST_AT : _LEAVING_AT + 1]
+        kept = self._head[LOST_AT : LEAVING_AT + 1]
         self._head, self.fd = head, fd
         self._begin_head()
-        head[_LOST_AT : _LEAVING_AT + 1] = kept
+        head[LOST_AT : LEAVING_AT + 1] = kept
 
     def _begin_head(self) -> None:
-        _HEAD.pack_into(self._head, 0, MAGIC, VERSION, self.half_size, self._boot)
+        HEAD.pack_into(self._head, 0, MAGIC, VERSION, self.half_size, self._boot)
 
     # -- under the recorder's lock -------------------------------------------------------------------------------
 
@@ -279,7 +264,7 @@ class Journal:
 
     def _chosen(self, needed: int) -> Half | None:
         for half in reversed(self._spares):  # the one used last is the one that is still in the processor's cache
-            if half.size >= needed and not half.words[_GENERATION] and not half.reserved:
+            if half.size >= needed and not half.words[GENERATION] and not half.reserved:
                 half.reserved = True  # with the line before one step: no signal handler can get it, too
                 return half
         return None
@@ -308,7 +293,7 @@ class Journal:
 
     def give_back(self, half: Half) -> None:
         """A reserved half is not needed after all."""
-        half.words[_GENERATION] = 0
+        half.words[GENERATION] = 0
         half.reserved = False
 
     def free_reserved(self) -> None:
@@ -382,19 +367,19 @@ class Journal:
 
     def count_lost(self, place: int, records: int) -> None:
         """Remember that so many records could not be kept, in a way that outlives the process."""
-        at = _LOST_AT + 8 * place
-        count = int.from_bytes(self._head[at : at + 8], _NATIVE) + records
-        self._head[at : at + 8] = count.to_bytes(8, _NATIVE)
+        at = LOST_AT + 8 * place
+        count = int.from_bytes(self._head[at : at + 8], NATIVE) + records
+        self._head[at : at + 8] = count.to_bytes(8, NATIVE)
 
     def note_leaving(self) -> None:
         """Remember that the process is about to end in order, though nobody has stopped the session: no crash then."""
-        self._head[_LEAVING_AT] = 1
+        self._head[LEAVING_AT] = 1
 
     # -- by the writer's thread ----------------------------------------------------------------------------------
 
     def release(self, half: Half) -> None:
         """Take back a closed half whose records are in the segment."""
-        half.words[_GENERATION] = 0
+        half.words[GENERATION] = 0
         self._released.append(half)
 
     def checkpoint(self, *, durable: bool) -> bool:
@@ -434,72 +419,3 @@ class Journal:
         fd, self.fd = self.fd, None
         if fd is not None:
             self._files.close(fd)
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """What a journal left behind in one half: packed records, the first of which has the sequence number `first`.
-
-    Halves were filled in the order of their `generation`.
-    """
-
-    generation: int
-    first: int
-    raw: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class LeftBehind:
-    """What a dead process's journal holds: `halves` in the order in which they were filled, and how many records were
-    `lost` by place (see `recorder.Lost`). `in_order`: it was `Journal.note_leaving` that came last.
-    """
-
-    halves: tuple[Left, ...] = ()
-    lost: tuple[int, ...] = ()
-    in_order: bool = False
-
-
-def left_behind(content: bytes, *, same_boot: Callable[[str], bool]) -> LeftBehind:
-    """What is to be had from a dead process's journal file; nothing if it never became a journal.
-
-    `same_boot` tells of the boot id under which the journal was written whether the machine has run on since (`end`
-    counts) or not (checkpoints do). Raises `SegmentError` for a journal of a version to come.
-    """
-    if len(content) < HEAD_SIZE:
-        return LeftBehind()
-    magic, version, _, boot = _HEAD.unpack_from(content)
-    if magic != MAGIC:
-        return LeftBehind()
-    if version != VERSION:
-        raise SegmentError(f"the journal has version {version}, this mailboat reads {VERSION}: update it")
-    running_on = same_boot(boot.rstrip(b"\0").decode(errors="replace"))
-    found = (_left(content, index, running_on=running_on) for index in range(_MAX_HALVES))
-    halves = sorted((left for left in found if left is not None), key=lambda left: left.generation)
-    return LeftBehind(tuple(halves), _LOST.unpack_from(content, _LOST_AT), in_order=bool(content[_LEAVING_AT]))
-
-
-def _left(content: bytes, index: int, *, running_on: bool) -> Left | None:
-    at = _descriptor(index)
-    generation, first, offset, size, end = _WORDS.unpack_from(content, at)
-    if not size or offset < HEAD_SIZE or offset + size > len(content):
-        return None
-    if running_on:
-        return Left(generation, first, content[offset : offset + end]) if generation and 0 < end <= size else None
-    vouched = (_vouched(content, at + place, offset, size) for place in (*_DURABLE_AT, *_PASSING_AT))
-    return max(
-        (found for found in vouched if found), key=lambda found: (found.generation, len(found.raw)), default=None
-    )
-
-
-def _vouched(content: bytes, at: int, offset: int, size: int) -> Left | None:
-    generation, first, end, data_crc, crc = _CHECKPOINT.unpack_from(content, at)
-    body = content[at : at + _CHECKPOINT.size - 4]
-    if not generation or end > size or crc32(body) != crc:
-        return None
-    raw = content[offset : offset + end]
-    if crc32(raw, generation & 0xFFFF_FFFF) != data_crc:
-        return None
-    return Left(generation, first, raw)
-
-
-_NATIVE: Final = "little" if struct.pack("=H", 1) == b"\x01\x00" else "big"

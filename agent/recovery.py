@@ -28,7 +28,7 @@ from zlib import crc32
 from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_same_boot
 from mailboat.agent.intake import Lost
-from mailboat.agent.journal import Left, LeftBehind, left_behind
+from mailboat.agent.leftovers import Left, LeftBehind, left_behind
 from mailboat.agent.segment_file import SegmentFile, segment_paths, set_aside
 from mailboat.agent.store import JOURNAL, LIVE, SessionFolder, Store, read_preamble
 from mailboat.protocol.errors import SegmentError

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mailboat.agent.files import OsFileSystem
-from mailboat.agent.journal import HEAD_SIZE
+from mailboat.agent.journal_layout import HEAD_SIZE
 from mailboat.agent.ledger import Ending
 from mailboat.agent.store import JOURNAL, LIVE, QUARANTINED, SENT, WAITING, Store
 from mailboat.agent.writer import WriterSettings
