@@ -1,19 +1,21 @@
-"""`mailboat keys`: keys of a server on this machine, made offline or while it runs."""
+"""`mailboat keys`: keys of a server on this machine, made, listed and revoked offline or while it runs."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
 
-from mailboat.cli.extras import needing, told_plainly
+from mailboat.cli.extras import Misuse, needing, told_plainly
+from mailboat.cli.output import json_line, moment, rows
 
 ADMIN = "admin"
 
 
 @click.group()
 def keys() -> None:
-    """Make keys of a server on this machine."""
+    """Keys of a server on this machine."""
 
 
 @keys.command()
@@ -38,3 +40,48 @@ def create(data: Path, product: str | None, role: str) -> None:
     with told_plainly():
         key = create_key(data, product, Role(role))
     click.echo(key)
+
+
+@keys.command("list")
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="The server's data folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each.")
+def list_keys(data: Path, as_json: bool) -> None:
+    """List the keys: whose they are, and whether they are still of use. Their texts are kept nowhere."""
+    with needing("server"):
+        from mailboat.server.offline import with_catalog
+    with told_plainly():
+        found = with_catalog(data, lambda catalog: catalog.keys())
+    if as_json:
+        for row in found:
+            json_line(
+                {"id": row.id, "product": row.product, "role": row.role, "created": row.created, "revoked": row.revoked}
+            )
+        return
+    lines = [
+        (
+            row.id,
+            row.role.value,
+            row.product or "(all)",
+            moment(row.created),
+            "" if row.revoked is None else f"revoked {moment(row.revoked)}",
+        )
+        for row in found
+    ]
+    rows(("key", "role", "product", "made", ""), lines)
+
+
+@keys.command()
+@click.argument("key_id")
+@click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="The server's data folder."
+)
+def revoke(key_id: str, data: Path) -> None:
+    """Make a key useless, by its id; a running server refuses it within seconds."""
+    with needing("server"):
+        from mailboat.server.offline import with_catalog
+    with told_plainly():
+        revoked = with_catalog(data, lambda catalog: catalog.revoke_key(key_id, time.time()))
+    if not revoked:
+        raise Misuse(f"there is no key {key_id!r} that is still of use; `mailboat keys list` shows them")

@@ -22,7 +22,7 @@ from aiohttp import web
 from mailboat.protocol import negotiation as said
 from mailboat.protocol.errors import StoreError
 from mailboat.protocol.limits import MAX_NEGOTIATION_WIRE, MAX_OFFERS
-from mailboat.server import api, ingest, negotiation, uploads
+from mailboat.server import admin, api, ingest, negotiation, uploads
 from mailboat.server.blobs import Blobs, LocalBlobs
 from mailboat.server.catalog import Catalog
 from mailboat.server.config import ServerConfig
@@ -92,6 +92,7 @@ def create_app(
     negotiation.add_routes(app)
     uploads.add_routes(app)
     api.add_routes(app)
+    admin.add_routes(app)
     return app
 
 

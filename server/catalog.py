@@ -209,6 +209,16 @@ class Registration:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """How much of its plan a product has used: records of wanted sessions in a month, and which of the sessions that
+    were asked about had been taken before.
+    """
+
+    records: int = 0
+    taken: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerRow:
     """What the agent at `source` (host or installation) last said of its records; see the protocol's `Request`."""
 
@@ -261,6 +271,12 @@ class Catalog(Protocol):
         For each offer: the segments that the server knows of that session, in order of index. An upload that was
         cancelled, expired or lost no longer counts as the segment's, nor does an unfinished one that holds more bytes
         than its sealed segment has (the machine lost what it had sent): a fresh one is made.
+        """
+
+    async def usage(self, product: str, month: int, session_ids: Sequence[str] = ()) -> Usage:
+        """What a product has used in `month` (`policy.month_of`), and which of these sessions are wanted already.
+
+        `register` and `adopt` count: each record of a wanted session once, in the month it was first told of.
         """
 
     async def ledgers(self, product: str | None) -> tuple[LedgerRow, ...]:

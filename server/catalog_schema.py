@@ -91,6 +91,16 @@ STEPS: Final = (
     """,
     # What was said of an upload when it was made, as JSON; empty where that was nothing special.
     "ALTER TABLE uploads ADD COLUMN creation TEXT NOT NULL DEFAULT ''",
+    # Plans: records of wanted sessions by month, and how many of each session were counted.
+    """
+    ALTER TABLE sessions ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE usage (
+        product TEXT NOT NULL,
+        month   INTEGER NOT NULL,
+        records INTEGER NOT NULL,
+        PRIMARY KEY (product, month)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

@@ -16,7 +16,8 @@ from mailboat.protocol.uploads.state import UploadState
 from mailboat.server.blobs import BlobLost, Blobs
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, COUNTERS, VERIFIERS
-from mailboat.server.verification import digest_of, verify
+from mailboat.server.policy import Account, Plan, month_of, rule
+from mailboat.server.verification import Finding, digest_of, verify
 
 _LOG: Final = logging.getLogger("mailboat.server")
 
@@ -38,6 +39,7 @@ async def complete(app: web.Application, row: UploadRow, state: UploadState) -> 
     """
     row = replace(row, state=state, updated=app[CLOCK]())
     finding = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], verify, app[BLOBS], row)
+    finding = await _held_to_plan(app, row, finding)
     row = replace(
         row,
         verification=finding.verification,
@@ -56,6 +58,23 @@ async def complete(app: web.Application, row: UploadRow, state: UploadState) -> 
         return True
     double = replace(row, verification=Verification.QUARANTINED, detail="that segment is here already")
     return await app[CATALOG].finish_upload(double)
+
+
+async def _held_to_plan(app: web.Application, row: UploadRow, finding: Finding) -> Finding:
+    """A segment that no negotiation asked for is held against the plan here; what that rejects is kept apart.
+
+    Its bytes are here, so nothing is declined any more.
+    """
+    if finding.summary is None:
+        return finding
+    found, now = await app[CATALOG].product(row.product), app[CLOCK]()
+    plan = None if found is None else Plan.of(found.plan)
+    usage = await app[CATALOG].usage(row.product, month_of(now), [finding.summary.session_id])
+    account = Account(usage.records, finding.summary.session_id in usage.taken)
+    ruling = rule(finding.summary, plan, finding.summary.info.agent, now, account)
+    if ruling.reason is None:
+        return finding
+    return Finding(Verification.QUARANTINED, reason=ruling.reason.value, detail=ruling.explanation)
 
 
 async def copy_parts(app: web.Application, state: UploadState) -> None:

@@ -13,19 +13,16 @@ from typing import Final
 
 from aiohttp import web
 
-from mailboat.protocol.errors import ConfigError
 from mailboat.server.catalog import Catalog, KeyRow, Role
 from mailboat.server.catalog_schema import bring_up_to_date
 from mailboat.server.context import Principal
+from mailboat.server.products import product_name
 from mailboat.server.sqlite_catalog import put_key
 from mailboat.server.sqlite_engine import connect
 
 PREFIX: Final = "mbk_"
 CATALOG_FILE: Final = "catalog.sqlite"
 """The catalog's name in a server's data folder."""
-
-MAX_PRODUCT: Final = 200
-"""Characters of a product's name."""
 
 _ENTROPY: Final = 32
 _ID_DIGITS: Final = 12
@@ -40,12 +37,7 @@ def digest_of(key: str) -> bytes:
 
 def make_key(product: str | None, role: Role, now: float) -> tuple[str, KeyRow]:
     """A new key and the row to be kept of it; an admin's key has no product. `ConfigError` when a product is needed."""
-    if role is Role.ADMIN:
-        product = None
-    elif not product or len(product) > MAX_PRODUCT or product != product.strip():
-        raise ConfigError(
-            f"product={product!r:.100}: a key of role {role} needs a name of 1 to {MAX_PRODUCT} characters"
-        )
+    product = None if role is Role.ADMIN else product_name(product)
     key = PREFIX + secrets.token_urlsafe(_ENTROPY)
     digest = digest_of(key)
     return key, KeyRow(f"key-{digest.hex()[:_ID_DIGITS]}", digest, product, role, now)

@@ -8,6 +8,7 @@ a worker thread.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,9 +20,17 @@ from mailboat.protocol.errors import Code, ConfigError, WireError
 from mailboat.protocol.limits import KIB, MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE
 from mailboat.protocol.negotiation import Decision, Reason, Reply, Request, SegmentDecision, Verdict
 from mailboat.protocol.summary import Summary
-from mailboat.server.blobs import Blobs
 from mailboat.server.bodies import read_whole
-from mailboat.server.catalog import LedgerRow, Registration, Role, SegmentRow, SessionState, Verification
+from mailboat.server.catalog import (
+    Catalog,
+    LedgerRow,
+    Registration,
+    Role,
+    SegmentRow,
+    SessionState,
+    Usage,
+    Verification,
+)
 from mailboat.server.context import (
     BLOBS,
     CATALOG,
@@ -34,7 +43,7 @@ from mailboat.server.context import (
     require,
     run_in_worker,
 )
-from mailboat.server.policy import Plan, Ruling, rule
+from mailboat.server.policy import Account, Plan, Ruling, month_of, rule
 from mailboat.server.uploads import PATH
 
 LATER: Final = 60.0
@@ -79,7 +88,9 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
     asked = await run_in_worker(app, _decode, body, media_type, compressed)
     plans = await _plans(request, principal, asked)
     now = app[CLOCK]()
-    ruled = await run_in_worker(app, _rule_all, asked, plans, now, app[CONFIG].min_free_bytes, app[BLOBS])
+    used = await _used(app[CATALOG], asked, plans, now)
+    room = await run_in_worker(app, app[BLOBS].free) >= app[CONFIG].min_free_bytes
+    ruled = await run_in_worker(app, _rule_all, asked, plans, used, now, room)
     registrations = ruled.registrations  # none, and hence no commit, when the key reaches no product that was named
     held = await app[CATALOG].register(registrations, now, ruled.ledger) if registrations else ()
     accepts = _ZSTD in request.headers.get("Accept-Encoding", "")
@@ -142,23 +153,46 @@ async def _plans(request: web.Request, principal: Principal, asked: Request) -> 
     return plans
 
 
+async def _used(catalog: Catalog, asked: Request, plans: Mapping[str, Plan], now: float) -> dict[str, Usage]:
+    """What the products with a monthly plan have used of it, and which of the offered sessions were taken before.
+
+    Requests that are decided at the same time do not see each other: together they may go beyond a plan, by what one
+    request offers each.
+    """
+    used = {}
+    for product, plan in plans.items():
+        if plan.records_per_month is not None:
+            offered = [offer.session_id for offer in asked.offers if offer.info.product == product]
+            used[product] = await catalog.usage(product, month_of(now), offered)
+    return used
+
+
 def _plan(values: Mapping[str, object]) -> Plan:
     try:
         return Plan.of(values)
-    except (ConfigError, TypeError, ValueError) as error:
+    except ConfigError as error:
         raise ProblemError(Code.UNAVAILABLE, f"the product's plan cannot be read: {error}") from error
 
 
-def _rule_all(asked: Request, plans: Mapping[str, Plan], now: float, min_free: int, blobs: Blobs) -> _Rulings:
-    """Hold every offer against its product's plan. Blocks; for a thread."""
+def _rule_all(
+    asked: Request,
+    plans: Mapping[str, Plan],
+    used: Mapping[str, Usage],
+    now: float,
+    room: bool,  # noqa: FBT001 - called through an executor
+) -> _Rulings:
+    """Hold every offer against its product's plan; what one takes of the month, the next ones have not."""
     sent = asked.sent or now
     skew = now - asked.sent if asked.sent else None
-    room = blobs.free() >= min_free
+    taken_here: Counter[str] = Counter()
     offers, registrations = [], []
     for offer in asked.offers:
         product = offer.info.product
-        plan = plans.get(product)
-        ruling = rule(offer, plan, asked.agent, sent)
+        plan, usage = plans.get(product), used.get(product, Usage())
+        account = Account(usage.records + taken_here[product], offer.session_id in usage.taken)
+        ruling = rule(offer, plan, asked.agent, sent, account)
+        if ruling.state is SessionState.WANTED and not account.taken:
+            taken_here[product] += offer.records
         offers.append(_Ruled(offer, ruling, None if plan is None else product))
         if plan is not None:
             reason = ruling.reason.value if ruling.reason else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.state import UploadState
-from mailboat.server import sqlite_sessions, sqlite_uploads
+from mailboat.server import sqlite_sessions, sqlite_uploads, sqlite_usage
 from mailboat.server.catalog import (
     KeyRow,
     LedgerRow,
@@ -27,6 +27,7 @@ from mailboat.server.catalog import (
     SessionRow,
     SessionState,
     UploadRow,
+    Usage,
 )
 from mailboat.server.catalog_schema import bring_up_to_date
 from mailboat.server.sqlite_engine import Engine
@@ -99,6 +100,10 @@ class SqliteCatalog:
     ) -> tuple[tuple[SegmentRow, ...], ...]:
         """See `Catalog.register`."""
         return await self._engine.write(lambda db: sqlite_sessions.register(db, offers, now, ledger, self._new_id))
+
+    async def usage(self, product: str, month: int, session_ids: Sequence[str] = ()) -> Usage:
+        """See `Catalog.usage`."""
+        return await self._engine.read(lambda db: sqlite_usage.usage(db, product, month, session_ids))
 
     async def ledgers(self, product: str | None) -> tuple[LedgerRow, ...]:
         """See `Catalog.ledgers`."""

@@ -18,6 +18,7 @@ from mailboat.protocol.summary import SegmentState
 from mailboat.protocol.uploads.rufh import CURRENT
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.protocol.uploads.values import Limits
+from mailboat.server import sqlite_usage
 from mailboat.server.catalog import (
     LedgerRow,
     Origin,
@@ -74,6 +75,7 @@ def register(
     """See `Catalog.register`."""
     first = new_revisions(db, len(offers))
     db.executemany(_UPSERT, [_session_columns(offer, now, first + place) for place, offer in enumerate(offers)])
+    sqlite_usage.count(db, offers, now)
     if ledger is not None:
         _put_ledger(db, ledger)
     known = _known(db, {(offer.product, offer.summary.session_id) for offer in offers})
@@ -102,6 +104,7 @@ def ensure_session(db: sqlite3.Connection, offer: Registration, now: float) -> N
     )
     if not have:
         db.execute(_UPSERT, _session_columns(offer, now, new_revisions(db, 1)))
+        sqlite_usage.count(db, [offer], now)
 
 
 def changed_sessions(db: sqlite3.Connection, after: int, limit: int) -> tuple[tuple[SessionRow, ...], int]:
