@@ -57,7 +57,7 @@ async def test_the_agent_knows_why_and_lets_go(
 ) -> None:
     data, store = tmp_path / "data", tmp_path / "store"
     key = await asyncio.to_thread(create_key, data, "Another product" if reason is Reason.UNKNOWN_PRODUCT else PRODUCT)
-    settings = {"store": store, "product": PRODUCT, "application": "importer"}
+    settings: dict[str, Any] = {"store": store, "product": PRODUCT, "application": "importer"}
     async with Agent(server=None, **settings) as agent:
         recorded = fill(agent, 100_000, 7)
         session_id = agent.session_id
