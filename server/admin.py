@@ -5,18 +5,20 @@
 ``GET products/{product}``            one of them, with its plan and what it has used of it
 ``PUT products/{product}``            make it, or give it the plan in the body, all other fields as by default
 ``PATCH products/{product}``          change the fields in the body; null puts one back to its default
+``GET deletions``                     what was deleted for its age, by day; `product`
 ``GET keys``                          all keys, without their texts, which nobody has
 ``POST keys``                         make one: ``{"product": ..., "role": "agent" | "reader" | "admin"}``; the answer
                                       is the one time that its text can be seen
 ``DELETE keys/{key_id}``              make one useless; those who were let in by it are, for a few seconds
 ====================================  ============================================================================
 
-All but the two first want an admin's key. The fields of a plan are told in `policy`.
+All but `GET` of products and deletions want an admin's key. The fields of a plan are told in `policy`.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any, Final
 
 from aiohttp import web
@@ -28,7 +30,7 @@ from mailboat.server.bodies import read_whole
 from mailboat.server.catalog import KeyRow, ProductRow, Role
 from mailboat.server.context import CATALOG, CLOCK, CONFIG, ProblemError, require
 from mailboat.server.keys import make_key
-from mailboat.server.parameters import Parameters, reader
+from mailboat.server.parameters import Parameters, product_of, reader
 
 MAX_BODY: Final = 64 * KIB
 """Bytes of a plan as JSON: a hundred patterns of versions fit."""
@@ -40,6 +42,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/api/v1/products/{product}", show_product)
     app.router.add_put("/api/v1/products/{product}", change_product)
     app.router.add_patch("/api/v1/products/{product}", change_product)
+    app.router.add_get("/api/v1/deletions", list_deletions)
     app.router.add_get("/api/v1/keys", list_keys)
     app.router.add_post("/api/v1/keys", create_key)
     app.router.add_delete("/api/v1/keys/{key_id}", revoke_key)
@@ -86,6 +89,14 @@ async def change_product(request: web.Request) -> web.StreamResponse:
 
 async def _told(request: web.Request, row: ProductRow) -> web.Response:
     return _json(await products.told(request.app[CATALOG], row, request.app[CLOCK]()))
+
+
+async def list_deletions(request: web.Request) -> web.StreamResponse:
+    """``GET /api/v1/deletions``: newest day first."""
+    principal = reader(request)
+    product = product_of(principal, Parameters(request, ("product",)).text("product"))
+    rows = await request.app[CATALOG].deletions(product)
+    return _json({"deletions": [asdict(row) for row in rows]})
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,7 @@
 """The analytics store: a DuckDB file in which the records of all sessions can be asked about.
 
-`Analytics` owns the file. Its writing functions are for one thread, the only one that writes; `cursor` gives any thread
-a connection to read with. Each load is one transaction that adds the rows and notes in ``loaded`` what they came
-from, so that whatever is killed when, every record is loaded exactly once.
-
-The tables are told in `analytics_schema`.
+`Analytics` carries out `analytics_store.SqlStore`, whose promises it keeps, and owns the file. The tables are told in
+`analytics_schema`.
 """
 
 # ruff: noqa: S608 - what is put into SQL here are fragments of `analytics_schema`; values are always bound
@@ -13,14 +10,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
 
-from mailboat.protocol.errors import StoreError
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import COUNTERS, Schema
 from mailboat.protocol.summary import INFO_TEXTS
@@ -30,13 +25,15 @@ from mailboat.server.analytics_schema import (
     KEY_COLUMNS,
     LAYOUT,
     LOADED_COLUMNS,
+    ROWS,
     SESSION_COLUMNS,
     TABLES,
     given,
     insert_rows,
 )
+from mailboat.server.analytics_store import AnalyticsError, Holding, Key, Progress, RowsRefused, Step
 from mailboat.server.catalog import SegmentRow, SessionRow
-from mailboat.server.decoder import Outcome, Range, add_range, schemas_from
+from mailboat.server.decoder import schemas_from
 from mailboat.server.decoding import Decoded
 from mailboat.server.json_text import encode
 
@@ -47,47 +44,11 @@ CHECKPOINT: Final = 256 * MIB
 """Bytes of its log that the engine writes before it moves them into the file. With its own default of 16 MiB loading
 takes twice as long; a log of this size costs a second or two at the start after a crash."""
 
+_FETCHED: Final = 10_000
+"""Rows taken from the engine at a time."""
+
 _LATEST: Final = 253_402_300_799.0
 """The end of the year 9999, in seconds: no calendar takes more."""
-
-
-class AnalyticsError(StoreError):
-    """The analytics file cannot be used; the message names the reason."""
-
-
-class RowsRefused(AnalyticsError):
-    """The engine does not take some of the rows; nothing of the batch was kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What was loaded of one upload; see ``loaded`` in `analytics_schema`. `failed` tells why no more will be."""
-
-    segment: int
-    consumed: int = 0
-    next: int = 0
-    records: int = 0
-    ranges: tuple[Range, ...] = ()
-    schemas: tuple[Schema, ...] = ()
-    failed: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One segment of a batch: what became of its task, and its progress with that."""
-
-    segment: SegmentRow
-    outcome: Outcome
-    progress: Progress
-
-    @property
-    def unreadable(self) -> bool:
-        """Whether the segment was to hold records, and not one could be read."""
-        return self.outcome.claimed > 0 and not self.outcome.read and not self.progress.ranges
-
-
-Key = tuple[str, str]
-"""Product and session id."""
 
 
 class Analytics:
@@ -184,6 +145,47 @@ class Analytics:
             self._writer.execute(f"INSERT INTO session FROM {given(SESSION_COLUMNS)}", {"rows": columns})
             self._writer.execute("UPDATE state SET revision = $revision", {"revision": revision})
 
+    # -- taking out, and counting --------------------------------------------------------------------------------
+
+    def forget(self, sessions: Iterable[Key]) -> int:
+        """See `AnalyticsStore.forget`."""
+        bound = {"rows": _rows(_keys(sorted(set(sessions))))}
+        records = 0
+        with self._transaction():
+            for table in (*ROWS, "gap", "loaded", "session"):
+                found = self._writer.execute(
+                    f"DELETE FROM {table} USING {given(KEY_COLUMNS)} old "
+                    f"WHERE {table}.product = old.product AND {table}.session_id = old.session_id",
+                    bound,
+                ).fetchone()
+                if table in ROWS and found is not None:
+                    records += int(found[0])
+        return records
+
+    def holdings(self) -> Iterator[Holding]:
+        """See `AnalyticsStore.holdings`."""
+        records = " UNION ALL ".join(f"SELECT product, session_id, sequence FROM {table}" for table in ROWS)
+        sql = f"""
+            WITH counted AS (
+                SELECT product, session_id, count(*) AS n, count(DISTINCT sequence) AS d
+                FROM ({records}) GROUP BY ALL
+            ), noted AS (
+                SELECT product, session_id, sum(records) AS n FROM loaded GROUP BY ALL
+            )
+            SELECT product, session_id::VARCHAR, coalesce(noted.n, 0), coalesce(counted.n, 0), coalesce(counted.d, 0),
+                session.session_id IS NOT NULL
+            FROM noted FULL JOIN counted USING (product, session_id) FULL JOIN session USING (product, session_id)
+            ORDER BY product, session_id
+        """
+        cursor = self.cursor()
+        try:
+            cursor.execute(sql)
+            while rows := cursor.fetchmany(_FETCHED):
+                for product, session_id, noted, there, numbers, listed in rows:
+                    yield Holding(product, session_id, int(noted), int(there), int(numbers), bool(listed))
+        finally:
+            cursor.close()
+
     def _batch(self, steps: Sequence[Step]) -> None:
         """Lay table ``batch``; whether a session is internal is known from its summary, or else from its preamble."""
         rows = [
@@ -256,21 +258,6 @@ class _Transaction:
             raise RowsRefused(f"the analytics store does not take the rows: {error}") from error
         if isinstance(error, duckdb.Error):
             raise AnalyticsError(f"the analytics file cannot be written: {error}") from error
-
-
-def advanced(known: Progress, outcome: Outcome) -> Progress:
-    """The progress after a task's outcome."""
-    ranges = list(known.ranges)
-    for span in outcome.loaded:
-        add_range(ranges, span)
-    return Progress(
-        segment=known.segment,
-        consumed=outcome.consumed,
-        next=outcome.next,
-        records=known.records + outcome.records,
-        ranges=tuple(ranges),
-        schemas=outcome.schemas,
-    )
 
 
 def session_columns(row: SessionRow) -> dict[str, Any]:

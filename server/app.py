@@ -16,13 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import portalocker
 from aiohttp import web
 
 from mailboat.protocol import negotiation as said
-from mailboat.protocol.errors import StoreError
 from mailboat.protocol.limits import MAX_NEGOTIATION_WIRE, MAX_OFFERS
-from mailboat.server import admin, api, ingest, negotiation, uploads
+from mailboat.server import admin, api, ingest, negotiation, retention, uploads
 from mailboat.server.blobs import Blobs, LocalBlobs
 from mailboat.server.catalog import Catalog
 from mailboat.server.config import ServerConfig
@@ -37,14 +35,12 @@ from mailboat.server.context import (
     VERIFIERS,
     WORKERS,
 )
+from mailboat.server.folder import BLOBS_FOLDER, hold
 from mailboat.server.keys import CATALOG_FILE, KEYRING, Keyring
 from mailboat.server.problems import VERSION, add_version, authentication, problems
 from mailboat.server.recovery import recover
 from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id
 from mailboat.server.turns import TURNS, Turns
-
-BLOBS_FOLDER: Final = "segments"
-LOCK_FILE: Final = "lock"
 
 WORKER_THREADS: Final = 8
 """Threads that open, sync and decode; most of them wait for the disk."""
@@ -88,6 +84,7 @@ def create_app(
     app.cleanup_ctx.append(_threads)
     app.cleanup_ctx.append(partial(_store, open_blobs, open_catalog))
     app.cleanup_ctx.append(_ingest)
+    app.cleanup_ctx.append(retention.sweeping)
     app.router.add_get("/v1/status", status)
     negotiation.add_routes(app)
     uploads.add_routes(app)
@@ -124,7 +121,7 @@ async def _store(
     open_blobs: Callable[[Path], Blobs], open_catalog: Callable[[Path], Catalog], app: web.Application
 ) -> AsyncIterator[None]:
     config = app[CONFIG]
-    lock = await asyncio.to_thread(_locked_folder, config)
+    lock = await asyncio.to_thread(hold, config.data)
     catalog = open_catalog(config.data / CATALOG_FILE)
     try:
         blobs = await asyncio.to_thread(open_blobs, config.data / BLOBS_FOLDER)
@@ -147,14 +144,3 @@ async def _ingest(app: web.Application) -> AsyncIterator[None]:
 
 async def _end_transfers(app: web.Application) -> None:
     app[TURNS].stop()
-
-
-def _locked_folder(config: ServerConfig) -> portalocker.Lock:
-    """The data folder, made if need be, and held: one process for each folder, or offsets would mean nothing."""
-    config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = portalocker.Lock(config.data / LOCK_FILE, "a", timeout=0, fail_when_locked=True)
-    try:
-        lock.acquire()
-    except portalocker.LockException as error:
-        raise StoreError(f"{config.data}: another mailboat server uses this folder; stop it first") from error
-    return lock

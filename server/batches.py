@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mailboat.protocol.limits import MIB
-from mailboat.server.analytics import Key, Progress, Step, advanced
+from mailboat.server.analytics_store import Key, Progress, Step, advanced
 from mailboat.server.catalog import SegmentRow
 from mailboat.server.decoder import Outcome, Task
 

@@ -229,6 +229,27 @@ class LedgerRow:
     updated: float
 
 
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """A session that was removed from the catalog: its rows in the analytics store and its uploads' blobs are to go."""
+
+    product: str
+    session_id: str
+    upload_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What was deleted of a product on one `day` (its first moment, UTC, as Unix seconds) because of its age."""
+
+    product: str
+    day: float
+    sessions: int
+    segments: int
+    records: int
+    bytes: int
+
+
 class Catalog(Protocol):
     """What the server asks of a catalog. Every coroutine may be called at any time between `open` and `close`."""
 
@@ -339,6 +360,37 @@ class Catalog(Protocol):
         """Sessions made or changed (offered, rejected, adopted) after revision `after`, in the order of their changes,
         and the revision of the last of them (`after` when there is none). Their `segments` are left out.
         """
+
+    # -- history windows -----------------------------------------------------------------------------------------
+
+    async def begun_before(
+        self, product: str, before: float, limit: int = 500, skip: int = 0
+    ) -> tuple[SessionRow, ...]:
+        """Sessions of a product that began before a time (by the server's clock), the oldest first, after so many that
+        are skipped. Their `segments` are left out.
+        """
+
+    async def remove_sessions(self, rows: Sequence[SessionRow], now: float) -> tuple[Doomed, ...]:
+        """Remove sessions and their uploads, unless one has changed since the row was read; what of them has to go
+        elsewhere is kept (`doomed`) until it is struck, and what was deleted is counted (`deletions`).
+        """
+
+    async def doomed(self, limit: int = 500) -> tuple[Doomed, ...]:
+        """What was removed here and perhaps not yet elsewhere."""
+
+    async def strike(self, gone: Sequence[Doomed]) -> None:
+        """Say that these have gone everywhere."""
+
+    async def deletions(self, product: str | None, limit: int = 400) -> tuple[Deletion, ...]:
+        """What was deleted, by day, newest first, of a product (None: of all)."""
+
+    # -- looking at everything -----------------------------------------------------------------------------------
+
+    async def all_uploads(self, after: str = "", limit: int = 500) -> tuple[UploadRow, ...]:
+        """Uploads in whatever state, by id, from the one after `after` on."""
+
+    async def faults(self) -> tuple[str, ...]:
+        """What the engine finds wrong with its own files, in sentences; nothing where all is well."""
 
     # -- the server itself ---------------------------------------------------------------------------------------
 

@@ -101,6 +101,25 @@ STEPS: Final = (
         PRIMARY KEY (product, month)
     ) WITHOUT ROWID;
     """,
+    # History windows: sessions by age, what has to go elsewhere when one is removed, and what was deleted.
+    """
+    CREATE INDEX sessions_by_age ON sessions (product, started + coalesce(skew, 0.0), session_id);
+    CREATE TABLE doomed (
+        product    TEXT NOT NULL,
+        session_id TEXT NOT NULL,
+        uploads    TEXT NOT NULL,
+        PRIMARY KEY (product, session_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE deletions (
+        product  TEXT NOT NULL,
+        day      INTEGER NOT NULL,
+        sessions INTEGER NOT NULL,
+        segments INTEGER NOT NULL,
+        records  INTEGER NOT NULL,
+        bytes    INTEGER NOT NULL,
+        PRIMARY KEY (product, day)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

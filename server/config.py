@@ -10,6 +10,14 @@ from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.limits import MAX_SEGMENT, MIB
 
 MAX_PORT: Final = 65_535
+_ABOVE_ZERO: Final = (
+    "body_timeout",
+    "keepalive_timeout",
+    "stop_timeout",
+    "upload_max_age",
+    "max_upload_bytes",
+    "retention_interval",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,8 @@ class ServerConfig:
     """How long a stopping server waits for the requests in progress (transfers are cut at a durable offset at once)."""
     upload_max_age: int = 7 * 24 * 3600
     """Lifetime of an unfinished upload that no negotiation asked for."""
+    retention_interval: float = 3600.0
+    """Between looks for sessions that are older than their product's history window."""
     key_cache: float = 5.0
     """How long a key is believed before the catalog is asked again: a revoked one ends within this time."""
 
@@ -49,7 +59,7 @@ class ServerConfig:
         object.__setattr__(self, "data", Path(self.data))
         if not 0 <= self.port <= MAX_PORT:
             raise ConfigError(f"port={self.port!r}: a number from 0 to {MAX_PORT} is needed")
-        for name in ("body_timeout", "keepalive_timeout", "stop_timeout", "upload_max_age", "max_upload_bytes"):
+        for name in _ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: a number above zero is needed")
         for name in ("min_free_bytes", "min_body_bytes", "key_cache"):

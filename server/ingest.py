@@ -28,7 +28,7 @@ from aiohttp import web
 
 from mailboat.protocol.errors import MailboatError
 from mailboat.protocol.negotiation import Reason
-from mailboat.server.analytics import RowsRefused, Step
+from mailboat.server.analytics_store import Key, RowsRefused, Step
 from mailboat.server.batches import Known
 from mailboat.server.catalog import Catalog, SegmentRow, SessionRow
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, INGEST_WAKE
@@ -74,6 +74,7 @@ class Ingest:
         self._begun = 0
         self._settled = 0
         self._round_ended = asyncio.Condition()
+        self._in_round = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -104,6 +105,14 @@ class Ingest:
         async with self._round_ended:
             await self._round_ended.wait_for(lambda: self._settled >= wanted)
 
+    async def forget(self, sessions: Sequence[Key]) -> int:
+        """Take sessions out of the store that the catalog does not know any more; the number of their records.
+
+        Waits for the round under way, which may have listed them before: no later one can load them again.
+        """
+        async with self._in_round:
+            return await self._loader.forget(sessions)
+
     async def _run(self) -> None:
         resume, failures = 0.0, 0
         while True:
@@ -115,7 +124,8 @@ class Ingest:
             self._begun += 1
             began = time.monotonic()
             try:
-                more = await self.round()
+                async with self._in_round:
+                    more = await self.round()
                 failures = 0
             except Stopped:
                 return

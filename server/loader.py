@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from mailboat.protocol.errors import MailboatError
-from mailboat.server.analytics import Analytics, Key, Progress, RowsRefused, Step
+from mailboat.server.analytics import Analytics
+from mailboat.server.analytics_store import Key, Progress, RowsRefused, SqlStore, Step
 from mailboat.server.batches import Batch, Known, batches
 from mailboat.server.blobs import Blobs
 from mailboat.server.catalog import SegmentRow, SessionRow
@@ -49,14 +50,21 @@ BLAMED: Final = (DecoderDied, RowsRefused, SegmentLost)
 class Loader:
     """Loads what it is told to, from `open` to `close`. One coroutine at a time may call it, but for `stop`."""
 
-    analytics: Analytics
+    analytics: SqlStore
 
-    def __init__(self, blobs: Blobs, folder: Path, decoder: Decoder | None = None) -> None:
-        """`folder` is the server's; the store and the rows on their way are kept in it."""
+    def __init__(
+        self,
+        blobs: Blobs,
+        folder: Path,
+        decoder: Decoder | None = None,
+        opening: Callable[[Path], SqlStore] = Analytics,
+    ) -> None:
+        """`folder` is the server's; the store and the rows on their way are kept in it. `opening` opens the store."""
         self._blobs = blobs
         self._file = folder / ANALYTICS_FILE
         self._rows = folder / ROWS_FOLDER
         self._decoder = decoder or Decoder()
+        self._opening = opening
         self._writing = ThreadPoolExecutor(1, "mailboat-analytics", initializer=_step_back)
         self._decoding = ThreadPoolExecutor(1, "mailboat-decoding")
         self._stopping = False
@@ -100,6 +108,10 @@ class Loader:
         return await self._write(lambda: self.analytics.progress(keys))
 
     # -- loading -------------------------------------------------------------------------------------------------
+
+    async def forget(self, sessions: Sequence[Key]) -> int:
+        """See `AnalyticsStore.forget`."""
+        return await self._write(lambda: self.analytics.forget(sessions))
 
     async def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
         """See `Analytics.load_sessions`."""
@@ -191,11 +203,11 @@ class Loader:
     async def _write(self, call: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._writing, call)
 
-    def _open(self) -> Analytics:
+    def _open(self) -> SqlStore:
         # Rows on their way when the server died: they are made again.
         shutil.rmtree(self._rows, ignore_errors=True)
         self._rows.mkdir(mode=0o700)
-        return Analytics(self._file)
+        return self._opening(self._file)
 
 
 def _step_back() -> None:

@@ -155,6 +155,14 @@ def rule(offer: Summary, plan: Plan | None, agent: str, now: float, account: Acc
     return _within(offer, plan, account)
 
 
+def outlived(session: Summary, skew: float, plan: Plan, now: float) -> bool:
+    """Whether a session's last sign of life lies before the plan's history window.
+
+    `skew` is what its machine's clock is behind the server's, whose time is `now` (Unix seconds).
+    """
+    return plan.history_days is not None and now - (session.ended + skew) > plan.history_days * DAY
+
+
 def wanted(offer: Summary, plan: Plan) -> bool:
     """Whether the plan asks for the details of `offer`."""
     version = offer.info.version

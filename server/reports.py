@@ -22,7 +22,7 @@ import duckdb
 
 from mailboat.protocol.errors import MailboatError
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, SCHEMA_COUNTER
-from mailboat.server.analytics import Analytics
+from mailboat.server.analytics_store import SqlStore
 from mailboat.server.catalog import Origin
 
 TIME_LIMIT: Final = 20.0
@@ -122,7 +122,7 @@ def _plain(value: object) -> object:
 class Reports:
     """Answers questions, each in a thread with a connection of its own."""
 
-    def __init__(self, analytics: Analytics, time_limit: float = TIME_LIMIT) -> None:
+    def __init__(self, analytics: SqlStore, time_limit: float = TIME_LIMIT) -> None:
         self._analytics = analytics
         self._time_limit = time_limit
         self._threads = ThreadPoolExecutor(THREADS, "mailboat-reports")
@@ -149,7 +149,7 @@ class Reports:
 class _Asked:
     """One question on its way through a thread."""
 
-    def __init__(self, analytics: Analytics, question: Callable[[Question], Answer]) -> None:
+    def __init__(self, analytics: SqlStore, question: Callable[[Question], Answer]) -> None:
         self._analytics = analytics
         self._question = question
         self._cursor: duckdb.DuckDBPyConnection | None = None

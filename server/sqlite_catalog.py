@@ -15,8 +15,10 @@ from pathlib import Path
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.state import UploadState
-from mailboat.server import sqlite_sessions, sqlite_uploads, sqlite_usage
+from mailboat.server import sqlite_retention, sqlite_sessions, sqlite_uploads, sqlite_usage
 from mailboat.server.catalog import (
+    Deletion,
+    Doomed,
     KeyRow,
     LedgerRow,
     ProductRow,
@@ -31,6 +33,7 @@ from mailboat.server.catalog import (
 )
 from mailboat.server.catalog_schema import bring_up_to_date
 from mailboat.server.sqlite_engine import Engine
+from mailboat.server.sqlite_engine import faults as sqlite_faults
 from mailboat.server.sqlite_rows import KEY_COLUMNS, fetch, key_row, ledger_row, product_row
 
 
@@ -165,6 +168,36 @@ class SqliteCatalog:
     async def session(self, product: str | None, session_id: str) -> SessionRow | None:
         """See `Catalog.session`."""
         return await self._engine.read(partial(sqlite_sessions.session, product=product, session_id=session_id))
+
+    async def begun_before(
+        self, product: str, before: float, limit: int = 500, skip: int = 0
+    ) -> tuple[SessionRow, ...]:
+        """See `Catalog.begun_before`."""
+        return await self._engine.read(lambda db: sqlite_retention.begun_before(db, product, before, limit, skip))
+
+    async def remove_sessions(self, rows: Sequence[SessionRow], now: float) -> tuple[Doomed, ...]:
+        """See `Catalog.remove_sessions`."""
+        return await self._engine.write(partial(sqlite_retention.remove_sessions, rows=rows, now=now))
+
+    async def doomed(self, limit: int = 500) -> tuple[Doomed, ...]:
+        """See `Catalog.doomed`."""
+        return await self._engine.read(partial(sqlite_retention.doomed, limit=limit))
+
+    async def strike(self, gone: Sequence[Doomed]) -> None:
+        """See `Catalog.strike`."""
+        await self._engine.write(partial(sqlite_retention.strike, gone=gone))
+
+    async def deletions(self, product: str | None, limit: int = 400) -> tuple[Deletion, ...]:
+        """See `Catalog.deletions`."""
+        return await self._engine.read(partial(sqlite_retention.deletions, product=product, limit=limit))
+
+    async def all_uploads(self, after: str = "", limit: int = 500) -> tuple[UploadRow, ...]:
+        """See `Catalog.all_uploads`."""
+        return await self._engine.read(partial(sqlite_uploads.all_uploads, after=after, limit=limit))
+
+    async def faults(self) -> tuple[str, ...]:
+        """See `Catalog.faults`."""
+        return await self._engine.read(sqlite_faults)
 
     async def note(self, name: str) -> str | None:
         """See `Catalog.note`."""

@@ -48,6 +48,13 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return db
 
 
+def faults(db: sqlite3.Connection) -> tuple[str, ...]:
+    """What SQLite finds wrong with the file: pages, indexes, and rows that point nowhere."""
+    found = [text for (text,) in db.execute("PRAGMA integrity_check").fetchall() if text != "ok"]
+    broken = db.execute("PRAGMA foreign_key_check").fetchall()
+    return (*found, *(f"row {row} of table {table} points to no row of {parent}" for table, row, parent, _ in broken))
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """One change: what to run, and whom to tell."""

@@ -69,6 +69,12 @@ def open_uploads(db: sqlite3.Connection) -> tuple[UploadRow, ...]:
     return tuple(upload_row(columns) for columns in found)
 
 
+def all_uploads(db: sqlite3.Connection, after: str, limit: int) -> tuple[UploadRow, ...]:
+    """See `Catalog.all_uploads`."""
+    found = fetch(db, f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+    return tuple(upload_row(columns) for columns in found)
+
+
 def made_of(db: sqlite3.Connection, part_id: str) -> tuple[UploadRow, ...]:
     """See `Catalog.made_of`."""
     sql = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE phase = 'open' AND instr(creation, ?)"

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailboat.protocol import Info, Status
-from mailboat.server.analytics import Analytics, AnalyticsError, RowsRefused
+from mailboat.server.analytics import Analytics
+from mailboat.server.analytics_store import AnalyticsError, RowsRefused
 from mailboat.server.decoding import Decoded
 from testkit.loading import PRODUCT, Bench, segment_row, session_row
 from testkit.segments import (
@@ -249,7 +250,8 @@ def test_a_file_that_another_process_holds_is_left_alone(tmp_path: Path, analyti
     import sys
 
     program = (
-        "import sys; from pathlib import Path; from mailboat.server.analytics import Analytics, AnalyticsError\n"
+        "import sys; from pathlib import Path; from mailboat.server.analytics import Analytics; "
+        "from mailboat.server.analytics_store import AnalyticsError\n"
         "try: Analytics(Path(sys.argv[1]))\n"
         "except AnalyticsError as error: print('refused', 'lock' in str(error))\n"
     )

@@ -12,7 +12,8 @@ import pytest
 from mailboat.protocol import Info
 from mailboat.protocol.records import COUNTERS
 from mailboat.server import batches, ingest
-from mailboat.server.analytics import Analytics, AnalyticsError, Key, Progress, RowsRefused, Step
+from mailboat.server.analytics import Analytics
+from mailboat.server.analytics_store import AnalyticsError, Key, Progress, RowsRefused, Step
 from mailboat.server.catalog import Registration, SessionRow, SessionState, Verification
 from mailboat.server.decoding import Decoded, Decoder
 from mailboat.server.sqlite_catalog import SqliteCatalog

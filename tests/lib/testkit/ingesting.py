@@ -116,7 +116,7 @@ async def load_while_it_grows(folder: Path, seed: int, fuse: int) -> None:
     rig, chance = Rig(folder), random.Random(seed)
     await rig.start()
     if fuse:
-        rig.loader.analytics._writer = Fuse(rig.loader.analytics._writer, fuse)  # type: ignore[assignment]
+        rig.loader.analytics._writer = Fuse(rig.loader.analytics._writer, fuse)  # type: ignore[attr-defined]
     print("started", flush=True)  # noqa: T201 - to the test that has started this program
     growing = list(await rig.catalog.open_uploads())
     while growing:

@@ -11,7 +11,8 @@ from typing import Any
 from mailboat.protocol import Info, Summary
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import Status
-from mailboat.server.analytics import Analytics, Step
+from mailboat.server.analytics import Analytics
+from mailboat.server.analytics_store import Step
 from mailboat.server.batches import Batch
 from mailboat.server.catalog import SegmentRow, SessionRow, SessionState, Verification
 from mailboat.server.decoding import Decoder

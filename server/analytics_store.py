@@ -1,0 +1,144 @@
+"""What the server asks of an analytics store, and the values that go in and come out.
+
+The store holds the records of all sessions and is never the only copy of anything: it can always be made again from the
+catalog and the segments. What it must be trusted with is to know exactly what it holds, since it alone says what was
+loaded. `analytics` carries this out with DuckDB; another engine can take its place.
+
+The promises:
+
+* Each of the changing functions is one transaction, durable on return: with an exception nothing of it was changed.
+* `load` adds the rows and what `progress` and `holdings` tell of them in the same transaction, so that whatever is
+  killed when, every record is loaded exactly once.
+* `generation` grows with each load; a store that was begun anew has generation zero.
+
+All functions block. Those that change something are for one thread; `cursor` (of `SqlStore`) is for any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from mailboat.protocol.errors import StoreError
+from mailboat.protocol.records import Schema
+from mailboat.server.catalog import SegmentRow, SessionRow
+from mailboat.server.decoder import Outcome, Range, add_range
+from mailboat.server.decoding import Decoded
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+class AnalyticsError(StoreError):
+    """The analytics store cannot be used; the message names the reason."""
+
+
+class RowsRefused(AnalyticsError):
+    """The engine does not take some of the rows; nothing of the batch was kept."""
+
+
+Key = tuple[str, str]
+"""Product and session id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What was loaded of one upload; see ``loaded`` in `analytics_schema`. `failed` tells why no more will be."""
+
+    segment: int
+    consumed: int = 0
+    next: int = 0
+    records: int = 0
+    ranges: tuple[Range, ...] = ()
+    schemas: tuple[Schema, ...] = ()
+    failed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One segment of a batch: what became of its task, and its progress with that."""
+
+    segment: SegmentRow
+    outcome: Outcome
+    progress: Progress
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the segment was to hold records, and not one could be read."""
+        return self.outcome.claimed > 0 and not self.outcome.read and not self.progress.ranges
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What the store holds of one session, counted: `noted` records were loaded by its own account, `rows` are there,
+    with `numbers` different sequence numbers. `listed`: the session itself was copied from the catalog.
+    """
+
+    product: str
+    session_id: str
+    noted: int
+    rows: int
+    numbers: int
+    listed: bool
+
+
+class AnalyticsStore(Protocol):
+    """What loading, retention and checking ask of a store. Every function raises `AnalyticsError`."""
+
+    @property
+    def generation(self) -> int:
+        """Loads so far; zero for a store that was begun anew."""
+
+    @property
+    def revision(self) -> int:
+        """The revision of the catalog's sessions that was copied last."""
+
+    def progress(self, sessions: Iterable[Key]) -> dict[Key, dict[str, Progress]]:
+        """What was loaded of the uploads of each of these sessions, by upload id."""
+
+    def load(self, decoded: Decoded, steps: Sequence[Step]) -> None:
+        """Add the rows of a batch and what is to be known of the segments that they came from.
+
+        Raises `RowsRefused` when it is the rows' fault.
+        """
+
+    def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
+        """Note that nothing more of this segment is to be loaded."""
+
+    def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
+        """Put these sessions in place of what was known of them, and note the revision."""
+
+    def forget(self, sessions: Iterable[Key]) -> int:
+        """Take everything of these sessions out: records, progress, gaps; the number of records that there were."""
+
+    def holdings(self) -> Iterator[Holding]:
+        """Every session of which anything is here, counted; in order of product and session id."""
+
+    def reopen(self) -> None:
+        """Open the store anew after a failed write; readers under way may fail."""
+
+    def close(self) -> None:
+        """Release the store."""
+
+
+class SqlStore(AnalyticsStore, Protocol):
+    """A store whose tables (`analytics_schema`) can be asked about in DuckDB's SQL, as the reports do."""
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection for one thread to read with, to be closed by it; it can be interrupted from any other."""
+
+
+def advanced(known: Progress, outcome: Outcome) -> Progress:
+    """The progress after a task's outcome."""
+    ranges = list(known.ranges)
+    for span in outcome.loaded:
+        add_range(ranges, span)
+    return Progress(
+        segment=known.segment,
+        consumed=outcome.consumed,
+        next=outcome.next,
+        records=known.records + outcome.records,
+        ranges=tuple(ranges),
+        schemas=outcome.schemas,
+    )
