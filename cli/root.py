@@ -11,6 +11,7 @@ import click
 from mailboat.cli.demo.command import demo
 from mailboat.cli.keys import keys
 from mailboat.cli.products import products
+from mailboat.cli.quarantine import quarantine
 from mailboat.cli.serve import serve
 from mailboat.cli.sessions import sessions
 from mailboat.cli.status import status
@@ -23,5 +24,5 @@ def mailboat() -> None:
     """Record sessions, keep them through crashes and outages, deliver each record exactly once."""
 
 
-for command in (demo, serve, keys, products, sessions, sync, status):
+for command in (demo, serve, keys, products, quarantine, sessions, sync, status):
     mailboat.add_command(command)

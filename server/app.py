@@ -20,7 +20,8 @@ from aiohttp import web
 
 from mailboat.protocol import negotiation as said
 from mailboat.protocol.limits import MAX_NEGOTIATION_WIRE, MAX_OFFERS
-from mailboat.server import admin, api, ingest, negotiation, retention, uploads
+from mailboat.server import admin, api, expiry, ingest, negotiation, quarantine, retention, uploads
+from mailboat.server.allowance import TRANSFERS, Transfers
 from mailboat.server.blobs import Blobs, LocalBlobs
 from mailboat.server.catalog import Catalog
 from mailboat.server.config import ServerConfig
@@ -35,6 +36,7 @@ from mailboat.server.context import (
     VERIFIERS,
     WORKERS,
 )
+from mailboat.server.cors import allow, preflights
 from mailboat.server.folder import BLOBS_FOLDER, hold
 from mailboat.server.keys import CATALOG_FILE, KEYRING, Keyring
 from mailboat.server.problems import VERSION, add_version, authentication, problems
@@ -66,7 +68,7 @@ def create_app(
     starts up.
     """
     app = web.Application(
-        middlewares=[problems, authentication],
+        middlewares=[problems, preflights, authentication],
         # Bodies are taken as they were sent: what is compressed is decompressed within limits, by `negotiation`.
         handler_args={
             "auto_decompress": False,
@@ -79,17 +81,21 @@ def create_app(
     app[NEW_ID] = fresh_id
     app[COUNTERS] = Counter()
     app[TURNS] = Turns()
+    app[TRANSFERS] = Transfers()
     app.on_response_prepare.append(add_version)
     app.on_shutdown.append(_end_transfers)
     app.cleanup_ctx.append(_threads)
     app.cleanup_ctx.append(partial(_store, open_blobs, open_catalog))
     app.cleanup_ctx.append(_ingest)
     app.cleanup_ctx.append(retention.sweeping)
+    app.cleanup_ctx.append(expiry.sweeping)
+    app.on_response_prepare.append(allow)
     app.router.add_get("/v1/status", status)
     negotiation.add_routes(app)
     uploads.add_routes(app)
     api.add_routes(app)
     admin.add_routes(app)
+    quarantine.add_routes(app)
     return app
 
 

@@ -326,6 +326,21 @@ class Catalog(Protocol):
     async def made_of(self, part_id: str) -> tuple[UploadRow, ...]:
         """The unfinished uploads that this one is a part of."""
 
+    async def unfinished(self, product: str) -> int:
+        """How many uploads of a product take more bytes, and were asked for by no negotiation."""
+
+    async def expired(self, now: float, quarantine: float, limit: int) -> tuple[str, ...]:
+        """Ids of uploads whose time is over, and of those quarantined for more than `quarantine` seconds."""
+
+    async def long_gone(self, before: float, limit: int) -> tuple[str, ...]:
+        """Ids of uploads that have been gone since `before`, and stand for no segment."""
+
+    async def forget_uploads(self, upload_ids: Sequence[str]) -> None:
+        """Forget uploads altogether."""
+
+    async def quarantined(self, product: str | None, after: str | None, limit: int) -> tuple[UploadRow, ...]:
+        """Complete uploads that are no segments, of a product (None: of all), by id from the one after `after` on."""
+
     async def adopt(self, row: UploadRow, summary: Summary) -> bool:
         """`finish_upload` for one that turned out to be a verified segment, of a session that may never have been
         offered: it is made from `summary` then. False, and nothing changed, when that segment has an upload already.

@@ -120,6 +120,15 @@ STEPS: Final = (
         PRIMARY KEY (product, day)
     ) WITHOUT ROWID;
     """,
+    # What a sweep looks for. A complete upload that is no part has no lifetime any more.
+    """
+    UPDATE uploads SET expires = NULL WHERE phase = 'complete' AND creation NOT LIKE '%"partial": true%';
+    CREATE INDEX uploads_of_strangers ON uploads (product) WHERE phase = 'open' AND session_id IS NULL;
+    CREATE INDEX uploads_expiring ON uploads (expires) WHERE phase IN ('open', 'complete') AND expires IS NOT NULL;
+    CREATE INDEX uploads_quarantined ON uploads (id) WHERE phase = 'complete' AND verification = 'quarantined';
+    CREATE INDEX uploads_gone ON uploads (updated)
+        WHERE phase IN ('cancelled', 'expired', 'invalid') AND session_id IS NULL;
+    """,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.limits import MAX_SEGMENT, MIB
 
 MAX_PORT: Final = 65_535
+_ORIGIN: Final = re.compile(r"https?://[^/?#@\s]+")
 _ABOVE_ZERO: Final = (
     "body_timeout",
     "keepalive_timeout",
@@ -17,6 +19,10 @@ _ABOVE_ZERO: Final = (
     "upload_max_age",
     "max_upload_bytes",
     "retention_interval",
+    "quarantine_max_age",
+    "sweep_interval",
+    "max_unfinished",
+    "max_transfers",
 )
 
 
@@ -51,6 +57,20 @@ class ServerConfig:
     """Lifetime of an unfinished upload that no negotiation asked for."""
     retention_interval: float = 3600.0
     """Between looks for sessions that are older than their product's history window."""
+    quarantine_max_age: int = 30 * 24 * 3600
+    """How long a complete upload that is no segment is kept, for people to look at."""
+    sweep_interval: float = 600.0
+    """Between looks for what has expired."""
+    max_unfinished: int = 20_000
+    """Unfinished uploads of a product that no negotiation asked for: a client that only begins them is stopped here."""
+    max_transfers: int = 1000
+    """Bodies of uploads that one key may send at the same time: each holds a connection and its buffers, half a MiB."""
+    interim_answers: bool = False
+    """Whether a creation of the draft's dialect is told its resource by an interim answer (104) while its body comes.
+    Off: HTTP libraries take such an answer for the final one, and proxies hang on it.
+    """
+    cors_origins: tuple[str, ...] = ()
+    """Origins (``https://app.example.com``, or ``*``) whose pages may upload; none unless told otherwise."""
     key_cache: float = 5.0
     """How long a key is believed before the catalog is asked again: a revoked one ends within this time."""
 
@@ -65,5 +85,9 @@ class ServerConfig:
         for name in ("min_free_bytes", "min_body_bytes", "key_cache"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: zero or more is needed")
+        object.__setattr__(self, "cors_origins", tuple(self.cors_origins))
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(f"cors_origins: {origin!r} is no origin such as https://app.example.com, nor *")
         if not self.first_product:
             raise ConfigError("first_product='': a name is needed")

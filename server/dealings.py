@@ -38,7 +38,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from mailboat.protocol.errors import Code, Problem
 from mailboat.protocol.uploads.decisions import (
@@ -92,6 +92,7 @@ class Dealings:
         # A new epoch alone needs no commit of its own here: this turn is the fence.
         if state is not None and replace(state, epoch=self.row.state.epoch) != self.row.state:
             await self._store(state)
+            await self._clear_away(state)
         self._count(f"uploads_refused_{verdict.refusal.name.lower()}")
         return self._answer(verdict)
 
@@ -111,6 +112,20 @@ class Dealings:
         return self._answer(verdict)
 
     # -- with a body ---------------------------------------------------------------------------------------------
+
+    async def announce(self) -> None:
+        """Tell who makes an upload where it is, before its body has come (104), if that may be told here at all."""
+        if self.location is None or self.request.version < HttpVersion11:
+            return  # RFC 9110, 15.2: interim answers did not exist before
+        now = self.request.app[CLOCK]()
+        interim = self.dialect.announce(self.row.state, self.request.headers, location=self.location, now=now)
+        if interim is None:
+            return
+        lines = [f"HTTP/1.1 {interim.status} Upload Resumption Supported"]
+        lines += [f"{name}: {value}" for name, value in interim.headers.items()]
+        await self.request.writer.write("\r\n".join([*lines, "", ""]).encode("ascii"))
+        self.request.writer.output_size = 0  # of the final answer nothing is written yet, as aiohttp has it after a 100
+        self._count("interim_answers")
 
     async def append(self, accepted: Accepted) -> web.StreamResponse:
         """Take the body, make it durable, finish, answer."""
@@ -191,6 +206,7 @@ class Dealings:
         stored = await (complete(self.request.app, self.row, state) if looked_into else self._store(state))
         if not stored:
             return self._overtaken(state)
+        await self._clear_away(state)
         if state.complete and state.creation.partial:
             await self._join_others()
         if grown:
@@ -262,6 +278,11 @@ class Dealings:
 
     async def _store(self, state: UploadState) -> bool:
         return await self.request.app[CATALOG].store(state, self.request.app[CLOCK]())
+
+    async def _clear_away(self, state: UploadState) -> None:
+        """The bytes of an unfinished upload that has come to a bad end are of no use, once that is stored."""
+        if state.gone and not self.row.state.gone and not self.row.state.complete:
+            await run_in_worker(self.request.app, self.request.app[BLOBS].remove, self.row.id)
 
     def _overtaken(self, state: UploadState) -> web.StreamResponse:
         return self._answer(Refused(Refusal.SUPERSEDED, "the upload has been changed meanwhile", state))

@@ -15,7 +15,7 @@ from pathlib import Path
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.state import UploadState
-from mailboat.server import sqlite_retention, sqlite_sessions, sqlite_uploads, sqlite_usage
+from mailboat.server import sqlite_expiry, sqlite_retention, sqlite_sessions, sqlite_uploads, sqlite_usage
 from mailboat.server.catalog import (
     Deletion,
     Doomed,
@@ -136,6 +136,26 @@ class SqliteCatalog:
     async def made_of(self, part_id: str) -> tuple[UploadRow, ...]:
         """See `Catalog.made_of`."""
         return await self._engine.read(partial(sqlite_uploads.made_of, part_id=part_id))
+
+    async def unfinished(self, product: str) -> int:
+        """See `Catalog.unfinished`."""
+        return await self._engine.read(partial(sqlite_expiry.unfinished, product=product))
+
+    async def expired(self, now: float, quarantine: float, limit: int) -> tuple[str, ...]:
+        """See `Catalog.expired`."""
+        return await self._engine.read(lambda db: sqlite_expiry.expired(db, now, quarantine, limit))
+
+    async def long_gone(self, before: float, limit: int) -> tuple[str, ...]:
+        """See `Catalog.long_gone`."""
+        return await self._engine.read(partial(sqlite_expiry.long_gone, before=before, limit=limit))
+
+    async def forget_uploads(self, upload_ids: Sequence[str]) -> None:
+        """See `Catalog.forget_uploads`."""
+        await self._engine.write(partial(sqlite_expiry.forget_uploads, upload_ids=upload_ids))
+
+    async def quarantined(self, product: str | None, after: str | None, limit: int) -> tuple[UploadRow, ...]:
+        """See `Catalog.quarantined`."""
+        return await self._engine.read(lambda db: sqlite_expiry.quarantined(db, product, after, limit))
 
     async def adopt(self, row: UploadRow, summary: Summary) -> bool:
         """See `Catalog.adopt`."""

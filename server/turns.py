@@ -69,6 +69,10 @@ class Turns:
         """Transfers under way."""
         return sum(line.transfer is not None for line in self._lines.values())
 
+    def busy(self, upload_id: str) -> bool:
+        """Whether somebody has a turn on this upload, or waits for one."""
+        return upload_id in self._lines
+
     @asynccontextmanager
     async def take(self, upload_id: str) -> AsyncIterator[Turn]:
         """End the transfer under way on this upload, and wait for one's turn."""

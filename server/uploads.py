@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from aiohttp import web
@@ -22,6 +22,7 @@ from mailboat.protocol.uploads.detect import ServerDialect, answer_options, dete
 from mailboat.protocol.uploads.joining import decide_join
 from mailboat.protocol.uploads.state import UploadState
 from mailboat.protocol.uploads.values import Append, Cancel, Create, Discover, Join, Limits, Query
+from mailboat.server.allowance import TRANSFERS, require_room_for_another
 from mailboat.server.catalog import Role, UploadRow
 from mailboat.server.context import (
     BLOBS,
@@ -40,8 +41,6 @@ from mailboat.server.turns import TURNS, Turn
 
 PATH: Final = "/v1/uploads"
 _PLACE_TAKES: Final = ("OPTIONS", "POST", "PUT")
-
-_LOG: Final = logging.getLogger("mailboat.server")
 
 
 def add_routes(app: web.Application) -> None:
@@ -90,8 +89,16 @@ async def act(request: web.Request) -> web.StreamResponse:
             return response_of(dialect.answer(asked, now=request.app[CLOCK]()))
         case Create() | Join():
             raise web.HTTPMethodNotAllowed(request.method, ["OPTIONS", "HEAD", "GET", "PATCH", "DELETE"])
+    # A body counts from before its turn: what waits holds a connection, too.
+    with _allowed(request, principal) if isinstance(asked, Append) else nullcontext():
+        return await _in_turn(request, upload_id, asked, dialect)
+
+
+async def _in_turn(
+    request: web.Request, upload_id: str, asked: Append | Query | Cancel, dialect: ServerDialect
+) -> web.StreamResponse:
     async with request.app[TURNS].take(upload_id) as turn:
-        row = await catalog.upload(upload_id)
+        row = await request.app[CATALOG].upload(upload_id)
         if row is None:
             return response_of(dialect.answer_unknown())
         return await _act(Dealings(request, row, turn, dialect), asked)
@@ -120,9 +127,12 @@ async def _create(
     verdict = decide_create(asked, upload_id=app[NEW_ID](), limits=limits, now=now, dialect=dialect.tag)
     if isinstance(verdict, Refused):
         return response_of(dialect.answer(verdict, now=now))
-    async with app[TURNS].take(verdict.state.id) as turn:
-        upload = await _made(request, verdict.state, product, turn, dialect)
-        return await upload.append(verdict)
+    with _allowed(request, principal):
+        async with app[TURNS].take(verdict.state.id) as turn:
+            upload = await _made(request, verdict.state, product, turn, dialect)
+            if app[CONFIG].interim_answers and asked.content_length != 0:
+                await upload.announce()
+            return await upload.append(verdict)
 
 
 async def _join(
@@ -149,7 +159,13 @@ async def _product_with_room(request: web.Request, principal: Principal) -> str:
         raise ProblemError(Code.FORBIDDEN, "an admin's key belongs to no product: upload with a key of the product")
     if await run_in_worker(app, app[BLOBS].free) < app[CONFIG].min_free_bytes:
         raise ProblemError(Code.STORAGE_FULL, "the server's disk is nearly full: it begins no new upload now")
+    await require_room_for_another(app, principal.product)
     return principal.product
+
+
+def _allowed(request: web.Request, principal: Principal) -> AbstractContextManager[None]:
+    """For as long as a body comes: one of those that the key may send at the same time."""
+    return request.app[TRANSFERS].one_more(principal.key_id, request.app[CONFIG].max_transfers)
 
 
 async def _made(request: web.Request, state: UploadState, product: str, turn: Turn, dialect: ServerDialect) -> Dealings:

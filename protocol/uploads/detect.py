@@ -12,6 +12,7 @@ from mailboat.protocol.uploads import rufh, tus
 from mailboat.protocol.uploads.decisions import Appended, Cancelled, Found, Refused
 from mailboat.protocol.uploads.messages import HttpAnswer, folded
 from mailboat.protocol.uploads.rufh_server import RufhServer
+from mailboat.protocol.uploads.state import UploadState
 from mailboat.protocol.uploads.tus_server import TusServer
 from mailboat.protocol.uploads.values import Asked, Limits
 
@@ -40,6 +41,13 @@ class ServerDialect(Protocol):
 
     def answer_unknown(self) -> HttpAnswer:
         """The answer for an upload that nobody knows."""
+
+    def announce(
+        self, state: UploadState, headers: Mapping[str, str], *, location: str, now: float
+    ) -> HttpAnswer | None:
+        """An interim answer to a creation with these `headers`, to be sent while its body comes: the upload is made,
+        at `location`. None where the dialect has none, or the client may not understand it.
+        """
 
 
 def answer_options(limits: Limits, *, upload: bool = False) -> HttpAnswer:

@@ -1,6 +1,7 @@
 """RUFH on the server's side: from HTTP requests to the core's values, and from its verdicts to HTTP answers.
 
-Interim answers (104) are never made here: clients exist that take one for the final answer.
+Interim answers (104) are made only for a client that states its interop version, and for an adapter that asks for
+them: HTTP libraries exist that take one for the final answer.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _ALLOW_CREATION: Final = "OPTIONS, POST"
 _ALLOW_UPLOAD: Final = "OPTIONS, HEAD, GET, PATCH, DELETE"
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
+_RESUMPTION_SUPPORTED: Final = 104
 
 
 def read_request(
@@ -104,6 +106,20 @@ def answer_options(limits: Limits, *, version: Version = CURRENT, upload: bool =
 def answer_unknown(*, version: Version = CURRENT) -> HttpAnswer:
     """The answer for an upload that nobody knows: 404."""
     return _refusal(Refused(Refusal.UNKNOWN, "there is no upload of this id"), version, 0.0)
+
+
+def announce(
+    state: UploadState, headers: Mapping[str, str], *, version: Version = CURRENT, location: str, now: float
+) -> HttpAnswer | None:
+    """The interim answer that tells where a creation's upload is (RUFH 5), None for a client that may not expect it.
+
+    While it is a draft, the status is a provisional one: it is sent only to who states the very interop version that
+    it is meant in (RUFH, appendix on draft versions).
+    """
+    if rufh.integer_field(folded(headers), rufh.INTEROP_VERSION) != version.number:
+        return None
+    stated = {"Location": location, rufh.INTEROP_VERSION: serialise_integer(version.number)}
+    return HttpAnswer(_RESUMPTION_SUPPORTED, stated | _limits_of(state, version, now))
 
 
 def _read_create(fields: Mapping[str, str], version: Version) -> Create:
@@ -229,3 +245,9 @@ class RufhServer:
     def answer_unknown(self) -> HttpAnswer:
         """See `answer_unknown`."""
         return answer_unknown(version=self.version)
+
+    def announce(
+        self, state: UploadState, headers: Mapping[str, str], *, location: str, now: float
+    ) -> HttpAnswer | None:
+        """See `announce`."""
+        return announce(state, headers, version=self.version, location=location, now=now)

@@ -102,6 +102,17 @@ class TusServer:
         """The answer for an upload that nobody knows: 404."""
         return _refusal(Refused(Refusal.UNKNOWN, "there is no upload of this id"))
 
+    def announce(
+        self,
+        state: UploadState,  # noqa: ARG002 - of all dialects; this one has no interim answers
+        headers: Mapping[str, str],  # noqa: ARG002
+        *,
+        location: str,  # noqa: ARG002
+        now: float,  # noqa: ARG002
+    ) -> HttpAnswer | None:
+        """See `ServerDialect.announce`: none."""
+        return None
+
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 

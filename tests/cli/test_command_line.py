@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -129,6 +130,30 @@ def test_an_impossible_setting_has_status_two() -> None:
     done = mailboat("status", MAILBOAT_SYNC_INTERVAL="often")
     assert done.returncode == 2
     assert "MAILBOAT_SYNC_INTERVAL" in done.stderr
+
+
+# -- quarantine ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_segment_is_shown_and_saved(server: Served, tmp_path: Path) -> None:
+    key = {"Authorization": f"Bearer {server.key()}", "Upload-Complete": "?1"}
+    asked = urllib.request.Request(f"{server.url}/v1/uploads", data=b"no segment", headers=key, method="POST")
+    with urllib.request.urlopen(asked) as made:
+        upload = made.headers["Location"].rpartition("/")[2]
+    listed = mailboat("quarantine", "list", "--data", server.data, "--json")
+    (shown,) = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert (shown["upload"], shown["product"], shown["size"], shown["reason"]) == (upload, "acme", 10, "corrupted")
+    assert upload in mailboat("quarantine", "list", "--data", server.data).stdout
+    assert mailboat("quarantine", "list", "--data", server.data, "--product", "other").stdout == ""
+    target = tmp_path / "saved"
+    assert mailboat("quarantine", "save", upload, "--data", server.data, "--to", target).returncode == 0
+    assert target.read_bytes() == b"no segment"
+    again = mailboat("quarantine", "save", upload, "--data", server.data, "--to", target)
+    assert again.returncode == 1
+    assert "Traceback" not in again.stderr
+    nowhere = mailboat("quarantine", "list", "--data", tmp_path)
+    assert nowhere.returncode == 1
+    assert "no mailboat server's data" in nowhere.stderr
 
 
 # -- serve and keys --------------------------------------------------------------------------------------------------

@@ -5,21 +5,25 @@ draft relaxed, "-01" and the like what older ones have. The words are ours, the 
 core and the dialect through HTTP messages. Not here:
 
 4.2.2, 4.4.2 SHOULD announce the upload and its progress by 104; MUST keep Location the same in interim answers
-    Off: HTTP libraries take 104 for the final answer, and proxies hang on it.
+    Off by default: HTTP libraries take 104 for the final answer, and proxies hang on it. Progress is not told so.
+    That both answers to one creation have the same Location: `server/test_cors_and_interim`.
 4.5.2, 4.6 SHOULD end the previous transfer's connection
     The server's own tests. That such a transfer can do no harm is here, under 4.6.
 8, 9 Content and transfer codings
     The first are opaque to the cores, the second undone by the HTTP library before them.
 10 Digests
-    Not supported yet.
+    `unit/uploads/test_digests`, and `server/test_tus_uploads` on a real server.
 """
 
 import json
 
 import pytest
 
+from mailboat.protocol.uploads import rufh
 from mailboat.protocol.uploads.decisions import BodyEnd
 from mailboat.protocol.uploads.messages import HttpAnswer
+from mailboat.protocol.uploads.rufh_server import RufhServer
+from mailboat.protocol.uploads.state import UploadState
 from mailboat.protocol.uploads.values import Limits
 from testkit.conformance import Row, Table
 from testkit.uploads import PLACE, REGISTRY, MemoryServer, Transfer, head, made, patch, problem, stored
@@ -328,6 +332,27 @@ def _() -> None:
     assert reply.status == 204
     assert older.end().status == 409
     assert head(server, f"{PLACE}/{older.upload.state.id}").status == 410
+
+
+# -- 5 Upload state notice ---------------------------------------------------------------------------------------------
+
+
+@row("5", "-", "104 tells Location and Upload-Limit, and in a draft's time the interop version, while a creation comes")
+def _() -> None:
+    state = UploadState("id", limits=Limits(max_size=10))
+    for number in (3, 5, 6, 8, 9):
+        dialect = RufhServer(rufh.VERSIONS[number])
+        sent = {"Upload-Draft-Interop-Version": str(number)}
+        told = dialect.announce(state, sent, location=f"{PLACE}/id", now=0.0)
+        assert told is not None
+        assert (told.status, told.body) == (104, b"")
+        assert told.headers == {"Location": f"{PLACE}/id", "Upload-Limit": "max-size=10", **sent}
+
+
+@row("Appendix", "MUST NOT", "104 is not sent to who does not state the same interop version")
+def _() -> None:
+    for sent in ({}, {"Upload-Draft-Interop-Version": "8"}, {"Upload-Draft-Interop-Version": "x"}):
+        assert RufhServer().announce(UploadState("id"), sent, location="/id", now=0.0) is None
 
 
 # -- Appendix: versions ----------------------------------------------------------------------------------------------

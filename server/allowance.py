@@ -1,0 +1,54 @@
+"""What one key, and one product, may have under way at the same time; beyond it requests are sent away for a while."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from aiohttp import web
+
+from mailboat.protocol.errors import Code
+from mailboat.server.context import CATALOG, CONFIG, ProblemError
+
+_SOON: Final = {"Retry-After": "10"}
+"""A transfer takes seconds."""
+_LATER: Final = {"Retry-After": "600"}
+"""An unfinished upload goes when it is completed, cancelled, or expires."""
+
+
+class Transfers:
+    """The bodies of uploads that are coming in, by key."""
+
+    def __init__(self) -> None:
+        self._under_way: Counter[str] = Counter()
+
+    def of(self, key_id: str) -> int:
+        """How many one key sends now."""
+        return self._under_way[key_id]
+
+    @contextmanager
+    def one_more(self, key_id: str, most: int) -> Iterator[None]:
+        """For as long as one body of this key comes; `ProblemError` 429 when `most` come already."""
+        if self._under_way[key_id] >= most:
+            detail = f"this key sends {most} uploads at the moment, as many as may be: go on when one has ended"
+            raise ProblemError(Code.TOO_MANY_REQUESTS, detail, _SOON)
+        self._under_way[key_id] += 1
+        try:
+            yield
+        finally:
+            self._under_way[key_id] -= 1
+            if not self._under_way[key_id]:
+                del self._under_way[key_id]
+
+
+TRANSFERS: Final = web.AppKey("transfers", Transfers)
+
+
+async def require_room_for_another(app: web.Application, product: str) -> None:
+    """`ProblemError` 429 when the product has as many unfinished uploads, that no negotiation asked for, as may be."""
+    most = app[CONFIG].max_unfinished
+    if await app[CATALOG].unfinished(product) >= most:
+        detail = f"the product has {most} unfinished uploads: complete or cancel some before another is begun"
+        raise ProblemError(Code.TOO_MANY_REQUESTS, detail, _LATER)
