@@ -126,7 +126,7 @@ async def test_an_upload_that_a_negotiation_asked_for_has_no_lifetime(bench: Ben
 
 async def test_what_is_in_quarantine_goes_after_a_month_and_a_segment_stays(bench: Bench) -> None:
     noise = await bench.finished(b"no segment")
-    segment = await bench.finished(make_segment(fresh_session_id()))
+    segment = await bench.finished(make_segment(fresh_session_id(), wall=bench.clock.now))
     assert await bench.sweep(30 * DAY - 1) == 0
     assert await bench.sweep(1) == 1
     assert not bench.there(noise)
