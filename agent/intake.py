@@ -129,13 +129,15 @@ class Intake:
     # -- turning to another half ---------------------------------------------------------------------------------
 
     def turn(self) -> bool:
-        """Close the active half, if it holds anything, and let another take over.
+        """Close the active half, if it holds anything (or could be in the journal's file, and is not), and let another
+        take over.
 
         Returns False when no other half can be had; the active one goes on then.
         """
         with self.lock:
             self._finish()
-            return not self.recording or not self.journal.active.memory.tell() or self._turn(0)
+            idle = not self.recording or not (self.journal.active.memory.tell() or self.journal.exposed)
+            return idle or self._turn(0)
 
     def _turn(self, needed: int) -> bool:
         """Have an active half with room for `needed` bytes, another one than now (or than a moment ago)."""

@@ -230,6 +230,11 @@ class Journal:
         """Whether every half is in the file."""
         return self.fd is not None and all(half.file_backed for half in self.halves)
 
+    @property
+    def exposed(self) -> bool:
+        """Whether records go to plain memory though there is a file."""
+        return self.fd is not None and not self.active.file_backed
+
     def attach(self, fd: int) -> None:
         """Keep halves in the empty file `fd` from now on; those that are in memory are given back once they are free.
 
@@ -264,6 +269,8 @@ class Journal:
 
     def _chosen(self, needed: int) -> Half | None:
         for half in reversed(self._spares):  # the one used last is the one that is still in the processor's cache
+            if self.fd is not None and not half.file_backed:
+                continue  # the file first; this one goes with the next look at what is surplus
             if half.size >= needed and not half.words[GENERATION] and not half.reserved:
                 half.reserved = True  # with the line before one step: no signal handler can get it, too
                 return half

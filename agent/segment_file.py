@@ -26,6 +26,8 @@ from mailboat.protocol.summary import SegmentState
 
 SUFFIX: Final = ".zst"
 DAMAGED: Final = ".damaged"
+UNFINISHED: Final = ".part"
+"""How the name of a segment ends that is of no account before it is whole; see `SegmentFile.create`."""
 _DECLARED_AT_ONCE: Final = 16
 """Each may have 64 names of a KiB: so many fit a block."""
 
@@ -81,16 +83,22 @@ class SegmentFile:
         self.placed = False
         """Whether its folders are synced, for the writer's use."""
         self.failed = False
-        """Whether a sync has failed: the kernel may have dropped what it could not write and call the next try a
-        success, so the file must not be trusted further. What is not `synced` is to be repeated in another segment.
+        """Whether the file must not be trusted further: a sync has failed (the kernel may have dropped what it could
+        not write, and call the next try a success), or what a failed write left could not be cut off. What is not
+        `synced` is to be repeated in another segment.
         """
         self.sealed = ""
         self.ending: SealReason | None = None
 
     @classmethod
-    def create(cls, files: FileSystem, folder: Path, preamble: Preamble, level: int) -> SegmentFile:
-        """Begin a segment in a new file. Raises `OSError`; no file is left then."""
-        path = folder / segment_name(preamble.index)
+    def create(
+        cls, files: FileSystem, folder: Path, preamble: Preamble, level: int, *, unfinished: bool = False
+    ) -> SegmentFile:
+        """Begin a segment in a new file. Raises `OSError`; no file is left then.
+
+        An `unfinished` one is not the session's before `finish`: the process may die in between.
+        """
+        path = folder / (segment_name(preamble.index) + (UNFINISHED if unfinished else ""))
         fd = files.create(path)
         made = cls(files, path, fd, SegmentWriter(preamble, level))
         try:
@@ -201,7 +209,7 @@ class SegmentFile:
     def sync(self) -> None:
         """Return when all that was appended is on the disk. Raises `OSError`; the segment has `failed` then."""
         if self.failed:
-            raise OSError(f"{self.path.name} could not be synced before")
+            raise OSError(f"{self.path.name} has failed before")
         if self.synced != self.writer.size:
             try:
                 self._files.sync(self._descriptor)
@@ -209,6 +217,12 @@ class SegmentFile:
                 self.failed = True
                 raise
             self.synced = self.writer.size
+
+    def finish(self) -> None:
+        """Make an unfinished segment, which was synced, one of the session's. Raises `OSError`."""
+        path = self.path.with_name(segment_name(self.writer.description.index))
+        self._files.rename(self.path, path)
+        self.path = path
 
     def unsynced(self) -> list[Block]:
         """The intact blocks that may not be on the disk, as far as they can be read back. Raises `OSError`."""
@@ -242,7 +256,7 @@ class SegmentFile:
 
     def _append(self, data: bytes, header: BlockHeader | None = None) -> None:
         if self.failed:
-            raise OSError(f"{self.path.name} could not be synced before")
+            raise OSError(f"{self.path.name} has failed before")
         if self._torn:
             self._cut_back()
         self._torn = True
@@ -255,6 +269,10 @@ class SegmentFile:
         self._torn = False
 
     def _cut_back(self) -> None:
-        """Remove what a failed write left behind the last whole frame."""
-        self._files.truncate(self._descriptor, self.writer.size)
+        """Remove what a failed write left behind the last whole frame; where that fails, the file has."""
+        try:
+            self._files.truncate(self._descriptor, self.writer.size)
+        except OSError:
+            self.failed = True
+            raise
         self._torn = False

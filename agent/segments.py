@@ -1,7 +1,8 @@
 """The segments of the running session: the one to append to, its rotation, and what becomes of it when its file fails.
 
 A segment whose file fails is *abandoned*: the session goes on in another one, which repeats whatever of the old one
-may not be on the disk. The old one is cut back to what is, so that no record stands in both.
+may not be on the disk. The old one is cut back to what is, so that no record stands in both. The other one gets its
+name when it is whole and synced: if the process dies before, recovery finds the old one as it was.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Segments:
         if self._segment is not None:
             self._segment.close()
 
-    def _follow(self, before: SegmentFile, first: int) -> SegmentFile:
+    def _follow(self, before: SegmentFile, first: int, *, unfinished: bool = False) -> SegmentFile:
         """Make the segment after `before`, which begins with the record `first`; none is left if that fails.
 
         An index is never tried twice: its file may be there, and refuse to go.
@@ -131,7 +132,8 @@ class Segments:
         self._index += 1
         salt = int.from_bytes(self._clocks.entropy(4), "little")
         description = replace(before.writer.description, index=self._index, first=first, salt=salt)
-        made = SegmentFile.create(self._store.files, before.path.parent, description, self._limits.level)
+        files, folder, level = self._store.files, before.path.parent, self._limits.level
+        made = SegmentFile.create(files, folder, description, level, unfinished=unfinished)
         try:
             made.declare(self.schemas, self._clocks.offset)
         except BaseException:
@@ -147,12 +149,13 @@ class Segments:
         self._patience_until = self._clocks.now() + PATIENCE
         repeated = segment.unsynced()
         first = repeated[0].header.first if repeated else segment.writer.next
-        made = self._follow(segment, first)
+        made = self._follow(segment, first, unfinished=True)
         try:
             for block in repeated:
                 made.repeat(block)
             made.writer.next = max(made.writer.next, segment.writer.next)
             made.sync()
+            made.finish()
         except BaseException:
             made.discard()
             raise
@@ -200,7 +203,9 @@ class Segments:
             segment.close()
 
     def _remove_strays(self, folder: Path) -> None:
-        """Remove segments that could not be begun, nor removed at that time: nobody could read the session."""
+        """Remove segments that could not be begun, nor removed at that time: nobody could read the session. Unfinished
+        ones go when it is retired.
+        """
         known = {segment_name(state.index) for state in self.states}
         for path in segment_paths(self._store.files, folder):
             if path.name not in known:

@@ -35,7 +35,7 @@ from typing import Final
 
 from mailboat.agent.files import FileSystem
 from mailboat.agent.ledger import Ending, LedgerFile
-from mailboat.agent.segment_file import SegmentFile, segment_paths
+from mailboat.agent.segment_file import UNFINISHED, SegmentFile, segment_paths
 from mailboat.protocol.errors import SegmentError, StoreError, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL
@@ -202,8 +202,9 @@ class Store:
     def _strip(self, path: Path) -> None:
         """Remove from an ended session what only a live one needs. What does not go now, `look` will remove."""
         with contextlib.suppress(OSError):
-            self.files.remove(path / JOURNAL)
-            self.files.remove(path / LOCK)
+            for name in self.files.names(path):
+                if name in (JOURNAL, LOCK) or name.endswith(UNFINISHED):
+                    self.files.remove(path / name)
 
     def crashed(self) -> Iterable[SessionFolder]:
         """The live sessions whose process is dead, one by one, each with its lock now held by the caller (who closes

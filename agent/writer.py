@@ -272,6 +272,8 @@ class Writer:
         journal = self._recorder.journal
         if journal.fd is None and session is not None and self._recorder.recording:
             self._regain_journal(session)
+        elif journal.exposed:
+            self._recorder.turn()
         journal.checkpoint(durable=False)
 
     def _watch_clock(self) -> None:

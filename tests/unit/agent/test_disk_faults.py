@@ -10,71 +10,43 @@ from pathlib import Path
 import pytest
 
 from mailboat.agent.writer import WriterSettings
-from testkit.disk import Disk, Killed, Plan, from_then_on, killed_at, once
-from testkit.recording import Rig, Story, only, recovered
+from testkit.disk import EVERY, SHORT, Disk, Killed, Plan, Unsynced, from_then_on, killed_at, once
+from testkit.lives import Life
+from testkit.recording import Rig, only, recovered, waiting
+
+CODES = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, SHORT]
 
 
-class Life:
-    """A session with emitters, errors, rotation, durable flushes and its end; `told` is what was recorded."""
-
-    def __init__(self, root: Path, disk: Disk) -> None:
-        self.root, self.disk = root, disk
-        self.told: list[str] = []
-        self.lost = 0
-
-    def live(self) -> None:
-        rig = Rig(self.root, files=self.disk.files, settings=WriterSettings(segment_bytes=200))
-        rig.recorder.emitter("placed", ["a"])
-        self._record(rig, 3)
-        rig.flush(seconds=1)
-        self._record(rig, 3)
-        rig.flush(durable=True, seconds=1)
-        self._record(rig, 600)
-        rig.step(6)
-        rig.recorder.event(self._next(), level=40)
-        rig.step(1)
-        self._record(rig, 1)
-        for _ in range(2):
-            rig.flush(seconds=1.1)
-        rig.end()
-        self.lost = rig.recorder.lost.total()
-
-    def _record(self, rig: Rig, count: int) -> None:
-        for _ in range(count):
-            rig.recorder.feature(self._next(), text="x" * 100)
-
-    def _next(self) -> str:
-        self.told.append(f"r{len(self.told)}")
-        return self.told[-1]
-
-    def afterwards(self) -> list[Story]:
-        """What the next process finds, on a disk that is well again."""
-        self.disk.bury()
-        return recovered(self.root)
+def disk(plan: Plan | None = None) -> Disk:
+    """One whose every call may fail, the reading ones, too; nothing here asks what survives the machine."""
+    return Disk(plan, real=Unsynced(), failing=EVERY)
 
 
 @pytest.fixture
 def calls(tmp_path: Path) -> int:
     """How many calls such a life makes."""
-    life = Life(tmp_path / "whole", Disk())
+    life = Life(tmp_path / "whole", disk())
     life.live()
     assert only(life.afterwards()).names == life.told
     return len(life.disk.calls)
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("code", CODES)
 def test_one_failed_call_costs_nothing(tmp_path: Path, calls: int, code: int) -> None:
     for at in range(1, calls + 1):
-        life = Life(tmp_path / str(at), Disk(once(at, code)))
+        life = Life(tmp_path / str(at), disk(once(at, code)))
         life.live()
-        assert [name for story in life.afterwards() for name in story.names] == life.told, at
+        stories = life.afterwards()
+        assert [name for story in stories for name in story.names] == life.told, at
+        assert [gap for story in stories for gap in story.gaps] == []
         assert life.lost == 0
         shutil.rmtree(life.root)
 
 
-def test_a_disk_that_fails_for_good_forges_and_doubles_nothing(tmp_path: Path, calls: int) -> None:
+@pytest.mark.parametrize("code", CODES)
+def test_a_disk_that_fails_for_good_forges_and_doubles_nothing(tmp_path: Path, calls: int, code: int) -> None:
     for at in range(1, calls + 1):
-        life = Life(tmp_path / str(at), Disk(from_then_on(at)))
+        life = Life(tmp_path / str(at), disk(from_then_on(at, code)))
         life.live()
         names = [name for story in life.afterwards() for name in story.names]
         assert names == [name for name in life.told if name in set(names)], at
@@ -82,8 +54,49 @@ def test_a_disk_that_fails_for_good_forges_and_doubles_nothing(tmp_path: Path, c
         shutil.rmtree(life.root)
 
 
+class Ailing:
+    """A session on a disk that fails from one call on until it `heals`; its clock is injected."""
+
+    def __init__(self, root: Path, at: int, code: int) -> None:
+        self._failing, self.told = from_then_on(at, code), list[str]()
+        self.well = False
+        self.disk = disk(lambda number, name: None if self.well else self._failing(number, name))
+        self.rig = Rig(root, files=self.disk.files, settings=WriterSettings(segment_bytes=200))
+
+    def record(self, count: int) -> None:
+        for _ in range(count):
+            self.told.append(f"r{len(self.told)}")
+            self.rig.recorder.feature(self.told[-1], text="x" * 100)
+
+    def suffer(self) -> None:
+        for _ in range(4):
+            self.record(150)
+            self.rig.flush(durable=True, seconds=1.0)
+        self.rig.recorder.event("error", level=40)
+        self.told.append("error")
+        self.rig.step(6.0)
+        self.record(3)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_within_five_seconds_of_the_end_of_a_fault_all_is_well_again(tmp_path: Path, calls: int, code: int) -> None:
+    for at in range(1, calls + 1):
+        ailing = Ailing(tmp_path / str(at), at, code)
+        ailing.suffer()
+        ailing.well = True
+        rig = ailing.rig
+        for _ in range(5):
+            rig.step(1.0)
+        assert (rig.writer.trouble, rig.recorder.lost, len(rig.writer._full)) == ("", {}, 0), at
+        assert rig.journal.crash_proof, at
+        assert rig.flush(durable=True), at
+        assert rig.end(), at
+        assert only(waiting(rig.store)).names == ailing.told, at
+        shutil.rmtree(tmp_path / str(at))
+
+
 def ended_by(plan: Callable[[int], Plan], at: int, root: Path) -> Life:
-    life = Life(root, Disk(plan(at)))
+    life = Life(root, disk(plan(at)))
     with pytest.raises(Killed):
         life.live()
     return life
@@ -105,11 +118,11 @@ def test_a_recovery_that_is_killed_at_every_call_is_done_again(tmp_path: Path, c
         at += 1
         root = tmp_path / str(at)
         shutil.copytree(life.root, root)
-        disk = Disk(killed_at(at))
+        again = disk(killed_at(at))
         try:
-            recovered(root, files=disk.files)
+            recovered(root, files=again.files)
             killed = False
         except Killed:
-            disk.bury()
+            again.bury()
         assert only(recovered(root)).names == life.told, at
     assert at > 10
