@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mailboat.agent import process
+from mailboat.agent.alerts import Alerts, OnAlert
 from mailboat.agent.backlog import Backlog, Running, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
@@ -72,6 +73,7 @@ class Agent:
         self._http: Http | None = None
         self._sync: Synchronizer | None = None
         self._eligibility: Eligibility | None = None
+        self._alerts = Alerts(self._clocks)
         self._upkeep: Upkeep | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,7 +122,7 @@ class Agent:
         self._deliver(session, store, disk)
 
     def _begin(self, store: Store) -> Session:
-        return open_session(self.config, store, self._clocks, os.getpid(), self._urgent).session
+        return open_session(self.config, store, self._clocks, os.getpid(), self._alerts.noted).session
 
     def _continue(self, store: Store) -> Session:
         """In a forked child: the session that its first record has begun, or would have."""
@@ -132,6 +134,7 @@ class Agent:
         config, agent = self.config, str(session.preamble.info["agent"])
         quota = Quota(config.max_store_bytes, config.max_store_age, config.min_free_bytes)
         upkeep = self._upkeep = Upkeep(store, disk, self._clocks, quota, lambda: self._state is AgentState.RUNNING)
+        send: Callable[[float], None] | None = None
         if config.server is not None:
             self._http, sink = connect(config, agent, self._clocks, self._files, disk)
             sources = Sources(store, self._live, disk, self._running, upkeep.take_up)
@@ -153,8 +156,10 @@ class Agent:
             wake = functools.partial(self._sync.wake, include_live=True)
             eligible = Eligibility(self._clocks, lambda: session.recorder.recorded, wake, config.alert_interval)
             self._eligibility = eligible
+            send = eligible.errors if config.send_on_error else None
             self._tasks.append(asyncio.create_task(self._automatic(self._sync), name="mailboat-sync"))
             self._tasks.append(asyncio.create_task(eligible.watch(), name="mailboat-watch"))
+        self._alerts.enter(asyncio.get_running_loop(), send)
 
     async def _outlive_loop(self) -> None:
         """When the loop ends, and nobody has stopped: let others send, and go on recording."""
@@ -220,6 +225,7 @@ class Agent:
             log.warning("session %s could not be sealed, a later run will: %s", session.id, session.writer.trouble)
 
     async def _let_go(self) -> None:
+        self._alerts.leave()
         if self._eligibility is not None:
             self._eligibility.close()
         for task in self._tasks:
@@ -354,6 +360,16 @@ class Agent:
         """Say that the connection is back."""
         self._in_loop(lambda sync: sync.resume())
 
+    def on_alert(self, callback: OnAlert) -> None:
+        """Have `callback` told of errors: records of level error and up, and exceptions, those of one moment together.
+
+        It is called in the agent's loop, so it must be quick, with an `Alert`, whether or not a server is configured.
+        What it returns says what becomes of the send that errors cause: False forbids it, a number puts it off by so
+        many seconds, None lets it go on. The records themselves are kept in any case, and sent with the session later.
+        If it raises, that is logged, and the session is sent. Errors that it records itself raise no alert.
+        """
+        self._alerts.add(callback)
+
     @property
     def status(self) -> Status:
         """How things stand."""
@@ -410,11 +426,6 @@ class Agent:
         await asyncio.wait([self._recovered])
         await sync.run(self.config.startup_delay)
 
-    def _urgent(self) -> None:
-        """An error was recorded, on whatever thread."""
-        if self.config.send_on_error and self._eligibility is not None:
-            self._eligibility.urgent()
-
     def _in_loop(self, call: Callable[[Synchronizer], None]) -> None:
         sync, loop = self._sync, self._loop
         if sync is not None and loop is not None:
@@ -428,6 +439,7 @@ class Agent:
         _PARENTS.append((self._loop, self._http, self._sync, self._tasks, self._eligibility, self._upkeep, self._disk))
         self._loop = self._http = self._sync = self._eligibility = self._upkeep = self._disk = self._store = None
         self._tasks, self._backlog = [], Backlog(self._running)
+        self._alerts.leave()
         session, self._session = self._session, None
         self._parent = session if session is not None else self._parent
         if self._parent is None:
@@ -442,7 +454,7 @@ class Agent:
     def _begin_in_child(self, parent: Session) -> None:
         """The first record of a forked child begins a session of its own."""
         store = Store(self._files, self.config.store_root, self.config.product, self.config.application)
-        opened = open_in_child(parent, self.config, store, self._clocks, os.getpid(), self._urgent)
+        opened = open_in_child(parent, self.config, store, self._clocks, os.getpid(), self._alerts.noted)
         self._session = opened.session
         process.enter(self)
 

@@ -1,4 +1,4 @@
-"""The clocks and the entropy that the agent runs on, passed in so that a test can hold them."""
+"""The clocks, the timers and the entropy that the agent runs on, passed in so that a test can hold them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 
@@ -32,3 +33,20 @@ class Clocks:
     def new_id(self) -> str:
         """A new id for a session."""
         return new_id(self.wall() // 1_000_000, self.entropy(ENTROPY_BYTES))
+
+
+class Timer(Protocol):
+    """Something that will be called, unless it is cancelled before."""
+
+    def cancel(self) -> None:
+        """Do not call it."""
+
+
+class Timers(Protocol):
+    """What is used of an event loop to have something called there later."""
+
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> Timer:
+        """Call after `delay` seconds."""
+
+    def call_soon_threadsafe(self, callback: Callable[[], None], /) -> object:
+        """Call soon; may be asked on any thread. Raises `RuntimeError` when the loop is closed."""

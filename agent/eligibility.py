@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
-from mailboat.agent.clocks import Clocks
+from mailboat.agent.clocks import Clocks, Timer, Timers
 
 RECORDS_TRIGGER: Final = 20_000
 """So many records since the running session was last offered make it eligible."""
@@ -20,19 +21,51 @@ LOOK_INTERVAL: Final = 1.0
 """Seconds between looks at what it has grown to."""
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorSends:
+    """When the running session is sent for the sake of errors: an immutable value, each event gives the next one.
+
+    Times are monotonic seconds. Between two sends there are at least `interval` seconds; errors that come meanwhile
+    are held together until then.
+    """
+
+    interval: float
+    sent_at: float | None = None
+    due: float | None = None
+    """When to send next, if anything is to be sent."""
+
+    def wanted(self, now: float, delay: float = 0.0) -> ErrorSends:
+        """There were errors, which are to be sent after `delay` seconds at the earliest.
+
+        What was wanted before, sooner, is not put off.
+        """
+        free = now if self.sent_at is None else self.sent_at + self.interval
+        due = max(now + delay, free)
+        return replace(self, due=due if self.due is None else min(due, self.due))
+
+    def sent(self, now: float) -> ErrorSends:
+        """They are being sent."""
+        return replace(self, sent_at=now, due=None)
+
+
 class Eligibility:
-    """Made within the loop that sends; `wake` is called there, whenever the running session is to be offered."""
+    """Used within the loop that sends; `wake` is called there, whenever the running session is to be offered."""
 
     def __init__(
-        self, clocks: Clocks, recorded: Callable[[], int], wake: Callable[[], None], alert_interval: float
+        self,
+        clocks: Clocks,
+        recorded: Callable[[], int],
+        wake: Callable[[], None],
+        alert_interval: float,
+        timers: Timers | None = None,
     ) -> None:
-        """`recorded` tells how many records the session has; errors within `alert_interval` seconds count as one."""
-        self._clocks, self._recorded, self._wake, self._alert_interval = clocks, recorded, wake, alert_interval
-        self._loop = asyncio.get_running_loop()
+        """`recorded` tells how many records the session has; `timers` are the running loop's if not given."""
+        self._clocks, self._recorded, self._wake = clocks, recorded, wake
+        self._timers = timers if timers is not None else asyncio.get_running_loop()
         self._offered_records, self._offered_at = 0, clocks.now()
-        self._alerted_at: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._told = False
+        self._errors = ErrorSends(alert_interval)
+        self._timer: Timer | None = None
+        self._closed = False
 
     def offered(self) -> None:
         """All that was recorded so far has been offered."""
@@ -47,27 +80,28 @@ class Eligibility:
                 self.offered()
                 self._wake()
 
-    def urgent(self) -> None:
-        """An error was recorded, on whatever thread. A flood of them reaches the loop as one."""
-        if self._told:
-            return
-        self._told = True
-        try:
-            self._loop.call_soon_threadsafe(self._alert)
-        except RuntimeError:
-            return  # the loop is closed: nothing will be sent by this process anyway
+    def errors(self, delay: float) -> None:
+        """There were errors, to be sent after `delay` seconds at the earliest."""
+        self._errors = self._errors.wanted(self._clocks.now(), delay)
+        self._look()
 
-    def _alert(self) -> None:
-        now = self._clocks.now()
-        due = 0.0 if self._alerted_at is None else self._alerted_at + self._alert_interval - now
-        if due > 0:
-            self._timer = self._loop.call_later(due, self._alert)
+    def _look(self) -> None:
+        """Send if that is due, else when it will be."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due, now = self._errors.due, self._clocks.now()
+        if due is None or self._closed:
             return
-        self._timer, self._told, self._alerted_at = None, False, now
+        if due > now:
+            self._timer = self._timers.call_later(due - now, self._look)
+            return
+        self._errors = self._errors.sent(now)
+        self.offered()
         self._wake()
 
     def close(self) -> None:
         """No error matters any more."""
-        self._told = True
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()

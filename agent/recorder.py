@@ -33,6 +33,8 @@ from mailboat.protocol.records import (
 )
 from mailboat.protocol.summary import cut_properties, cut_text
 
+OnUrgent = Callable[..., None]
+
 _HIGHEST_LEVEL: Final = 2**31
 
 
@@ -40,7 +42,7 @@ class Recorder(Intake):
     """The recording calls of one session. Plain functions: any thread, never waiting for the disk, never raising.
 
     `feature` and its like are attributes that hold closures. `on_urgent` is called after a record of level error and
-    up; see `Intake` for the rest.
+    up, with its fields but for the time; see `Intake` for the rest.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Recorder(Intake):
         journal: Journal,
         *,
         on_full: Callable[[Half], None],
-        on_urgent: Callable[[], None],
+        on_urgent: OnUrgent,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         super().__init__(journal, on_full=on_full, clock=clock)
@@ -91,7 +93,7 @@ class Recorder(Intake):
         number, text = _level(level), _text(message)
         self._events[level_counter(number) - KIND_COUNTERS](name, attributes, number, text)
         if number >= Level.ERROR:
-            self._alarm()
+            self._alarm(Kind.EVENT, name, attributes, number, text)
 
     def exception(
         self, error: BaseException | None, context: str | None, attributes: dict[str, Any], level: int = Level.ERROR
@@ -109,7 +111,7 @@ class Recorder(Intake):
         call = self._exceptions[level_counter(number) - KIND_COUNTERS]
         call(name, attributes, number, message, _text(context), stack, causes)
         if number >= Level.ERROR:
-            self._alarm()
+            self._alarm(Kind.EXCEPTION, name, attributes, number, message, _text(context), stack, causes)
 
     def set_installation(self, installation_id: str, properties: dict[str, Any]) -> None:
         """Record which installation this is."""
@@ -151,7 +153,7 @@ class Recorder(Intake):
             self._unsaid.append(schema)
 
     def begin_anew(
-        self, journal: Journal, *, on_full: Callable[[Half], None], on_urgent: Callable[[], None] | None = None
+        self, journal: Journal, *, on_full: Callable[[Half], None], on_urgent: OnUrgent | None = None
     ) -> None:
         """See `Intake`. `on_urgent` takes the place of the one before."""
         super().begin_anew(journal, on_full=on_full)
@@ -168,9 +170,9 @@ class Recorder(Intake):
         for schema in unsaid:
             self._declare(schema)
 
-    def _alarm(self) -> None:
+    def _alarm(self, *fields: object) -> None:
         try:
-            self._on_urgent()
+            self._on_urgent(*fields)
         except Exception:  # noqa: BLE001 - whatever it is, it is not the host's; counted
             self.faults += 1
 

@@ -12,7 +12,7 @@ from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
 from mailboat.agent.host import boot_id, describe, process_start
 from mailboat.agent.journal import Journal
-from mailboat.agent.recorder import Recorder
+from mailboat.agent.recorder import OnUrgent, Recorder
 from mailboat.agent.segment_file import SegmentFile
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.agent.synchronizer import Live
@@ -90,17 +90,17 @@ class Session:
         return Live(self.summary(clocks), folder) if folder is not None and self.writer.states else None
 
 
-def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, urgent: Callable[[], None]) -> Opened:
+def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, urgent: OnUrgent) -> Opened:
     """Begin a session. Blocks, and never raises for the disk's sake: what it refuses is kept in memory, and tried
     again.
 
-    `urgent` is called after each record of level error and up, on the thread that recorded it.
+    `urgent` is called after each record of level error and up, on the thread that recorded it, as a recorder does it.
     """
     return _open(_preamble(clocks, pid, describe(config).to_wire()), config, store, clocks, urgent)
 
 
 def open_in_child(
-    parent: Session, config: AgentConfig, store: Store, clocks: Clocks, pid: int, urgent: Callable[[], None]
+    parent: Session, config: AgentConfig, store: Store, clocks: Clocks, pid: int, urgent: OnUrgent
 ) -> Opened:
     """Begin the session of a forked child, that names its `parent`, with the parent's recorder; under its lock.
 
@@ -130,7 +130,7 @@ def _open(
     config: AgentConfig,
     store: Store,
     clocks: Clocks,
-    urgent: Callable[[], None],
+    urgent: OnUrgent,
     recorder: Recorder | None = None,
 ) -> Opened:
     settings = WriterSettings(config.save_interval, config.segment_bytes, config.segment_age, config.compression_level)
@@ -141,9 +141,9 @@ def _open(
     writer = Writer(store, begin, settings, clocks)
     journal, trouble = _journal(config, store, writer, begin, preamble.boot_id)
 
-    def on_urgent() -> None:
+    def on_urgent(*fields: object) -> None:
         writer.urgent()
-        urgent()
+        urgent(*fields)
 
     if recorder is None:
         recorder = Recorder(journal, on_full=writer.closed, on_urgent=on_urgent, clock=clocks.monotonic)

@@ -37,6 +37,15 @@ MAX_SCHEMA_FIELDS: Final = 64
 MAX_SCHEMAS: Final = 4096
 """Emitters declared in one session: they are repeated in each of its segments. An application has a few dozen."""
 
+ALERT_WINDOW: Final = 0.028
+"""Errors within this time are told to the application as one alert: what one fault sets off follows in milliseconds."""
+
+MAX_ALERT_RECORDS: Final = 100
+"""Records told with one alert: a fault in a loop raises a thousand alike, and each holds on to its values."""
+
+MAX_LAST_WORDS: Final = 32 * KIB
+"""Bytes kept of what a dying process wrote of its threads: the first, which tell of the one that failed."""
+
 # -- segments ------------------------------------------------------------------------------------------------------
 
 MAX_PREAMBLE: Final = 64 * KIB

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mailboat.agent import Agent, AgentConfig, ConfigError, Level, SessionOutcome, SyncProgress, SyncReport
+from mailboat.agent import (
+    Agent,
+    AgentConfig,
+    Alert,
+    ConfigError,
+    Level,
+    Record,
+    SessionOutcome,
+    SyncProgress,
+    SyncReport,
+)
 
 
 async def use(agent: Agent) -> None:
@@ -28,11 +38,25 @@ async def use(agent: Agent) -> None:
         print(known)  # noqa: T201
     agent.pause()
     agent.resume()
+    agent.on_alert(decide)
+    agent.on_alert(forget)
 
 
 def tell(progress: SyncProgress) -> None:
     done: int = progress.sessions_done
     assert done <= progress.sessions
+
+
+def decide(alert: Alert) -> bool | float | None:
+    first: Record = alert[0]
+    names: list[str] = [record.name for record in alert]
+    if first.message is None or len(alert) + alert.omitted > 10:
+        return 30.0
+    return "harmless" not in names
+
+
+def forget(_: Alert) -> None:
+    return None
 
 
 async def life() -> None:

@@ -94,7 +94,7 @@ class Rig:
         self.writer._recorder = self.recorder
         self.writer._segments.schemas = self.recorder.schemas
 
-    def _on_urgent(self) -> None:
+    def _on_urgent(self, *_: object) -> None:
         self.urgent += 1
         self.writer.urgent()
 
