@@ -1,21 +1,10 @@
-"""The JSON API for people and dashboards, and the metrics: ``/api/v1/*`` and ``/metrics``, all with a reader's key.
+"""The JSON API for people and dashboards, and the metrics: ``/api/v1/*`` and ``/metrics``, with a reader's key.
 
 Common parameters: `product` (an admin's key sees all products and may choose one), `from` and `to` (a half-open period;
 a date, a time or Unix seconds), `origin` (public, internal, all; public by default), `limit` and `cursor` (the `next`
 of the page before; null at the end). Times in answers are Unix seconds, durations seconds.
 
-===============================  =================================================================================
-``sessions``                     newest start first; also `application`, `version`, `status`, `state`
-``sessions/{id}``                summary, segments with what is held of them, gaps
-``sessions/{id}/records``        `after` (a sequence number; `cursor` is the same), `limit` up to 5000, `kind`, `name`
-``overview``                     totals, days, versions, environment
-``features``                     uses, sessions, share; categories by dots
-``values``                       values and timings with percentiles; `kind`
-``exceptions``                   grouped by type and way
-``ledger``                       what agents reported last, and what is here
-===============================  =================================================================================
-
-Values that JSON cannot hold are marked in records (see `json_text.exact`) and null elsewhere.
+What there is to ask stands in `OPERATIONS`; the shapes of the answers in `answers`.
 """
 
 from __future__ import annotations
@@ -25,22 +14,25 @@ import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
 from mailboat.protocol.errors import Code, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.summary import Status
-from mailboat.server import reports
-from mailboat.server.catalog import LedgerRow, SegmentRow, SessionQuery, SessionRow, SessionState
+from mailboat.server import answers, reports
+from mailboat.server.catalog import SegmentRow, SessionQuery, SessionRow, SessionState
 from mailboat.server.context import CATALOG, WORKERS, ProblemError
 from mailboat.server.ingest import PLAYBACK, REPORTS
 from mailboat.server.json_text import encode
-from mailboat.server.metrics import metrics
-from mailboat.server.parameters import PAGING, SCOPE, Parameters, product_of, reader, refused
+from mailboat.server.metrics import METRICS_TYPE, metrics
+from mailboat.server.openapi import document
+from mailboat.server.operations import Asked, Operation, add_operations, answered, answered_with
+from mailboat.server.parameters import LIMIT, PAGING, PRODUCT, SCOPE, WORD, Parameter, refused, whole
 from mailboat.server.playback import Page, PageQuery, as_json
 from mailboat.server.reports import Answer, Question, TooSlow
+from mailboat.server.shapes import ANYTHING, one_of
 
 MAX_RECORDS: Final = 5000
 """Records of one page."""
@@ -54,28 +46,12 @@ class ValueKind(StrEnum):
     TIMING = "timing"
 
 
-def add_routes(app: web.Application) -> None:
-    """Add the routes; `ingest.start` provides what they need."""
-    get = app.router.add_get
-    get("/api/v1/sessions", list_sessions)
-    get("/api/v1/sessions/{id}", show_session)
-    get("/api/v1/sessions/{id}/records", list_records)
-    get("/api/v1/overview", show_overview)
-    get("/api/v1/features", list_features)
-    get("/api/v1/values", list_values)
-    get("/api/v1/exceptions", list_exceptions)
-    get("/api/v1/ledger", show_ledger)
-    get("/metrics", metrics)
-
-
 # -- sessions ------------------------------------------------------------------------------------------------------
 
 
-async def list_sessions(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/sessions``."""
-    principal = reader(request)
-    given = Parameters(request, (*SCOPE, *PAGING, "application", "version", "status", "state"))
-    scope = given.scope(principal)
+async def list_sessions(asked: Asked) -> web.StreamResponse:
+    """The sessions, newest start first."""
+    given, scope = asked.given, asked.scope()
     status = given.choice("status", Status, Status.RUNNING) if given.text("status") is not None else None
     state = given.choice("state", SessionState, SessionState.WANTED) if given.text("state") is not None else None
     query = SessionQuery(
@@ -91,33 +67,34 @@ async def list_sessions(request: web.Request) -> web.StreamResponse:
         cursor=given.text("cursor"),
     )
     try:
-        page = await request.app[CATALOG].sessions(query)
+        page = await asked.app[CATALOG].sessions(query)
     except WireError as error:
         raise refused("cursor", "it was not handed out here") from error
-    return _json({"sessions": [session_json(row) for row in page.sessions], "next": page.cursor})
+    return answered({"sessions": [session_json(row) for row in page.sessions], "next": page.cursor})
 
 
-async def show_session(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/sessions/{id}``."""
-    reader(request)
-    row = await _session(request, Parameters(request, ("product",)))
+async def show_session(asked: Asked) -> web.StreamResponse:
+    """One session: its summary, its segments with what is held of them, its gaps."""
+    row = await _session(asked)
     session_id = row.summary.session_id
-    answer = await _ask(request, functools.partial(reports.gaps, row.product, session_id))
-    return _json({**session_json(row), "segments": [asdict(each) for each in row.segments], **answer})
+    answer = await _ask(asked, functools.partial(reports.gaps, row.product, session_id))
+    return answered({**session_json(row), "segments": [asdict(each) for each in row.segments], **answer})
 
 
-async def list_records(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/sessions/{id}/records``."""
-    reader(request)
-    given = Parameters(request, ("product", "after", *PAGING, "kind", "name"))
+async def list_records(asked: Asked) -> web.StreamResponse:
+    """The records of one session in order, exactly as they were made.
+
+    Values that JSON cannot hold are marked: bytes as `{"$bytes": base64}`, numbers that are not finite as
+    `{"$float": text}`. Of a session that runs these are the records so far.
+    """
+    given = asked.given
     if given.text("after") is not None and given.text("cursor") is not None:
         raise refused("cursor", "give either it or `after`: they mean the same")
     after = given.whole("cursor" if given.text("cursor") is not None else "after", -1, -1, 2**63 - 1)
     query = PageQuery(after, given.whole("limit", 1000, 1, MAX_RECORDS), given.text("kind"), given.text("name"))
-    row = await _session(request, given)
-    read = functools.partial(_records, request.app[PLAYBACK].page, row, query)
-    body = await asyncio.get_running_loop().run_in_executor(request.app[WORKERS], read)
-    return _answer(body)
+    row = await _session(asked)
+    read = functools.partial(_records, asked.app[PLAYBACK].page, row, query)
+    return answered_with(await asyncio.get_running_loop().run_in_executor(asked.app[WORKERS], read))
 
 
 def _records(read: Callable[[tuple[SegmentRow, ...], PageQuery], Page], row: SessionRow, query: PageQuery) -> bytes:
@@ -128,12 +105,11 @@ def _records(read: Callable[[tuple[SegmentRow, ...], PageQuery], Page], row: Ses
     return b'{"session":' + encode(row.summary.session_id) + b',"records":[' + records + b"]," + rest[1:]
 
 
-async def _session(request: web.Request, given: Parameters) -> SessionRow:
-    product = product_of(reader(request), given.text("product"))
-    session_id = request.match_info["id"]
+async def _session(asked: Asked) -> SessionRow:
+    session_id = asked.request.match_info["id"]
     if not is_canonical(session_id):
         raise refused("id", f"expected a session's id (a UUID in canonical form), got {session_id!r:.80}")
-    row = await request.app[CATALOG].session(product, session_id)
+    row = await asked.app[CATALOG].session(asked.product(), session_id)
     if row is None:
         raise ProblemError(Code.NOT_FOUND, f"id: there is no session {session_id} here")
     return row
@@ -163,59 +139,101 @@ def session_json(row: SessionRow) -> Answer:
 # -- reports -------------------------------------------------------------------------------------------------------
 
 
-async def show_overview(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/overview``."""
-    scope = Parameters(request, SCOPE).scope(reader(request))
-    return _json(await _ask(request, functools.partial(reports.overview, scope)))
+async def show_overview(asked: Asked) -> web.StreamResponse:
+    """Totals of sessions and records, by day, by version and by environment."""
+    return answered(await _ask(asked, functools.partial(reports.overview, asked.scope())))
 
 
-async def list_features(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/features``."""
-    principal = reader(request)
-    given = Parameters(request, (*SCOPE, *PAGING))
-    return _json(await _ask(request, functools.partial(reports.features, given.scope(principal), given.paging())))
+async def list_features(asked: Asked) -> web.StreamResponse:
+    """Every feature and every category above it (dots make the hierarchy), most used first."""
+    return answered(await _ask(asked, functools.partial(reports.features, asked.scope(), asked.given.paging())))
 
 
-async def list_values(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/values``."""
-    principal = reader(request)
-    given = Parameters(request, (*SCOPE, *PAGING, "kind"))
-    kind = given.choice("kind", ValueKind, ValueKind.ALL)
+async def list_values(asked: Asked) -> web.StreamResponse:
+    """Values by name and unit, and timings by name, with how they spread."""
+    kind = asked.given.choice("kind", ValueKind, ValueKind.ALL)
     chosen = None if kind is ValueKind.ALL else kind.value
-    return _json(await _ask(request, functools.partial(reports.values, given.scope(principal), chosen, given.paging())))
+    return answered(await _ask(asked, functools.partial(reports.values, asked.scope(), chosen, asked.given.paging())))
 
 
-async def list_exceptions(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/exceptions``."""
-    principal = reader(request)
-    given = Parameters(request, (*SCOPE, *PAGING))
-    return _json(await _ask(request, functools.partial(reports.exceptions, given.scope(principal), given.paging())))
+async def list_exceptions(asked: Asked) -> web.StreamResponse:
+    """Exceptions that went the same way through the code, most frequent first, each with its latest occurrence."""
+    return answered(await _ask(asked, functools.partial(reports.exceptions, asked.scope(), asked.given.paging())))
 
 
-async def show_ledger(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/ledger``: all that was ever received; periods do not apply to an account."""
-    principal = reader(request)
-    given = Parameters(request, ("product",))
-    scope = reports.Scope(product_of(principal, given.text("product")))
-    rows = await request.app[CATALOG].ledgers(scope.product)
-    here = await _ask(request, functools.partial(reports.holdings, scope))
-    return _json({"reported": [_ledger_json(row) for row in rows], "here": here["products"]})
+async def show_ledger(asked: Asked) -> web.StreamResponse:
+    """What agents said last of their records, and what is here: all that was ever received."""
+    scope = reports.Scope(asked.product())
+    rows = await asked.app[CATALOG].ledgers(scope.product)
+    here = await _ask(asked, functools.partial(reports.holdings, scope))
+    return answered({"reported": [asdict(row) for row in rows], "here": here["products"]})
 
 
-def _ledger_json(row: LedgerRow) -> Answer:
-    return asdict(row)
+async def show_document(_: Asked) -> web.StreamResponse:
+    """This document."""
+    return answered(document(OPERATIONS))
 
 
-async def _ask(request: web.Request, question: Callable[[Question], Answer]) -> Answer:
+async def _ask(asked: Asked, question: Callable[[Question], Answer]) -> Answer:
     try:
-        return await request.app[REPORTS].ask(question)
+        return await asked.app[REPORTS].ask(question)
     except TooSlow as error:
         raise ProblemError(Code.UNAVAILABLE, str(error)) from error
 
 
-def _json(answer: Any) -> web.Response:  # noqa: ANN401 - any JSON
-    return _answer(encode(answer))
+# -- the operations ------------------------------------------------------------------------------------------------
+
+_CURSOR: Final = Parameter("cursor", WORD, "The `next` of the page before")
+_AFTER: Final = {"type": "integer", "minimum": -1, "maximum": 2**63 - 1}
+
+OPERATIONS: Final = (
+    Operation(
+        "GET",
+        "/api/v1/sessions",
+        list_sessions,
+        answers.SESSIONS,
+        (
+            *SCOPE,
+            LIMIT,
+            _CURSOR,
+            Parameter("application", WORD),
+            Parameter("version", WORD),
+            Parameter("status", one_of(*Status)),
+            Parameter("state", one_of(*SessionState), "What the server has decided about its details"),
+        ),
+    ),
+    Operation("GET", "/api/v1/sessions/{id}", show_session, answers.SESSION, (PRODUCT,), refusals=(404,)),
+    Operation(
+        "GET",
+        "/api/v1/sessions/{id}/records",
+        list_records,
+        answers.RECORDS,
+        (
+            PRODUCT,
+            Parameter("after", _AFTER, "Only records with a sequence number above this"),
+            Parameter("limit", whole(1, MAX_RECORDS, 1000)),
+            Parameter("cursor", _AFTER, "The `next` of the page before; the same as `after`"),
+            Parameter("kind", WORD, "Only records of this kind"),
+            Parameter("name", WORD, "Only records of this name"),
+        ),
+        refusals=(404,),
+    ),
+    Operation("GET", "/api/v1/overview", show_overview, answers.OVERVIEW, SCOPE),
+    Operation("GET", "/api/v1/features", list_features, answers.FEATURES, (*SCOPE, *PAGING)),
+    Operation(
+        "GET",
+        "/api/v1/values",
+        list_values,
+        answers.VALUES,
+        (*SCOPE, *PAGING, Parameter("kind", {**one_of(*ValueKind), "default": ValueKind.ALL.value})),
+    ),
+    Operation("GET", "/api/v1/exceptions", list_exceptions, answers.EXCEPTIONS, (*SCOPE, *PAGING)),
+    Operation("GET", "/api/v1/ledger", show_ledger, answers.LEDGER, (PRODUCT,)),
+    Operation("GET", "/api/v1/openapi.json", show_document, ANYTHING),
+    Operation("GET", "/metrics", metrics, METRICS_TYPE),
+)
 
 
-def _answer(body: bytes) -> web.Response:
-    return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
+def add_routes(app: web.Application) -> None:
+    """Add the routes; `ingest.start` provides what they need."""
+    add_operations(app, OPERATIONS)

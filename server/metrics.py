@@ -15,10 +15,10 @@ from mailboat.protocol.errors import Code
 from mailboat.server.catalog import Origin
 from mailboat.server.context import COUNTERS, ProblemError
 from mailboat.server.ingest import REPORTS
-from mailboat.server.parameters import Parameters, reader
+from mailboat.server.operations import Asked
 from mailboat.server.reports import Scope, TooSlow, holdings
 
-_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _ODD: Final = re.compile(r"[^a-zA-Z0-9_]")
 
 _GAUGES: Final = {
@@ -30,19 +30,18 @@ _GAUGES: Final = {
 }
 
 
-async def metrics(request: web.Request) -> web.StreamResponse:
-    """The answer to a scrape."""
-    principal = reader(request)
-    Parameters(request, ())
+async def metrics(asked: Asked) -> web.StreamResponse:
+    """Counters and gauges in the text format of Prometheus."""
+    principal = asked.principal
     scope = Scope(principal.product, origin=Origin.ALL)
     try:
-        answer = await request.app[REPORTS].ask(lambda question: holdings(scope, question))
+        answer = await asked.app[REPORTS].ask(lambda question: holdings(scope, question))
     except TooSlow as error:
         raise ProblemError(Code.UNAVAILABLE, str(error)) from error
     lines = [line for name, text in _GAUGES.items() for line in _gauge(name, text, answer["products"])]
     if principal.product is None:
-        lines += [line for name, count in sorted(request.app[COUNTERS].items()) for line in _counter(name, count)]
-    return web.Response(body="".join(lines).encode(), headers={"Content-Type": _TYPE})
+        lines += [line for name, count in sorted(asked.app[COUNTERS].items()) for line in _counter(name, count)]
+    return web.Response(body="".join(lines).encode(), headers={"Content-Type": METRICS_TYPE})
 
 
 def _gauge(name: str, text: str, rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, TypeVar
@@ -13,9 +14,7 @@ from mailboat.protocol.errors import Code
 from mailboat.server.catalog import Origin, Role
 from mailboat.server.context import Principal, ProblemError, require
 from mailboat.server.reports import Paging, Scope
-
-SCOPE: Final = ("product", "from", "to", "origin")
-PAGING: Final = ("limit", "cursor")
+from mailboat.server.shapes import Shape, one_of
 
 MAX_LIMIT: Final = 1000
 """Rows of one page."""
@@ -28,10 +27,44 @@ MAX_TEXT: Final = 1024
 _E = TypeVar("_E", bound=StrEnum)
 
 
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One that an operation takes, as the OpenAPI document says it; an operation's own checks are in its handler."""
+
+    name: str
+    shape: Shape
+    about: str = ""
+
+
+WORD: Final[Shape] = {"type": "string", "maxLength": MAX_TEXT}
+_WHEN: Final[Shape] = {
+    "anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}, {"type": "number"}]
+}
+
+
+def whole(low: int, high: int, default: int) -> Shape:
+    """A whole number within bounds."""
+    return {"type": "integer", "minimum": low, "maximum": high, "default": default}
+
+
+PRODUCT: Final = Parameter("product", WORD, "A product's key reaches its own only, an admin's all (the default)")
+SCOPE: Final = (
+    PRODUCT,
+    Parameter("from", _WHEN, "Not before this: a date, a time (ISO 8601, UTC unless it says), or Unix seconds"),
+    Parameter("to", _WHEN, "Before this"),
+    Parameter("origin", {**one_of(*Origin), "default": Origin.PUBLIC.value}, "`internal` is what test runs recorded"),
+)
+"""What most questions are about: a product, a period, an origin."""
+LIMIT: Final = Parameter("limit", whole(1, MAX_LIMIT, 100), "Rows of a page")
+PAGING: Final = (LIMIT, Parameter("cursor", whole(0, MAX_OFFSET, 0), "The `next` of the page before"))
+"""Pages of an aggregated list."""
+
+
 class Parameters:
     """Those of one request. Unknown and repeated ones are refused: a filter that was misspelt must not show all."""
 
-    def __init__(self, request: web.Request, known: Sequence[str]) -> None:
+    def __init__(self, request: web.Request, parameters: Sequence[Parameter]) -> None:
+        known = [each.name for each in parameters]
         self._given = dict(request.query)
         for name in request.query:
             if name not in known:
