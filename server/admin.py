@@ -1,139 +1,108 @@
-"""The admin API: products with their plans, and keys. JSON in and out, under ``/api/v1``.
+"""The admin API: products with their plans, and keys, under ``/api/v1``; what there is stands in `_OPERATIONS`.
 
-====================================  ============================================================================
-``GET products``                      all products; a reader's key sees its own
-``GET products/{product}``            one of them, with its plan and what it has used of it
-``PUT products/{product}``            make it, or give it the plan in the body, all other fields as by default
-``PATCH products/{product}``          change the fields in the body; null puts one back to its default
-``GET deletions``                     what was deleted for its age, by day; `product`
-``GET keys``                          all keys, without their texts, which nobody has
-``POST keys``                         make one: ``{"product": ..., "role": "agent" | "reader" | "admin"}``; the answer
-                                      is the one time that its text can be seen
-``DELETE keys/{key_id}``              make one useless; those who were let in by it are, for a few seconds
-====================================  ============================================================================
-
-All but `GET` of products and deletions want an admin's key. The fields of a plan are told in `policy`.
+All but looking at products and deletions wants an admin's key. The fields of a plan are told in `policy`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any, Final
 
 from aiohttp import web
 
 from mailboat.protocol.errors import Code, ConfigError
-from mailboat.protocol.limits import KIB
 from mailboat.server import products
-from mailboat.server.bodies import read_whole
 from mailboat.server.catalog import KeyRow, ProductRow, Role
-from mailboat.server.context import CATALOG, CLOCK, CONFIG, ProblemError, require
+from mailboat.server.context import CATALOG, CLOCK, ProblemError
 from mailboat.server.keys import make_key
-from mailboat.server.parameters import Parameters, product_of, reader
-
-MAX_BODY: Final = 64 * KIB
-"""Bytes of a plan as JSON: a hundred patterns of versions fit."""
-
-
-def add_routes(app: web.Application) -> None:
-    """Add the routes."""
-    app.router.add_get("/api/v1/products", list_products)
-    app.router.add_get("/api/v1/products/{product}", show_product)
-    app.router.add_put("/api/v1/products/{product}", change_product)
-    app.router.add_patch("/api/v1/products/{product}", change_product)
-    app.router.add_get("/api/v1/deletions", list_deletions)
-    app.router.add_get("/api/v1/keys", list_keys)
-    app.router.add_post("/api/v1/keys", create_key)
-    app.router.add_delete("/api/v1/keys/{key_id}", revoke_key)
-
+from mailboat.server.operations import Asked, Operation, add_operations, answered
+from mailboat.server.parameters import PRODUCT
+from mailboat.server.policy import Details
+from mailboat.server.shapes import COUNT, NUMBER, SHARE, TEXT, TIME, Shape, by_name, made_of, maybe, one_of, some
 
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-async def list_products(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/products``."""
-    principal = reader(request)
-    Parameters(request, ())
-    catalog, now = request.app[CATALOG], request.app[CLOCK]()
-    rows = [row for row in await catalog.products() if principal.reaches(row.name)]
-    return _json({"products": [await products.told(catalog, row, now) for row in rows]})
+async def list_products(asked: Asked) -> web.StreamResponse:
+    """All products; a reader's key sees its own."""
+    catalog, now = asked.app[CATALOG], asked.app[CLOCK]()
+    rows = [row for row in await catalog.products() if asked.principal.reaches(row.name)]
+    return answered({"products": [await products.told(catalog, row, now) for row in rows]})
 
 
-async def show_product(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/products/{product}``; a product that the key does not reach is as one that is not there."""
-    principal = reader(request)
-    Parameters(request, ())
-    name = request.match_info["product"]
-    row = await request.app[CATALOG].product(name) if principal.reaches(name) else None
+async def show_product(asked: Asked) -> web.StreamResponse:
+    """One product, with its plan and what it has used of it.
+
+    A product that the key does not reach is as one that is not there.
+    """
+    name = asked.request.match_info["product"]
+    row = await asked.app[CATALOG].product(name) if asked.principal.reaches(name) else None
     if row is None:
         raise ProblemError(Code.NOT_FOUND, f"there is no product {name!r:.100} here")
-    return await _told(request, row)
+    return await _told(asked, row)
 
 
-async def change_product(request: web.Request) -> web.StreamResponse:
-    """``PUT`` and ``PATCH /api/v1/products/{product}``."""
-    require(request, Role.ADMIN)
-    Parameters(request, ())
-    name, catalog, now = request.match_info["product"], request.app[CATALOG], request.app[CLOCK]()
-    whole = request.method == "PUT"
-    changes = await _body(request)
-    if not whole and await catalog.product(name) is None:
+async def put_product(asked: Asked) -> web.StreamResponse:
+    """Make a product, or give it the plan in the body, all other fields as by default."""
+    return await _changed(asked, await asked.body(), anew=True)
+
+
+async def patch_product(asked: Asked) -> web.StreamResponse:
+    """Change the fields of a product's plan that are in the body; null puts one back to its default."""
+    changes, name = await asked.body(), asked.request.match_info["product"]
+    if await asked.app[CATALOG].product(name) is None:
         raise ProblemError(Code.NOT_FOUND, f"there is no product {name!r:.100} here; PUT makes one")
+    return await _changed(asked, changes, anew=False)
+
+
+async def _changed(asked: Asked, changes: dict[str, Any], *, anew: bool) -> web.StreamResponse:
+    name, now = asked.request.match_info["product"], asked.app[CLOCK]()
     try:
-        row = await products.put_plan(catalog, name, changes, now, anew=whole)
+        row = await products.put_plan(asked.app[CATALOG], name, changes, now, anew=anew)
     except ConfigError as error:
         raise ProblemError(Code.BAD_REQUEST, str(error)) from error
-    return await _told(request, row)
+    return await _told(asked, row)
 
 
-async def _told(request: web.Request, row: ProductRow) -> web.Response:
-    return _json(await products.told(request.app[CATALOG], row, request.app[CLOCK]()))
+async def _told(asked: Asked, row: ProductRow) -> web.Response:
+    return answered(await products.told(asked.app[CATALOG], row, asked.app[CLOCK]()))
 
 
-async def list_deletions(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/deletions``: newest day first."""
-    principal = reader(request)
-    product = product_of(principal, Parameters(request, ("product",)).text("product"))
-    rows = await request.app[CATALOG].deletions(product)
-    return _json({"deletions": [asdict(row) for row in rows]})
+async def list_deletions(asked: Asked) -> web.StreamResponse:
+    """What was deleted for its age, by day, the newest first."""
+    rows = await asked.app[CATALOG].deletions(asked.product())
+    return answered({"deletions": [asdict(row) for row in rows]})
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
-async def list_keys(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/keys``."""
-    require(request, Role.ADMIN)
-    Parameters(request, ())
-    return _json({"keys": [_key_json(row) for row in await request.app[CATALOG].keys()]})
+async def list_keys(asked: Asked) -> web.StreamResponse:
+    """All keys, without their texts, which nobody has."""
+    return answered({"keys": [_key_json(row) for row in await asked.app[CATALOG].keys()]})
 
 
-async def create_key(request: web.Request) -> web.StreamResponse:
-    """``POST /api/v1/keys``."""
-    require(request, Role.ADMIN)
-    Parameters(request, ())
-    asked = await _body(request)
-    for name in asked:
+async def create_key(asked: Asked) -> web.StreamResponse:
+    """Make a key; the answer is the one time that its text can be seen."""
+    wanted = await asked.body()
+    for name in wanted:
         if name not in ("product", "role"):
             raise ProblemError(Code.BAD_REQUEST, f"{name:.80}: a key is made of product and role only")
-    role = asked.get("role", Role.AGENT)
+    role = wanted.get("role", Role.AGENT)
     if role not in list(Role):
         raise ProblemError(Code.BAD_REQUEST, f"role={role!r:.80}: one of {', '.join(Role)} is needed")
     try:
-        key, row = make_key(asked.get("product"), Role(role), request.app[CLOCK]())
+        key, row = make_key(wanted.get("product"), Role(role), asked.app[CLOCK]())
     except ConfigError as error:
         raise ProblemError(Code.BAD_REQUEST, str(error)) from error
-    await request.app[CATALOG].put_key(row)
-    return _json({**_key_json(row), "key": key}, status=201)
+    await asked.app[CATALOG].put_key(row)
+    return answered({**_key_json(row), "key": key}, 201)
 
 
-async def revoke_key(request: web.Request) -> web.StreamResponse:
-    """``DELETE /api/v1/keys/{key_id}``."""
-    require(request, Role.ADMIN)
-    Parameters(request, ())
-    key_id = request.match_info["key_id"]
-    if not await request.app[CATALOG].revoke_key(key_id, request.app[CLOCK]()):
+async def revoke_key(asked: Asked) -> web.StreamResponse:
+    """Make a key useless; those who were let in by it are, for a few seconds."""
+    key_id = asked.request.match_info["key_id"]
+    if not await asked.app[CATALOG].revoke_key(key_id, asked.app[CLOCK]()):
         raise ProblemError(Code.NOT_FOUND, f"there is no key {key_id!r:.80} that is still of use")
     return web.Response(status=204)
 
@@ -148,23 +117,63 @@ def _key_json(row: KeyRow) -> dict[str, Any]:
     }
 
 
-# -- bodies ------------------------------------------------------------------------------------------------------------
+# -- the operations ------------------------------------------------------------------------------------------------
+
+_PLAN: Final[dict[str, Shape]] = {
+    "details": one_of(*Details),
+    "share": SHARE,
+    "versions": by_name(one_of(*Details)),
+    "records_per_month": maybe(COUNT),
+    "max_age_days": NUMBER,
+    "history_days": maybe(NUMBER),
+    "agents": some(TEXT),
+    "oldest_agent": TEXT,
+}
+_DELETION: Final = made_of(
+    {"product": TEXT, "day": TIME, "sessions": COUNT, "segments": COUNT, "records": COUNT, "bytes": COUNT}
+)
+_CHANGES: Final = made_of({}, {name: maybe(shape) for name, shape in _PLAN.items()})
+_PRODUCT: Final = made_of({"product": TEXT, "created": TIME, "plan": made_of(_PLAN), "records_this_month": COUNT})
+_KEY: Final[dict[str, Shape]] = {
+    "id": TEXT,
+    "product": maybe(TEXT),
+    "role": one_of(*Role),
+    "created": TIME,
+    "revoked": maybe(TIME),
+}
+_NEW_KEY: Final = made_of({}, {"product": maybe(TEXT), "role": one_of(*Role)})
+_ADMIN: Final = Role.ADMIN
+_BODY: Final = (413, 415)
+
+_OPERATIONS: Final = (
+    Operation("GET", "/api/v1/products", list_products, made_of({"products": some(_PRODUCT)})),
+    Operation("GET", "/api/v1/products/{product}", show_product, _PRODUCT, refusals=(404,)),
+    Operation("PUT", "/api/v1/products/{product}", put_product, _PRODUCT, role=_ADMIN, body=_CHANGES, refusals=_BODY),
+    Operation(
+        "PATCH",
+        "/api/v1/products/{product}",
+        patch_product,
+        _PRODUCT,
+        role=_ADMIN,
+        body=_CHANGES,
+        refusals=(404, *_BODY),
+    ),
+    Operation("GET", "/api/v1/deletions", list_deletions, made_of({"deletions": some(_DELETION)}), (PRODUCT,)),
+    Operation("GET", "/api/v1/keys", list_keys, made_of({"keys": some(made_of(_KEY))}), role=_ADMIN),
+    Operation(
+        "POST",
+        "/api/v1/keys",
+        create_key,
+        made_of({**_KEY, "key": TEXT}),
+        role=_ADMIN,
+        body=_NEW_KEY,
+        refusals=_BODY,
+        status=201,
+    ),
+    Operation("DELETE", "/api/v1/keys/{key_id}", revoke_key, None, role=_ADMIN, refusals=(404,), status=204),
+)
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
-    """The JSON object that the request carries; `ProblemError` for anything else."""
-    if request.content_type != "application/json":
-        raise ProblemError(Code.UNSUPPORTED_MEDIA_TYPE, "send a JSON object as application/json")
-    body = await read_whole(request, MAX_BODY, request.app[CONFIG].body_timeout)
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ProblemError(Code.BAD_REQUEST, f"the body is no JSON: {error}"[:300]) from error
-    if not isinstance(given, dict):
-        raise ProblemError(Code.BAD_REQUEST, "the body must be a JSON object")
-    return given
-
-
-def _json(answer: dict[str, Any], status: int = 200) -> web.Response:
-    headers = {"Cache-Control": "no-store"}
-    return web.json_response(answer, status=status, headers=headers)
+def add_routes(app: web.Application) -> None:
+    """Add the routes."""
+    add_operations(app, _OPERATIONS)

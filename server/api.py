@@ -4,7 +4,7 @@ Common parameters: `product` (an admin's key sees all products and may choose on
 a date, a time or Unix seconds), `origin` (public, internal, all; public by default), `limit` and `cursor` (the `next`
 of the page before; null at the end). Times in answers are Unix seconds, durations seconds.
 
-What there is to ask stands in `OPERATIONS`; the shapes of the answers in `answers`.
+What there is to ask stands in `_OPERATIONS`; the shapes of the answers in `answers`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mailboat.server.ingest import PLAYBACK, REPORTS
 from mailboat.server.json_text import encode
 from mailboat.server.metrics import METRICS_TYPE, metrics
 from mailboat.server.openapi import document
-from mailboat.server.operations import Asked, Operation, add_operations, answered, answered_with
-from mailboat.server.parameters import LIMIT, PAGING, PRODUCT, SCOPE, WORD, Parameter, refused, whole
+from mailboat.server.operations import OPERATIONS, Asked, Operation, add_operations, answered, answered_with
+from mailboat.server.parameters import CURSOR, LIMIT, PAGING, PRODUCT, SCOPE, WORD, Parameter, refused, whole
 from mailboat.server.playback import Page, PageQuery, as_json
 from mailboat.server.reports import Answer, Question, TooSlow
 from mailboat.server.shapes import ANYTHING, one_of
@@ -169,9 +169,10 @@ async def show_ledger(asked: Asked) -> web.StreamResponse:
     return answered({"reported": [asdict(row) for row in rows], "here": here["products"]})
 
 
-async def show_document(_: Asked) -> web.StreamResponse:
+async def show_document(asked: Asked) -> web.StreamResponse:
     """This document."""
-    return answered(document(OPERATIONS))
+    operations = asked.app[OPERATIONS]
+    return answered(document(operations))
 
 
 async def _ask(asked: Asked, question: Callable[[Question], Answer]) -> Answer:
@@ -183,10 +184,9 @@ async def _ask(asked: Asked, question: Callable[[Question], Answer]) -> Answer:
 
 # -- the operations ------------------------------------------------------------------------------------------------
 
-_CURSOR: Final = Parameter("cursor", WORD, "The `next` of the page before")
 _AFTER: Final = {"type": "integer", "minimum": -1, "maximum": 2**63 - 1}
 
-OPERATIONS: Final = (
+_OPERATIONS: Final = (
     Operation(
         "GET",
         "/api/v1/sessions",
@@ -195,7 +195,7 @@ OPERATIONS: Final = (
         (
             *SCOPE,
             LIMIT,
-            _CURSOR,
+            CURSOR,
             Parameter("application", WORD),
             Parameter("version", WORD),
             Parameter("status", one_of(*Status)),
@@ -236,4 +236,4 @@ OPERATIONS: Final = (
 
 def add_routes(app: web.Application) -> None:
     """Add the routes; `ingest.start` provides what they need."""
-    add_operations(app, OPERATIONS)
+    add_operations(app, _OPERATIONS)

@@ -69,7 +69,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "description": text,
         "x-role": operation.role.value,
         "parameters": [*_in_path(operation.path), *map(_in_query, operation.parameters)],
-        "responses": {"200": _answer(operation.answer), **_refusals(operation)},
+        "responses": {str(operation.status): _answer(operation.answer), **_refusals(operation)},
     }
     if operation.body is not None:
         made["requestBody"] = {"required": True, "content": {JSON: {"schema": operation.body}}}
@@ -85,7 +85,9 @@ def _in_path(path: str) -> list[dict[str, Any]]:
     return [{"name": name, "in": "path", "required": True, "schema": ID if name == "id" else TEXT} for name in names]
 
 
-def _answer(answer: Shape | str) -> dict[str, Any]:
+def _answer(answer: Shape | str | None) -> dict[str, Any]:
+    if answer is None:
+        return {"description": "Done"}
     if isinstance(answer, str):
         return {"description": "The answer", "content": {answer: {}}}
     return {"description": "The answer", "content": {JSON: {"schema": answer}}}

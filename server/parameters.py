@@ -56,6 +56,7 @@ SCOPE: Final = (
 )
 """What most questions are about: a product, a period, an origin."""
 LIMIT: Final = Parameter("limit", whole(1, MAX_LIMIT, 100), "Rows of a page")
+CURSOR: Final = Parameter("cursor", WORD, "The `next` of the page before")
 PAGING: Final = (LIMIT, Parameter("cursor", whole(0, MAX_OFFSET, 0), "The `next` of the page before"))
 """Pages of an aggregated list."""
 

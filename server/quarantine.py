@@ -1,8 +1,7 @@
 """What was uploaded and is no segment: kept for a while, with the reason, for people to look at.
 
-``GET /api/v1/quarantine`` lists it (`product`, `limit`, `cursor` as elsewhere in the API);
-``GET /api/v1/quarantine/{id}/content`` gives the bytes as they came. Both take a reader's key. `list_offline` and
-`save_offline` do the same for a program on the server's own machine.
+The API lists it and gives the bytes as they came; `list_offline` and `save_offline` do the same for a program on the
+server's own machine.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ from mailboat.server.catalog import CatalogError, UploadRow, Verification
 from mailboat.server.catalog_schema import bring_up_to_date
 from mailboat.server.context import BLOBS, CATALOG, ProblemError, run_in_worker
 from mailboat.server.folder import BLOBS_FOLDER
-from mailboat.server.json_text import encode
 from mailboat.server.keys import CATALOG_FILE
-from mailboat.server.parameters import PAGING, Parameters, product_of, reader, refused
+from mailboat.server.operations import Asked, Operation, add_operations, answered
+from mailboat.server.parameters import CURSOR, LIMIT, PRODUCT, refused
+from mailboat.server.shapes import COUNT, ID, TEXT, TIME, by_name, made_of, maybe, some
 from mailboat.server.sqlite_engine import connect
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
@@ -36,29 +36,20 @@ _INERT: Final = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy":
 _AT_ONCE: Final = 500
 
 
-def add_routes(app: web.Application) -> None:
-    """Add the routes."""
-    app.router.add_get("/api/v1/quarantine", list_quarantined)
-    app.router.add_get("/api/v1/quarantine/{id}/content", show_content)
-
-
-async def list_quarantined(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/quarantine``: oldest first."""
-    principal = reader(request)
-    given = Parameters(request, ("product", *PAGING))
-    product, after, limit = product_of(principal, given.text("product")), given.text("cursor"), given.limit()
+async def list_quarantined(asked: Asked) -> web.StreamResponse:
+    """What was uploaded and is no segment, the oldest first."""
+    product, after, limit = asked.product(), asked.given.text("cursor"), asked.given.limit()
     if after is not None and not is_canonical(after):
         raise refused("cursor", "it was not handed out here")
-    rows = await request.app[CATALOG].quarantined(product, after, limit + 1)
+    rows = await asked.app[CATALOG].quarantined(product, after, limit + 1)
     page = rows[:limit]
-    answer = {"uploads": [described(row) for row in page], "next": page[-1].id if len(rows) > limit else None}
-    return web.Response(body=encode(answer), content_type="application/json", headers=_NO_STORE)
+    return answered({"uploads": [described(row) for row in page], "next": page[-1].id if len(rows) > limit else None})
 
 
-async def show_content(request: web.Request) -> web.StreamResponse:
-    """``GET /api/v1/quarantine/{id}/content``."""
-    app, principal = request.app, reader(request)
-    upload_id = request.match_info["id"]
+async def show_content(asked: Asked) -> web.StreamResponse:
+    """The bytes of an upload in quarantine, as they came."""
+    app, principal = asked.app, asked.principal
+    upload_id = asked.request.match_info["id"]
     row = await app[CATALOG].upload(upload_id) if is_canonical(upload_id) else None
     if row is None or not principal.reaches(row.product) or not _held(row):
         raise ProblemError(Code.NOT_FOUND, f"id: nothing of the id {upload_id[:80]!r} is in quarantine here")
@@ -66,7 +57,7 @@ async def show_content(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={**_INERT, **_NO_STORE, "Content-Type": "application/octet-stream"})
     response.headers["Content-Disposition"] = f'attachment; filename="{row.id}"'
     response.content_length = row.state.offset
-    await response.prepare(request)
+    await response.prepare(asked.request)
     await response.write(first)
     for offset in range(MIB, row.state.offset, MIB):
         await response.write(await _piece(app, row, offset))
@@ -143,3 +134,36 @@ def described(row: UploadRow) -> dict[str, Any]:
 
 def _held(row: UploadRow) -> bool:
     return row.verification is Verification.QUARANTINED and row.state.complete
+
+
+# -- the operations ------------------------------------------------------------------------------------------------
+
+_UPLOAD: Final = made_of(
+    {
+        "upload": ID,
+        "product": TEXT,
+        "size": COUNT,
+        "reason": TEXT,
+        "detail": TEXT,
+        "dialect": TEXT,
+        "metadata": by_name(TEXT),
+        "created": TIME,
+        "completed": TIME,
+    }
+)
+
+_OPERATIONS: Final = (
+    Operation(
+        "GET",
+        "/api/v1/quarantine",
+        list_quarantined,
+        made_of({"uploads": some(_UPLOAD), "next": maybe(ID)}),
+        (PRODUCT, LIMIT, CURSOR),
+    ),
+    Operation("GET", "/api/v1/quarantine/{id}/content", show_content, "application/octet-stream", refusals=(404,)),
+)
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the routes."""
+    add_operations(app, _OPERATIONS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from mailboat.server.analytics import Analytics
 from mailboat.server.decoding import Decoder
 from testkit.loading import Bench
+from testkit.sites import Site, site_in
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +44,9 @@ def folder(tmp_path: Path) -> Callable[[], Path]:
         return made
 
     return fresh
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with site_in(tmp_path) as made:
+        yield made
