@@ -108,9 +108,17 @@ def _boot_time(wall: float, monotonic: float) -> str:
     return f"{_UP_SINCE}{round((wall - monotonic) / 60)}"
 
 
-def process_start() -> str:
-    """When this process was started, in the system's own words; with the pid it names the process."""
+def process_start(pid: int | None = None) -> str:
+    """When this process (or the one with that `pid`) was started, in the system's own words; with the pid it names the
+    process. Empty where the system does not tell.
+    """
     try:
-        return Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
+        stat = Path(f"/proc/{'self' if pid is None else pid}/stat").read_text()
+        return stat.rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
         return ""
+
+
+def is_running(pid: int, started: str, boot: str) -> bool:
+    """Whether that very process runs; False where the system does not tell."""
+    return bool(started) and is_same_boot(boot, boot_id()) and process_start(pid) == started

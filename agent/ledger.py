@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mailboat.agent.files import FileSystem
+from mailboat.agent.files import TEMPORARY, FileSystem
 
 FILE_NAME: Final = "ledger.json"
 _VERSION: Final = 1
@@ -89,6 +89,12 @@ class LedgerFile:
             return
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             self.damaged = True
+
+    def clean_up(self) -> None:
+        """Delete what a writer that was killed has left. Raises `OSError`."""
+        for name in self._files.names(self._path.parent):
+            if name.startswith(FILE_NAME) and name.endswith(TEMPORARY):
+                self._files.remove(self._path.with_name(name))
 
     def add(self, endings: Iterable[Ending], unmoved: Mapping[str, str] | None = None) -> None:
         """Count sessions that ended, durably; their folders may be moved after this. `unmoved` are those counted

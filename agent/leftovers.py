@@ -22,6 +22,7 @@ from mailboat.agent.journal_layout import (
     descriptor,
 )
 from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.limits import MAX_SEQUENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def left_behind(content: bytes, *, same_boot: Callable[[str], bool]) -> LeftBehi
 def _left(content: bytes, index: int, *, running_on: bool) -> Left | None:
     at = descriptor(index)
     generation, first, offset, size, end = WORDS.unpack_from(content, at)
-    if not size or offset < HEAD_SIZE or offset + size > len(content):
+    if not size or offset < HEAD_SIZE or offset + size > len(content) or first > MAX_SEQUENCE:
         return None
     if running_on:
         return Left(generation, first, content[offset : offset + end]) if generation and 0 < end <= size else None

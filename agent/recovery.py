@@ -29,7 +29,7 @@ from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_same_boot
 from mailboat.agent.intake import Lost
 from mailboat.agent.leftovers import Left, LeftBehind, left_behind
-from mailboat.agent.segment_file import SegmentFile, segment_paths, set_aside
+from mailboat.agent.segment_file import SegmentFile, has_set_aside, segment_paths, set_aside
 from mailboat.agent.store import JOURNAL, LIVE, SessionFolder, Store, read_preamble
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records, unpack, whole_records
@@ -63,7 +63,7 @@ def recover(store: Store, session: SessionFolder, boot_id: str, *, level: int = 
     """
     files, paths = store.files, segment_paths(store.files, session.path)
     left = _journal(files, session.path / JOURNAL, boot_id)
-    if not paths and not left.halves:
+    if not paths and not left.halves and not has_set_aside(files, session.path):
         files.remove_tree(session.path)
         return None
     work = _Recovery(files, level)

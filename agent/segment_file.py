@@ -69,6 +69,11 @@ def set_aside(files: FileSystem, path: Path) -> None:
     files.rename(path, path.with_name(path.name + DAMAGED))
 
 
+def has_set_aside(files: FileSystem, folder: Path) -> bool:
+    """Whether a session's folder holds segments that were set aside."""
+    return any(name.endswith(DAMAGED) for name in files.names(folder))
+
+
 class SegmentFile:
     """A segment that is being written. Not synchronised: one thread uses it. Make one with `create` or `reopen`."""
 

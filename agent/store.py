@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Final
 
 from mailboat.agent.files import FileSystem
+from mailboat.agent.host import is_running
 from mailboat.agent.ledger import Ending, LedgerFile
 from mailboat.agent.segment_file import UNFINISHED, SegmentFile, segment_paths
 from mailboat.protocol.errors import SegmentError, StoreError, WireError
@@ -235,25 +236,46 @@ class Store:
         return None
 
     def _lock_file(self, path: Path) -> int | None:
-        """The lock file, made anew where a crash has left none; None when the folder is gone."""
+        """The lock file, made anew where a crash has left none; None when the folder is gone, or the session's process
+        lives, though its lock was deleted.
+        """
         try:
             return self.files.open(path / LOCK)
+        except NotADirectoryError:
+            return None
         except FileNotFoundError:
             pass
+        if self._is_lived_in(path):
+            log.warning("the lock of session %s is gone, but its process lives: nobody takes it up", path.name)
+            return None
         try:
             return self.files.create(path / LOCK)
-        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+        except (FileNotFoundError, FileExistsError):
             return None
 
+    def _is_lived_in(self, path: Path) -> bool:
+        """Whether the process that the session's first readable segment names lives, as far as the system tells."""
+        for segment in segment_paths(self.files, path):
+            with contextlib.suppress(SegmentError):
+                preamble = read_preamble(self.files, segment)
+                return is_running(preamble.pid, preamble.process_started, preamble.boot_id)
+        return False
+
     def sweep(self) -> None:
-        """Delete what a crash left of sessions that were never begun. Raises `OSError`."""
-        for name in self.files.names(self.folder / NEW):
-            fd = self._lock_of(self.folder / NEW / name)
-            if fd is not None:
-                try:
-                    self.files.remove_tree(self.folder / NEW / name)
-                finally:
-                    self.files.close(fd)
+        """Delete what a crash left of sessions that were never begun. One that cannot be deleted stops no other."""
+        for path in [self.folder / NEW / name for name in self.files.names(self.folder / NEW) if is_canonical(name)]:
+            try:
+                self._sweep_away(path)
+            except OSError as error:
+                log.warning("%s, which a crash has left, cannot be deleted now: %s", path, error)
+
+    def _sweep_away(self, path: Path) -> None:
+        fd = self._lock_of(path)
+        if fd is not None:
+            try:
+                self.files.remove_tree(path)
+            finally:
+                self.files.close(fd)
 
     # -- waiting -------------------------------------------------------------------------------------------------
 
@@ -277,14 +299,16 @@ class Store:
         return Found(tuple(self._known.values()), unreadable)
 
     def quarantine(self, session_id: str, reason: str, source: str = WAITING) -> None:
-        """Put a session aside for good, with the reason beside it; nothing of it is deleted. Raises `OSError`."""
+        """Put a session aside for good, with the reason beside it; nothing of it is deleted. Raises `OSError`; then it
+        stands where it stood.
+        """
         there = self.files.names(self.folder / QUARANTINED)
         names = chain((session_id,), map(f"{session_id}.{{}}".format, count(2)))
         name = next(name for name in names if name not in there)
-        target = self.folder / QUARANTINED / name
-        self.files.rename(self.folder / source / session_id, target)
+        session = self.folder / source / session_id
+        self.files.replace_content(session / REASON, reason.encode(errors="backslashreplace"))
+        self.files.rename(session, self.folder / QUARANTINED / name)
         self._known.pop(session_id, None)
-        self.files.replace_content(target / REASON, reason.encode(errors="backslashreplace"))
 
     # -- the one process that sends ------------------------------------------------------------------------------
 
@@ -304,6 +328,7 @@ class Store:
             taken = self.files.lock(fd)
             if taken:
                 self._ledger = LedgerFile(self.files, self.folder)
+                self._ledger.clean_up()
                 self._complete_moves()
         except BaseException:
             self.files.close(fd)

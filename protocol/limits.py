@@ -63,6 +63,9 @@ MAX_BLOCK: Final = MAX_BLOCK_RAW + 64 * KIB
 MAX_SEGMENT: Final = 64 * MIB
 """A segment as a server takes it; agents rotate at 16 MiB by default."""
 
+MAX_SEQUENCE: Final = 2**53
+"""Records of one session, far more than can be made: a number beyond it, which no JSON holds exactly, is damage."""
+
 MAX_SEGMENTS: Final = 100_000
 """Segments of one session: a name has six digits."""
 
