@@ -9,6 +9,7 @@ from typing import BinaryIO, Final
 
 from mailboat.protocol import Preamble, Record, Seal, SegmentReader, WireError
 from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL, MIB
+from mailboat.protocol.packages import Span, spans
 from mailboat.protocol.records import COUNTERS, records_counted
 from mailboat.protocol.summary import Info
 
@@ -94,17 +95,36 @@ def _pass(file: BinaryIO, *, sealed: bool) -> tuple[Preamble | None, tuple[int, 
     return reader.preamble, tuple(counts)
 
 
-class Reading:
-    """The records of one segment file, with what was wrong with it once they have all been read."""
+def spans_of(path: Path) -> list[Span]:
+    """Where the segments of the package at `path` lie; all of the file when there is one, or none. Raises `OSError`."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
 
-    def __init__(self, path: Path) -> None:
+        def read(offset: int, most: int) -> bytes:
+            file.seek(offset)
+            return file.read(most)
+
+        return spans(read, size, size) or [Span(0, size)]
+
+
+class Reading:
+    """The records of one segment, with what was wrong with it once they have all been read.
+
+    The segment is all of the file, or the `span` of it.
+    """
+
+    def __init__(self, path: Path, span: Span | None = None) -> None:
         self.path = path
         self.reader = SegmentReader()
+        self._span = span
 
     def __iter__(self) -> Iterator[Record]:
         """The records that can be read, in order; `OSError` when the file cannot be."""
+        start, left = (0, None) if self._span is None else (self._span.start, self._span.size)
         with self.path.open("rb") as file:
-            while piece := file.read(PIECE):
+            file.seek(start)
+            while piece := file.read(PIECE if left is None else min(PIECE, left)):
+                left = None if left is None else left - len(piece)
                 self.reader.feed(piece)
                 yield from self._ready()
         self.reader.close()

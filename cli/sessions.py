@@ -11,7 +11,7 @@ import click
 
 from mailboat.cli import output
 from mailboat.cli.extras import Failure, Misuse
-from mailboat.cli.segments import Outline, Reading
+from mailboat.cli.segments import PIECE, SUFFIX, Outline, Reading, spans_of
 from mailboat.cli.stores import State, StoredSession, session_named, store_option, stored_sessions
 from mailboat.protocol.records import COUNTERS
 
@@ -111,22 +111,27 @@ def verify(sources: Sequence[str], store: Path, as_json: bool) -> None:
 )
 @store_option
 def export(session_id: str, folder: Path, store: Path) -> None:
-    """Copy a session's segments out of the store, to be carried by hand; prints the names of the copies.
+    """Copy a session out of the store into one file, a package, to be carried by hand; prints the file's name.
 
-    Each is a complete segment file: `mailboat sessions cat` reads it anywhere, and a server takes it as an upload.
+    A package is the session's segments, one after the other: `mailboat sessions cat` reads it anywhere, and a server
+    takes it as an upload by any client. Packages may be joined (`cat A B >C`).
     """
     session = session_named(store, session_id)
+    package = folder / f"{session.id}{SUFFIX}"
+    # Written under another name first: a file of the right name is a whole one.
+    unfinished = package.with_name(f"{package.name}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in session.segments():
-            copy = folder / f"{session.id}-{path.name}"
-            # A copy is written under another name first: a file of the right name is a whole one.
-            unfinished = copy.with_name(f"{copy.name}.part")
-            shutil.copyfile(path, unfinished)
-            unfinished.replace(copy)
-            click.echo(str(copy))
+        with unfinished.open("wb") as target:
+            for path in session.segments():
+                with path.open("rb") as segment:
+                    shutil.copyfileobj(segment, target, PIECE)
+        unfinished.replace(package)
     except OSError as error:
         raise Failure(f"session {session.id} cannot be exported to {folder}: {error.strerror or error}") from error
+    click.echo(str(package))
+    if session.state is State.LIVE:
+        output.warn("the session is still running: its last segment is not sealed, and a server will keep it apart")
 
 
 @sessions.command()
@@ -155,7 +160,7 @@ def _open(source: str, store: Path) -> tuple[list[Reading], list[str]]:
     """The segments that `source` names, and what is wrong with their number."""
     path = Path(source)
     if path.is_file():
-        return [Reading(path)], []
+        return _of_package(path), []
     if path.suffix or len(path.parts) > 1:
         raise Misuse(f"there is no file {source}")
     session = session_named(store, source)
@@ -167,6 +172,14 @@ def _open(source: str, store: Path) -> tuple[list[Reading], list[str]]:
     if not segments and session.state is not State.LIVE:
         complaints.append("there is no segment in it")
     return [Reading(path) for path in segments], complaints
+
+
+def _of_package(path: Path) -> list[Reading]:
+    """The segments of a file: one, or those of a package."""
+    try:
+        return [Reading(path, span) for span in spans_of(path)]
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _iterate(reading: Reading) -> Iterator[Any]:

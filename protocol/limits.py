@@ -69,6 +69,9 @@ MAX_SEQUENCE: Final = 2**53
 MAX_SEGMENTS: Final = 100_000
 """Segments of one session: a name has six digits."""
 
+MAX_PACKAGE: Final = 1000
+"""Segments in one package: taking it apart is one request's work. A session of that many has 16 GB."""
+
 # -- negotiation ---------------------------------------------------------------------------------------------------
 
 MAX_OFFERS: Final = 500

@@ -64,7 +64,7 @@ SKIPPABLE: Final = struct.Struct("<II")
 """Magic and length: the head of every skippable frame (RFC 8878, section 3.1.2)."""
 
 _PREAMBLE_HEAD: Final = struct.Struct("<8sHI")
-_PREAMBLE_TAG: Final = b"mailboat"
+PREAMBLE_TAG: Final = b"mailboat"
 _HEADER: Final = struct.Struct(f"<BBHIQIIIq{len(COUNTERS)}III")
 _HEADER_BODY: Final = _HEADER.size - 4
 _HEADER_BOUND: Final = _HEADER.size - 8
@@ -141,7 +141,7 @@ class Preamble:
             raise SegmentError(
                 f"the session's description packs to {len(content)} bytes, {MAX_PREAMBLE} fit: shorten its properties"
             )
-        head = _PREAMBLE_HEAD.pack(_PREAMBLE_TAG, self.version, crc32(content, self.version))
+        head = _PREAMBLE_HEAD.pack(PREAMBLE_TAG, self.version, crc32(content, self.version))
         return SKIPPABLE.pack(PREAMBLE_MAGIC, len(head) + len(content)) + head + content
 
     @classmethod
@@ -152,7 +152,7 @@ class Preamble:
         except struct.error as error:
             raise SegmentError("the preamble is cut short") from error
         content = frame[SKIPPABLE.size + _PREAMBLE_HEAD.size :]
-        if tag != _PREAMBLE_TAG or crc32(content, version) != crc:
+        if tag != PREAMBLE_TAG or crc32(content, version) != crc:
             raise SegmentError("the preamble does not match its checksum")
         if version not in VERSIONS:
             raise SegmentError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
 from math import isfinite
@@ -315,6 +315,26 @@ def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
         boxed_installation=next(
             (seal.boxed_installation for _, seal, _ in reversed(parts) if seal.boxed_installation), b""
         ),
+    )
+
+
+def joined(one: Summary, other: Summary) -> Summary:
+    """The summary of an ended session from those of some of its segments and of others: no segment is in both.
+
+    What `summarise` would give for all of them. Whoever has the last segment tells how the session ended.
+    """
+    first = min(one, other, key=lambda summary: min(state.index for state in summary.segments))
+    earlier, last = sorted((one, other), key=lambda summary: max(state.index for state in summary.segments))
+    return replace(
+        last,
+        info=first.info,
+        started=first.started,
+        counts=tuple(map(sum, zip(earlier.counts, last.counts, strict=True))),
+        segments=tuple(sorted(earlier.segments + last.segments, key=lambda state: state.index)),
+        installation=last.installation or earlier.installation,
+        installation_properties=last.installation_properties or earlier.installation_properties,
+        boxed_info=first.boxed_info,
+        boxed_installation=last.boxed_installation or earlier.boxed_installation,
     )
 
 

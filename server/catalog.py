@@ -79,6 +79,8 @@ class Verification(StrEnum):
     """Made for a segment, and no intact one; `reason` tells the negotiation's reason. The bytes are kept."""
     QUARANTINED = "quarantined"
     """Complete, and no segment at all: kept, and of no session."""
+    IMPORTED = "imported"
+    """Complete, and every segment in it is here as an upload of its own: kept a little longer, and of no session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +345,8 @@ class Catalog(Protocol):
 
     async def adopt(self, row: UploadRow, summary: Summary) -> bool:
         """`finish_upload` for one that turned out to be a verified segment, of a session that may never have been
-        offered: it is made from `summary` then. False, and nothing changed, when that segment has an upload already.
+        offered: it is made from `summary` then, or added to by it. An unfinished upload of that segment is given up for
+        it. False, and nothing changed, when that segment has a complete one already.
         """
 
     # -- ingest --------------------------------------------------------------------------------------------------

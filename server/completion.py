@@ -7,17 +7,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
+from mailboat.protocol.limits import MAX_PACKAGE, MIB
+from mailboat.protocol.negotiation import Reason
+from mailboat.protocol.packages import Span, spans
 from mailboat.protocol.uploads.decisions import Refused, check_whole
-from mailboat.protocol.uploads.state import UploadState
+from mailboat.protocol.uploads.state import Creation, Event, UploadState
 from mailboat.server.blobs import BlobLost, Blobs
 from mailboat.server.catalog import UploadRow, Verification
-from mailboat.server.context import BLOBS, CATALOG, CLOCK, COUNTERS, VERIFIERS
+from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, NEW_ID, VERIFIERS
 from mailboat.server.policy import Account, Plan, month_of, rule
 from mailboat.server.verification import Finding, digest_of, verify
+
+IMPORTED_AGE: Final = 24 * 3600.0
+"""Seconds for which a package is kept after its segments were taken: for a client that missed the answer."""
 
 _LOG: Final = logging.getLogger("mailboat.server")
 
@@ -38,6 +45,11 @@ async def complete(app: web.Application, row: UploadRow, state: UploadState) -> 
     Whatever its bytes are, the exchange goes on as the dialect has it: what is no segment is kept apart, and shown.
     """
     row = replace(row, state=state, updated=app[CLOCK]())
+    return await (_keep(app, row) if row.session_id is not None else _take_apart(app, row))
+
+
+async def _keep(app: web.Application, row: UploadRow) -> bool:
+    """Keep the bytes of `row` as the one segment that they are, or are not."""
     finding = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], verify, app[BLOBS], row)
     finding = await _held_to_plan(app, row, finding)
     row = replace(
@@ -56,8 +68,75 @@ async def complete(app: web.Application, row: UploadRow, state: UploadState) -> 
     stranger = replace(row, session_id=finding.session_id, index=finding.index)
     if await app[CATALOG].adopt(stranger, finding.summary):
         return True
-    double = replace(row, verification=Verification.QUARANTINED, detail="that segment is here already")
+    if await _is_here(app, stranger):
+        return await _imported(app, row, "that segment is here already")
+    double = replace(row, verification=Verification.QUARANTINED, detail="that segment is here, with other content")
     return await app[CATALOG].finish_upload(double)
+
+
+async def _is_here(app: web.Application, row: UploadRow) -> bool:
+    """Whether the segment is here already, with this very content."""
+    session = None if row.session_id is None else await app[CATALOG].session(row.product, row.session_id)
+    segments = () if session is None else session.segments
+    verified = [each for each in segments if each.verification is Verification.VERIFIED]
+    return any((each.index, each.sha256) == (row.index, row.sha256) for each in verified)
+
+
+# -- what holds several segments ---------------------------------------------------------------------------------------
+
+
+async def _take_apart(app: web.Application, row: UploadRow) -> bool:
+    """Keep an upload that nobody asked for: each segment of a package becomes an upload of its own, and is judged as if
+    it had come alone.
+
+    The package is noted last. Killed in between, it is taken apart again, and finds the segments here.
+    """
+    read, size = partial(app[BLOBS].read, row.id), row.state.offset
+    found = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], spans, read, size, MAX_PACKAGE)
+    if found is None:
+        detail = f"a package of more than {MAX_PACKAGE} segments: send it in parts"
+        row = replace(row, verification=Verification.QUARANTINED, reason=Reason.CORRUPTED.value, detail=detail)
+        return await app[CATALOG].finish_upload(row)
+    if len(found) <= 1:
+        return await _keep(app, row)
+    for span in found:
+        await _import(app, row, span)
+    return await _imported(app, row, f"a package of {len(found)} segments")
+
+
+async def _import(app: web.Application, package: UploadRow, span: Span) -> None:
+    """Make an upload of one segment of `package`, and keep it as what it is."""
+    now = app[CLOCK]()
+    creation = Creation(notes=package.state.creation.notes)
+    expires = now + app[CONFIG].upload_max_age  # for the case that this is killed before it is complete
+    state = UploadState(app[NEW_ID](), epoch=1, length=span.size, expires=expires, creation=creation)
+    row = UploadRow(replace(state, dialect=package.state.dialect), package.product, created=now, updated=now)
+    await app[CATALOG].make_upload(row)
+    await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], _extract, app[BLOBS], package.id, span, row.id)
+    whole = replace(row.state, offset=span.size).after(Event.FINISH)
+    await _keep(app, replace(row, state=whole))
+
+
+async def _imported(app: web.Application, row: UploadRow, detail: str) -> bool:
+    """Note that all of `row` is here as other uploads; it is kept for whoever asks after it, and then goes."""
+    state = row.state.used_by(app[CLOCK]() + IMPORTED_AGE)
+    row = replace(row, state=state, verification=Verification.IMPORTED, sha256="", reason="", detail=detail)
+    app[COUNTERS]["uploads_imported"] += 1
+    return await app[CATALOG].finish_upload(row)
+
+
+def _extract(blobs: Blobs, package_id: str, span: Span, blob_id: str) -> None:
+    """Copy a segment out of a package into a blob of its own, durably."""
+    writer = blobs.append(blob_id, 0)
+    try:
+        for offset in range(span.start, span.end, MIB):
+            writer.write(blobs.read(package_id, offset, min(MIB, span.end - offset)))
+        writer.sync()
+    finally:
+        writer.close()
+
+
+# -- plans and parts ---------------------------------------------------------------------------------------------------
 
 
 async def _held_to_plan(app: web.Application, row: UploadRow, finding: Finding) -> Finding:

@@ -252,6 +252,7 @@ def put_key(db: sqlite3.Connection, row: KeyRow) -> None:
 def _adopt(db: sqlite3.Connection, row: UploadRow, summary: Summary) -> bool:
     if row.session_id is None or row.index is None:
         raise ValueError(f"upload {row.id} names no segment that it could be adopted as")
+    sqlite_sessions.give_up_unfinished(db, row.product, row.session_id, row.index, row.updated)
     if sqlite_uploads.has_upload(db, row.product, row.session_id, row.index):
         return False
     sqlite_sessions.ensure_session(db, Registration(row.product, summary, SessionState.WANTED), row.updated)

@@ -9,12 +9,13 @@ import binascii
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from mailboat.protocol.errors import WireError
 from mailboat.protocol.limits import MAX_SEGMENT
 from mailboat.protocol.negotiation import Reason
-from mailboat.protocol.summary import SegmentState
+from mailboat.protocol.summary import SegmentState, Status, joined
 from mailboat.protocol.uploads.rufh import CURRENT
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.protocol.uploads.values import Limits
@@ -98,13 +99,29 @@ def register(
 
 
 def ensure_session(db: sqlite3.Connection, offer: Registration, now: float) -> None:
-    """Make the session of `offer` unless it is there."""
-    have = fetch(
-        db, "SELECT 1 FROM sessions WHERE product = ? AND session_id = ?", offer.product, offer.summary.session_id
-    )
-    if not have:
-        db.execute(_UPSERT, _session_columns(offer, now, new_revisions(db, 1)))
-        sqlite_usage.count(db, [offer], now)
+    """Make the session of `offer`, or add to it the segments of `offer` that it does not list; what an agent has said
+    of a running session, or of these segments, stays.
+    """
+    known = session(db, offer.product, offer.summary.session_id)
+    if known is not None:
+        if not _adds_to(known, offer):
+            return
+        offer = replace(offer, summary=joined(known.summary, offer.summary))
+    db.execute(_UPSERT, _session_columns(offer, now, new_revisions(db, 1)))
+    sqlite_usage.count(db, [offer], now)
+
+
+def _adds_to(known: SessionRow, offer: Registration) -> bool:
+    listed = {state.index for state in known.summary.segments}
+    ended = known.summary.status is not Status.RUNNING and known.state is SessionState.WANTED
+    return ended and bool(listed) and listed.isdisjoint(state.index for state in offer.summary.segments)
+
+
+def give_up_unfinished(db: sqlite3.Connection, product: str, session_id: str, index: int, now: float) -> None:
+    """Detach the upload that carries a segment, if it is not complete: the segment has come by another way."""
+    held = _known(db, {(product, session_id)}).get((product, session_id), {}).get(index)
+    if held is not None and held.verification is Verification.PENDING:
+        _detach(db, held, now)
 
 
 def changed_sessions(db: sqlite3.Connection, after: int, limit: int) -> tuple[tuple[SessionRow, ...], int]:

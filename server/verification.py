@@ -13,6 +13,7 @@ from mailboat.protocol.segment import (
     BLOCK_HEADER_SIZE,
     FORMAT_VERSION,
     PREAMBLE_MAGIC,
+    PREAMBLE_TAG,
     SKIPPABLE,
     BlockHeader,
     Preamble,
@@ -26,7 +27,6 @@ from mailboat.server.catalog import UploadRow, Verification
 _READ: Final = MIB
 """Bytes read at a time: a block is at most a few MiB, and the reader holds one."""
 
-_TAG: Final = b"mailboat"
 _HEAD: Final = 18
 """Bytes of a segment up to and including its format version."""
 
@@ -135,7 +135,7 @@ def _pass_over(reader: SegmentReader) -> None:
 
 def _newer(head: bytes) -> tuple[Reason, str] | None:
     """Whether a segment's first bytes say that it has a format version to come."""
-    ours = len(head) == _HEAD and SKIPPABLE.unpack_from(head)[0] == PREAMBLE_MAGIC and head[8:16] == _TAG
+    ours = len(head) == _HEAD and SKIPPABLE.unpack_from(head)[0] == PREAMBLE_MAGIC and head[8:16] == PREAMBLE_TAG
     version = int.from_bytes(head[16:18], "little")
     if not ours or version <= FORMAT_VERSION:
         return None

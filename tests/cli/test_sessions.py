@@ -229,10 +229,39 @@ def test_an_exported_session_can_be_read_anywhere(
     folder = make_session(store, [make_segment(seal=SealReason.ROTATED), make_segment(index=1, first=15)])
     result = invoke("export", SESSION[:12], "--to", tmp_path / "stick" / "sessions", "--store", store)
     assert result.exit_code == 0
-    copies = [Path(line) for line in result.stdout.splitlines()]
-    assert [copy.read_bytes() for copy in copies] == [path.read_bytes() for path in sorted(folder.iterdir())]
-    assert sorted((tmp_path / "stick" / "sessions").iterdir()) == copies
-    assert invoke("verify", *copies).exit_code == 0
+    package = Path(result.stdout.removesuffix("\n"))
+    assert package.read_bytes() == b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+    assert list((tmp_path / "stick" / "sessions").iterdir()) == [package]
+    assert invoke("cat", package).stdout == invoke("cat", SESSION, "--store", store).stdout
+    assert lines(invoke("verify", package, "--json")) == [
+        {"source": str(package), "records": 30, "intact": True, "damage": []}
+    ]
+
+
+def test_a_package_that_was_damaged_is_read_past_the_damage(
+    store: Path, tmp_path: Path, make_segment: SegmentMaker
+) -> None:
+    first, last = make_segment(seal=SealReason.ROTATED), make_segment(index=1, first=15)
+    package = tmp_path / "package.zst"
+    damaged = bytearray(first)
+    damaged[len(first) // 2] ^= 1
+    package.write_bytes(bytes(damaged) + last)
+    result = invoke("cat", package)
+    assert result.exit_code == 1
+    assert len(lines(result)) == 25
+    package.write_bytes(first + last[:-1])
+    result = invoke("cat", package)
+    assert (result.exit_code, len(lines(result))) == (1, 30)
+    assert "without a seal" in result.stderr
+
+
+def test_a_running_session_is_exported_as_far_as_it_is(
+    store: Path, tmp_path: Path, make_segment: SegmentMaker, make_session: SessionMaker
+) -> None:
+    make_session(store, [make_segment(seal=None)], state="live")
+    result = invoke("export", SESSION, "--to", tmp_path, "--store", store)
+    assert result.exit_code == 0
+    assert "still running" in result.stderr
 
 
 def test_an_export_that_cannot_be_written_is_told(

@@ -342,7 +342,7 @@ async def test_the_same_segment_by_two_ways_counts_once(server: RunningServer, c
     path = await client.upload_of(data)
     await client.append(path, data, 0, complete=True)
     made = await client.ask("POST", "/v1/uploads", data=data, Upload_Complete="?1")
-    assert await verification(server, made.headers["Location"]) is Verification.QUARANTINED
+    assert await verification(server, made.headers["Location"]) is Verification.IMPORTED
     assert len(await server.app[CATALOG].segments_to_load()) == 1
 
 
