@@ -20,6 +20,7 @@ from yarl import URL
 
 from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.limits import MAX_JOURNAL, MAX_SEGMENT, MIB, MIN_JOURNAL
+from mailboat.protocol.sealing import PublicKey, require_library
 from mailboat.protocol.uploads.replies import resolve
 
 TUS_SCHEME: Final = "tus+"
@@ -61,6 +62,12 @@ class AgentConfig:
     """The application's own description of the session."""
     scrub: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
     """Called with name and attributes before they are kept; gives the attributes to keep."""
+    seal_to: str | None = None
+    """Public key of the server (``mbs_...``): what is recorded is sealed to it, so that this machine's disk tells
+    nothing of it to anybody. Needs the extra ``mailboat[seal]``.
+    """
+    sealed_journal: Path | None = None
+    """Folder for the journals of sealed sessions, which must be in memory; None: one in ``/dev/shm``."""
     synchronize_automatically: bool = True
     """False: only `force_sync` sends."""
     sync_interval: float = 60.0
@@ -104,8 +111,11 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without touching anything."""
-        if self.store is not None and not isinstance(self.store, Path):
-            object.__setattr__(self, "store", Path(self.store))
+        for name in ("store", "sealed_journal"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        if self.seal_to is not None:
+            _check_public_key(self.seal_to)
         if self.server is not None:
             _check_server(self.server)
         for name, low, high, unit in _BOUNDS:
@@ -166,6 +176,15 @@ def _check_bound(name: str, value: object, low: float, high: float | None, unit:
     if wrong_type or value < low or (high is not None and value > high):  # type: ignore[operator] # a number by now
         wanted = f"from {low:g} to {high:g}" if high is not None else f"of at least {low:g}"
         raise ConfigError(f"{name}={value!r}: expected a number {wanted} {unit}")
+
+
+def _check_public_key(text: object) -> None:
+    require_library("seal_to is given")
+    try:
+        PublicKey.parse(str(text))
+    except ConfigError as error:
+        hint = "it is printed by `mailboat keys seal --data DIR` on the server"
+        raise ConfigError(f"seal_to={str(text)[:60]!r}: {error}; {hint}") from error
 
 
 def _check_server(server: object) -> None:

@@ -190,15 +190,17 @@ class Journal:
     back goes through a deque, whose ends are atomic. `active` is set by the recorder, together with its calls.
     """
 
-    def __init__(self, files: FileSystem, fd: int | None, size: int, boot_id: str) -> None:
+    def __init__(self, files: FileSystem, fd: int | None, size: int, boot_id: str, *, volatile: bool = False) -> None:
         """A journal in the empty file `fd`, or in plain memory when that is None; `size` bytes for the first two
-        halves. The descriptor is the journal's own from here on.
+        halves. The descriptor is the journal's own from here on. A `volatile` file outlives the process and not the
+        machine: a sync of it promises nothing.
 
         Raises `OSError` when the file's blocks cannot be allocated or mapped; nothing is left mapped then, and `fd`
         is the caller's.
         """
         self._files = files
         self.fd: int | None = None
+        self.volatile = volatile
         self.half_size = max(size, MIN_JOURNAL) // 2 // HEAD_SIZE * HEAD_SIZE
         self.halves: list[Half] = []
         self.refused: OSError | None = None

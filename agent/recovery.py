@@ -11,6 +11,11 @@ In named passes, each of which may be cut short by another crash and is then don
 The journal's halves are told from the segment's blocks by sequence numbers: a half becomes one block, so it is either
 in the segment as a whole or not at all, and a crash between append and release doubles nothing.
 
+A session that is sealed to its server is recovered without any key: nobody here can read its blocks, or add to its
+segments. What the journal holds goes into a segment of its own, sealed with a new key; the rest is taken from what
+blocks say in the clear (see `mailboat.protocol.sealing`) and from the declarations beside the journal (see
+`journal_place`).
+
 Nothing that a record, a block or a segment holds stops the recovery of the rest: what cannot be read is kept as it is,
 and shows as a gap.
 """
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +34,11 @@ from zlib import crc32
 from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_same_boot
 from mailboat.agent.intake import Lost
+from mailboat.agent.journal_place import read_declared, read_journal
 from mailboat.agent.leftovers import Left, LeftBehind, left_behind
 from mailboat.agent.segment_file import SegmentFile, has_set_aside, segment_paths, set_aside
-from mailboat.agent.store import JOURNAL, LIVE, SessionFolder, Store, read_preamble
-from mailboat.protocol.errors import SegmentError
+from mailboat.agent.store import LIVE, SessionFolder, Store, read_preamble
+from mailboat.protocol.errors import ConfigError, SegmentError
 from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records, unpack, whole_records
 from mailboat.protocol.records import (
     COUNTERS,
@@ -43,7 +50,8 @@ from mailboat.protocol.records import (
     records_counted,
     schema_of,
 )
-from mailboat.protocol.segment import Preamble, SealReason
+from mailboat.protocol.sealing import Entropy, Note, SealedPayload, require_library
+from mailboat.protocol.segment import ENCODING_SEALED, Preamble, SealReason
 from mailboat.protocol.summary import cut_properties, cut_text
 
 log = logging.getLogger("mailboat")
@@ -55,20 +63,26 @@ _PROPERTIES: Final = 3
 """Where an INSTALLATION record holds its map."""
 
 
-def recover(store: Store, session: SessionFolder, boot_id: str, *, level: int = 1) -> Path | None:
+def recover(
+    store: Store, session: SessionFolder, boot_id: str, *, level: int = 1, entropy: Entropy = os.urandom
+) -> Path | None:
     """Bring one crashed session, whose lock the caller holds, to rest; returns its folder among those that wait.
 
-    None when nothing was ever recorded: the folder is removed. Raises `SegmentError` when no segment's preamble can be
-    read, `OSError` when the disk refuses; the session stays where it is then, and may be recovered again.
+    None when nothing was ever recorded: the folder is removed. `entropy` is for keys, if the session is sealed. Raises
+    `SegmentError` when no segment's preamble can be read, `OSError` when the disk refuses, `ConfigError` when it takes
+    a library that is not installed; the session stays where it is then, and may be recovered again.
     """
     files, paths = store.files, segment_paths(store.files, session.path)
-    left = _journal(files, session.path / JOURNAL, boot_id)
+    left = _journal(files, session.path, boot_id)
     if not paths and not left.halves and not has_set_aside(files, session.path):
         files.remove_tree(session.path)
         return None
-    work = _Recovery(files, level)
+    work = _Recovery(files, level, entropy)
     try:
         work.read(paths, left.halves)
+        if work.sealed:
+            require_library(f"session {session.path.name} is sealed")
+            work.learn(left.halves, read_declared(files, session.path))
         work.drain(left.halves)
         work.seal(SealReason.STOPPED if left.in_order else SealReason.CRASHED, _lost(left))
     finally:
@@ -76,37 +90,34 @@ def recover(store: Store, session: SessionFolder, boot_id: str, *, level: int = 
     return store.retire_folder(session.path)
 
 
-def bring_to_rest(store: Store, session: SessionFolder, boot_id: str) -> SegmentError | OSError | None:
+def bring_to_rest(store: Store, session: SessionFolder, boot_id: str) -> SegmentError | OSError | ConfigError | None:
     """`recover` one crashed session and let go of its lock, so that one which cannot be recovered stops no other.
 
     Returns why it could not be: `SegmentError` when it cannot be read, and was put aside; `OSError` when the disk
-    refuses, and it stays. Raises `OSError` when it cannot be put aside either.
+    refuses, `ConfigError` when a library is missing, and it stays. Raises `OSError` when it cannot be put aside either.
     """
     try:
         recover(store, session, boot_id)
     except SegmentError as error:
         store.quarantine(session.path.name, str(error), source=LIVE)
         return error
-    except OSError as error:
+    except (OSError, ConfigError) as error:
         return error
     finally:
         store.files.close(session.lock_fd)
     return None
 
 
-def _journal(files: FileSystem, path: Path, boot_id: str) -> LeftBehind:
-    try:
-        content = files.read(path)
-    except FileNotFoundError:
-        return LeftBehind()
+def _journal(files: FileSystem, session: Path, boot_id: str) -> LeftBehind:
+    content = read_journal(files, session)
     return left_behind(content, same_boot=lambda written_under: is_same_boot(written_under, boot_id))
 
 
 class _Recovery:
     """The segments of one session while it is being recovered, and what sealing it needs to know."""
 
-    def __init__(self, files: FileSystem, level: int) -> None:
-        self._files, self._level = files, level
+    def __init__(self, files: FileSystem, level: int, entropy: Entropy) -> None:
+        self._files, self._level, self._entropy = files, level, entropy
         self._segments: list[SegmentFile] = []
         self._schemas: dict[int, Schema] = {}
         self._last_block: Block | None = None
@@ -114,6 +125,13 @@ class _Recovery:
         self._installation: Mapping[str, Any] | None = None
         self._last_time: int | None = None
         self._clock: int | None = None
+        self._closed: int | None = None
+        self._boxed = b""
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the session is sealed to its server."""
+        return any(segment.writer.description.sealed is not None for segment in self._segments)
 
     # -- 1. read -------------------------------------------------------------------------------------------------
 
@@ -154,6 +172,11 @@ class _Recovery:
         self._clock = block.header.clock
         if block.header.records:
             self._last_block = block
+        if block.header.encoding == ENCODING_SEALED:
+            with contextlib.suppress(SegmentError):  # it will show as a gap
+                told = SealedPayload.read(block.payload)
+                self._closed, self._boxed = told.closed, told.note or self._boxed
+            return
         if block.header.counts[SCHEMA_COUNTER]:
             with contextlib.suppress(SegmentError):  # it will show as a gap
                 raw_records(block, self._schemas)
@@ -161,6 +184,11 @@ class _Recovery:
             self._installation_block = block
 
     # -- 2. drain ------------------------------------------------------------------------------------------------
+
+    def learn(self, halves: Iterable[Left], declared: Iterable[list[Any]]) -> None:
+        """Take the declarations of a sealed session, those in its blocks among them, from what is in memory."""
+        for records in (declared, *(whole_records(half.raw)[0] for half in halves)):
+            self._schemas.update((schema.number, schema) for schema in _schemas(records))
 
     def drain(self, halves: Iterable[Left]) -> None:
         """Append what no block holds yet. Of a half that does not hold whole records, those before that place.
@@ -177,26 +205,28 @@ class _Recovery:
             if not records_counted(counts) and declared.items() <= self._schemas.items():
                 continue
             self._schemas.update(declared)
-            self._open_segment().block(half.raw[:end], counts, self._offset, max(half.first, self._next))
             if records_counted(counts):
                 missing = True
                 self._note(records)
+            named = self._installation if counts[counter(Kind.INSTALLATION)] else None
+            note = Note(self._last_time or 0, named)
+            self._open_segment().block(half.raw[:end], counts, self._offset, max(half.first, self._next), note)
 
     @property
     def _next(self) -> int:
         return self._segments[-1].writer.next
 
     def _open_segment(self) -> SegmentFile:
-        """The last segment, or one after it if it was sealed."""
+        """The last segment, or one after it if it has ended, or takes no blocks of ours."""
         last = self._segments[-1]
-        if last.ending is None:
+        if last.ending is None and not last.locked:
             if not last.writer.blocks and last.writer.description.index:
                 last.declare(self._schemas.values(), self._offset)  # the crash came between its preamble and these
             return last
         before = last.writer.description
         salt = crc32(before.index.to_bytes(4, "little"), before.salt)
         preamble = replace(before, index=before.index + 1, first=last.writer.next, salt=salt)
-        segment = SegmentFile.create(self._files, last.path.parent, preamble, self._level)
+        segment = SegmentFile.create(self._files, last.path.parent, preamble, self._level, self._entropy)
         self._segments.append(segment)
         segment.declare(self._schemas.values(), self._offset)
         return segment
@@ -231,16 +261,18 @@ class _Recovery:
         earlier recovery of it, had ended.
         """
         self._look_back()
-        last = self._segments[-1] if self._segments[-1].ending in _ENDINGS else self._open_segment()
+        last = self._segments[-1]
+        if last.ending not in (None, *_ENDINGS) or (last.ending is None and not last.locked):
+            last = self._open_segment()
         for segment in self._segments:
             if segment.ending is not None:
                 segment.sync()
                 continue
             ended = self._last_time if self._last_time is not None else segment.writer.description.started_monotonic
-            reason, final = (ending, True) if segment is last else (SealReason.ABANDONED, False)
-            segment.seal(
-                reason, ended + self._offset, ended, self._installation if final else None, lost if final else None
-            )
+            going_on = SealReason.ROTATED if segment.locked else SealReason.ABANDONED
+            reason, final = (ending, True) if segment is last else (going_on, False)
+            named, boxed = (self._installation, self._boxed) if final else (None, b"")
+            segment.seal(reason, ended + self._offset, ended, named, lost if final else None, boxed)
 
     def _look_back(self) -> None:
         """Find the last signs of life in blocks, where the journal held nothing newer."""
@@ -249,6 +281,7 @@ class _Recovery:
             if block is not None:
                 with contextlib.suppress(SegmentError):  # it will show as a gap
                     self._note(unpack(decompress(block)))
+        self._last_time = self._closed if self._last_time is None else self._last_time
         self._last_time = self._last_time if newest is None else newest
         self._installation = self._installation if installation is None else installation
 

@@ -7,20 +7,20 @@ must not fall behind what was uploaded of it.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
-from zlib import crc32
 
 import msgpack
 
 from mailboat.agent.files import FileSystem
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_SEAL
-from mailboat.protocol.reader import Block, SegmentReader
+from mailboat.protocol.reader import Block, SegmentReader, zstd_frame
 from mailboat.protocol.records import COUNTERS, SCHEMA_COUNTER, Kind, Schema
+from mailboat.protocol.sealing import Entropy, Note, PublicKey, SealedPayload, Sealer
 from mailboat.protocol.segment import SKIPPABLE, BlockHeader, Preamble, Seal, SealReason, SegmentWriter
 from mailboat.protocol.summary import SegmentState
 
@@ -97,15 +97,26 @@ class SegmentFile:
 
     @classmethod
     def create(
-        cls, files: FileSystem, folder: Path, preamble: Preamble, level: int, *, unfinished: bool = False
+        cls,
+        files: FileSystem,
+        folder: Path,
+        preamble: Preamble,
+        level: int,
+        entropy: Entropy = os.urandom,
+        *,
+        unfinished: bool = False,
     ) -> SegmentFile:
-        """Begin a segment in a new file. Raises `OSError`; no file is left then.
+        """Begin a segment in a new file; one that is to be sealed gets a key of its own, made of `entropy`. Raises
+        `OSError`; no file is left then.
 
         An `unfinished` one is not the session's before `finish`: the process may die in between.
         """
         path = folder / (segment_name(preamble.index) + (UNFINISHED if unfinished else ""))
+        sealed, sealer = preamble.sealed, None
+        if sealed is not None:
+            sealer = Sealer(PublicKey(sealed.to), preamble.session_id, preamble.index, entropy)
         fd = files.create(path)
-        made = cls(files, path, fd, SegmentWriter(preamble, level))
+        made = cls(files, path, fd, SegmentWriter(preamble, level, sealer))
         try:
             made._append(made.writer.preamble())
         except BaseException:
@@ -170,21 +181,39 @@ class SegmentFile:
         index, synced = self.writer.description.index, self.synced
         return SegmentState(index, synced, self.writer.records, bool(self.sealed), self.sealed)
 
-    def block(self, raw: bytes | memoryview, counts: Sequence[int], clock: int, first: int | None = None) -> None:
-        """Append one block, whose records begin at `first` (None: those before it are followed without a gap).
+    @property
+    def locked(self) -> bool:
+        """Whether it takes no more blocks, because it is sealed to a server and its key went with another process."""
+        return self.writer.description.sealed is not None and self.writer.sealer is None
+
+    def block(
+        self,
+        raw: bytes | memoryview,
+        counts: Sequence[int],
+        clock: int,
+        first: int | None = None,
+        note: Note | None = None,
+    ) -> None:
+        """Append one block, whose records begin at `first` (None: those before it are followed without a gap). `note`
+        is what it says in the clear if it is sealed.
 
         Raises `OSError`; the file is as before then, or will be made so before the next append.
         """
         if first is not None:
             self.writer.next = max(self.writer.next, first)
-        header, data = self.writer.block(raw, counts, clock)
+        header, data = self.writer.block(raw, counts, clock, note or Note())
         self._append(data, header)
 
-    def repeat(self, block: Block) -> None:
-        """Append a block as it stood in another segment of the session. Raises as `block` does."""
-        salt = self.writer.description.salt
-        header = replace(block.header, salt=salt, payload_crc=crc32(block.payload, salt))
-        self._append(header.encode() + block.payload, header)
+    def repeat(self, block: Block, origin: SegmentFile) -> None:
+        """Append a block that stands in `origin`, another segment that this process began. Raises as `block` does."""
+        sealer, note = origin.writer.sealer, Note()
+        if sealer is None:
+            frame = block.payload
+        else:
+            frame, sealed = zstd_frame(block, sealer.unlock), SealedPayload.read(block.payload)
+            note = Note(sealed.closed, boxed=sealed.note)
+        header, data = self.writer.framed(block.header, frame, note)
+        self._append(data, header)
 
     def declare(self, schemas: Iterable[Schema], clock: int) -> None:
         """Repeat declarations that earlier segments hold; they take no sequence numbers. Raises as `block` does."""
@@ -204,10 +233,13 @@ class SegmentFile:
         monotonic: int,
         installation: Mapping[str, Any] | None = None,
         lost: Mapping[str, int] | None = None,
+        boxed_installation: bytes = b"",
     ) -> None:
-        """Append the seal and sync the file. Raises `OSError`."""
+        """Append the seal and sync the file; see `SegmentWriter.seal`. Raises `OSError`."""
         digest = self.writer.sha256
-        self._append(self.writer.seal(reason, wall, monotonic, installation, lost))
+        self._append(
+            self.writer.seal(reason, wall, monotonic, installation, lost, boxed_installation=boxed_installation)
+        )
         self.sync()
         self.sealed, self.ending = digest.hex(), reason
 

@@ -132,8 +132,8 @@ class Segments:
         self._index += 1
         salt = int.from_bytes(self._clocks.entropy(4), "little")
         description = replace(before.writer.description, index=self._index, first=first, salt=salt)
-        files, folder, level = self._store.files, before.path.parent, self._limits.level
-        made = SegmentFile.create(files, folder, description, level, unfinished=unfinished)
+        files, folder, level, entropy = self._store.files, before.path.parent, self._limits.level, self._clocks.entropy
+        made = SegmentFile.create(files, folder, description, level, entropy, unfinished=unfinished)
         try:
             made.declare(self.schemas, self._clocks.offset)
         except BaseException:
@@ -152,7 +152,7 @@ class Segments:
         made = self._follow(segment, first, unfinished=True)
         try:
             for block in repeated:
-                made.repeat(block)
+                made.repeat(block, segment)
             made.writer.next = max(made.writer.next, segment.writer.next)
             made.sync()
             made.finish()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
 from mailboat.agent.host import boot_id, describe, process_start
 from mailboat.agent.journal import Journal
+from mailboat.agent.journal_place import InMemory, JournalPlace, OnDisk, memory_folder
 from mailboat.agent.recorder import OnUrgent, Recorder
 from mailboat.agent.segment_file import SegmentFile
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.agent.synchronizer import Live
 from mailboat.agent.writer import Writer, WriterSettings
+from mailboat.protocol.disclosure import boxed_installation, sealed_info
+from mailboat.protocol.sealing import PublicKey
 from mailboat.protocol.segment import Preamble, SealReason
 from mailboat.protocol.summary import Info, Status, Summary
 
@@ -34,13 +37,15 @@ class Opened:
 class Session:
     """The session of this run of the application."""
 
-    def __init__(self, preamble: Preamble, recorder: Recorder, writer: Writer, pid: int) -> None:
-        """Use `open_session`."""
+    def __init__(self, info: Info, preamble: Preamble, recorder: Recorder, writer: Writer, pid: int) -> None:
+        """Use `open_session`. `info` is the whole description, of which the preamble of a sealed session tells a
+        part.
+        """
+        self.info = info
         self.preamble = preamble
         self.recorder = recorder
         self.writer = writer
         self.pid = pid
-        self._info = preamble.info
 
     @property
     def id(self) -> str:
@@ -67,20 +72,24 @@ class Session:
         return self.writer.flush(durable=True)
 
     def summary(self, clocks: Clocks) -> Summary:
-        """The session as it stands."""
-        installation = self.recorder.installation or {}
+        """The session as it stands: as it may be offered, hence in boxes where it is sealed."""
+        installation, sealed = self.recorder.installation or {}, self.preamble.sealed
+        boxed = boxed_installation(PublicKey(sealed.to), self.id, installation) if sealed and installation else b""
+        shown = {} if sealed else installation
         return Summary(
             session_id=self.id,
-            info=Info.from_wire(dict(self._info)),
+            info=Info.from_wire(dict(self.preamble.info)),
             started=max(0, self.preamble.started_wall) / 1e9,
             ended=max(0, clocks.wall()) / 1e9,
             duration=max(0, clocks.monotonic() - self.preamble.started_monotonic) / 1e9,
             status=Status.RUNNING,
             counts=tuple(self.recorder.counts),
             segments=self.writer.states,
-            installation=installation.get("id", ""),
-            installation_properties=installation.get("properties", {}),
+            installation=shown.get("id", ""),
+            installation_properties=shown.get("properties", {}),
             lost=dict(self.recorder.lost),
+            boxed_info=sealed.info if sealed else b"",
+            boxed_installation=boxed,
         )
 
     async def live(self, clocks: Clocks) -> Live | None:
@@ -96,7 +105,7 @@ def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, ur
 
     `urgent` is called after each record of level error and up, on the thread that recorded it, as a recorder does it.
     """
-    return _open(_preamble(clocks, pid, describe(config).to_wire()), config, store, clocks, urgent)
+    return _open(describe(config), config, store, clocks, pid, urgent)
 
 
 def open_in_child(
@@ -106,13 +115,16 @@ def open_in_child(
 
     Blocks for a millisecond or two, and never raises for the disk's sake, as `open_session`.
     """
-    info = {**parent.preamble.info, "parent": parent.id}
-    return _open(_preamble(clocks, pid, info), config, store, clocks, urgent, parent.recorder)
+    info = replace(parent.info, parent=parent.id)
+    return _open(info, config, store, clocks, pid, urgent, parent.recorder)
 
 
-def _preamble(clocks: Clocks, pid: int, info: Mapping[str, Any]) -> Preamble:
+def _preamble(clocks: Clocks, pid: int, info: Info, seal_to: str | None) -> Preamble:
+    session_id, sealed = clocks.new_id(), None
+    if seal_to is not None:
+        info, sealed = sealed_info(info, PublicKey.parse(seal_to), session_id)
     return Preamble(
-        session_id=clocks.new_id(),
+        session_id=session_id,
         index=0,
         salt=int.from_bytes(clocks.entropy(SALT_BYTES), "little"),
         first=0,
@@ -121,25 +133,31 @@ def _preamble(clocks: Clocks, pid: int, info: Mapping[str, Any]) -> Preamble:
         pid=pid,
         process_started=process_start(),
         boot_id=boot_id(),
-        info=info,
+        info=info.to_wire(),
+        sealed=sealed,
     )
 
 
 def _open(
-    preamble: Preamble,
+    info: Info,
     config: AgentConfig,
     store: Store,
     clocks: Clocks,
+    pid: int,
     urgent: OnUrgent,
     recorder: Recorder | None = None,
 ) -> Opened:
     settings = WriterSettings(config.save_interval, config.segment_bytes, config.segment_age, config.compression_level)
+    preamble = _preamble(clocks, pid, info, config.seal_to)
+    place: JournalPlace = OnDisk(store.files)
+    if preamble.sealed is not None:
+        place = InMemory(store.files, memory_folder(config.sealed_journal))
 
     def begin() -> tuple[SessionFolder, SegmentFile]:
-        return store.begin(preamble, config.compression_level)
+        return store.begin(preamble, config.compression_level, clocks.entropy)
 
-    writer = Writer(store, begin, settings, clocks)
-    journal, trouble = _journal(config, store, writer, begin, preamble.boot_id)
+    writer = Writer(store, begin, settings, clocks, place)
+    journal, trouble = _journal(config, store, writer, begin, preamble.boot_id, place)
 
     def on_urgent(*fields: object) -> None:
         writer.urgent()
@@ -151,7 +169,7 @@ def _open(
         recorder.begin_anew(journal, on_full=writer.closed, on_urgent=on_urgent)
     writer.trouble = trouble
     writer.start(recorder)
-    return Opened(Session(preamble, recorder, writer, preamble.pid), trouble)
+    return Opened(Session(info, preamble, recorder, writer, preamble.pid), trouble)
 
 
 def _journal(
@@ -160,15 +178,18 @@ def _journal(
     writer: Writer,
     begin: Callable[[], tuple[SessionFolder, SegmentFile]],
     boot: str,
+    place: JournalPlace,
 ) -> tuple[Journal, str]:
-    """The journal in the session's folder, or in plain memory together with the reason."""
-    fd = None
+    """The journal in its `place`, or in plain memory together with the reason."""
+    fd, trouble = None, ""
     try:
         session, segment = begin()
         writer.adopt(session, segment)
-        fd = store.create_journal(session)
-        return Journal(store.files, fd, config.journal_bytes, boot), ""
+        fd = place.create(session.path)
+        if fd is not None:
+            return Journal(store.files, fd, config.journal_bytes, boot, volatile=place.volatile), ""
     except OSError as error:
+        trouble = f"{type(error).__name__}: {error}"
         if fd is not None:
             store.files.close(fd)
-        return Journal(store.files, None, config.journal_bytes, boot), f"{type(error).__name__}: {error}"
+    return Journal(store.files, None, config.journal_bytes, boot, volatile=place.volatile), trouble

@@ -6,7 +6,7 @@
         new/ID/           a session being made
         live/ID/          a session whose process runs, or crashed
             lock          held (flock) by that process for life
-            journal       see `journal`
+            journal       see `journal`; that of a sealed session is in memory, and ``journal.at`` says where
             000000.zst    its segments, see `mailboat.protocol.segment`
         waiting/ID/       an ended session that the server has not answered for
         sent/ID/          one that it has, kept until the space is wanted
@@ -26,6 +26,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,18 +36,19 @@ from typing import Final
 
 from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_running
+from mailboat.agent.journal_place import JOURNAL, JOURNAL_AT, remove
 from mailboat.agent.ledger import Ending, LedgerFile
 from mailboat.agent.segment_file import UNFINISHED, SegmentFile, segment_paths
 from mailboat.protocol.errors import SegmentError, StoreError, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL
+from mailboat.protocol.sealing import Entropy
 from mailboat.protocol.segment import SKIPPABLE, Preamble, Seal
 from mailboat.protocol.summary import Summary, summarise
 
 log = logging.getLogger("mailboat")
 
 LOCK: Final = "lock"
-JOURNAL: Final = "journal"
 REASON: Final = "reason"
 SENDER_LOCK: Final = "sender.lock"
 NEW, LIVE, WAITING, SENT, QUARANTINED = "new", "live", "waiting", "sent", "quarantined"
@@ -137,9 +139,9 @@ class Store:
 
     # -- live ----------------------------------------------------------------------------------------------------
 
-    def begin(self, preamble: Preamble, level: int) -> tuple[SessionFolder, SegmentFile]:
+    def begin(self, preamble: Preamble, level: int, entropy: Entropy = os.urandom) -> tuple[SessionFolder, SegmentFile]:
         """Make the folder of a new session, with its lock held and its first segment begun. Raises `OSError`; nothing
-        stands in the way of another try then.
+        stands in the way of another try then. `entropy` is for the key of a segment that is to be sealed.
 
         It appears in ``live/`` only when both are there, so no other process takes it for a crashed one.
         """
@@ -148,7 +150,7 @@ class Store:
         segment = None
         made, path = (self.folder / place / preamble.session_id for place in (NEW, LIVE))
         try:
-            segment = SegmentFile.create(self.files, made, preamble, level)
+            segment = SegmentFile.create(self.files, made, preamble, level, entropy)
             self.files.rename(made, path)
         except BaseException:
             if segment is not None:
@@ -176,11 +178,6 @@ class Store:
             self.files.close(fd)
         raise StoreError(f"{made / LOCK} cannot be locked: is the store on a disk without locks?")
 
-    def create_journal(self, session: SessionFolder) -> int:
-        """A new, empty file for the journal of a live session. Raises `OSError`."""
-        self.files.remove(session.path / JOURNAL)
-        return self.files.create(session.path / JOURNAL)
-
     def retire(self, session: SessionFolder) -> Path:
         """Move a sealed live session to those that wait, durably, and let go of its lock; returns its new folder.
         Raises `OSError`; it may be done again then.
@@ -190,7 +187,7 @@ class Store:
         return path
 
     def retire_folder(self, path: Path) -> Path:
-        """Move the folder of a sealed session from live to waiting, durably. Raises `OSError`; it may be done again."""
+        """Move the folder of an ended session from live to waiting, durably. Raises `OSError`; it may be done again."""
         target = self.folder / WAITING / path.name
         if path.name not in self.files.names(target.parent):
             self.files.sync_folder(path)
@@ -204,7 +201,9 @@ class Store:
         """Remove from an ended session what only a live one needs. What does not go now, `look` will remove."""
         with contextlib.suppress(OSError):
             for name in self.files.names(path):
-                if name in (JOURNAL, LOCK) or name.endswith(UNFINISHED):
+                if name == JOURNAL_AT:
+                    remove(self.files, path)
+                elif name in (JOURNAL, LOCK) or name.endswith(UNFINISHED):
                     self.files.remove(path / name)
 
     def crashed(self) -> Iterable[SessionFolder]:

@@ -15,6 +15,7 @@ from mailboat.agent.quota import Quota
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.report import one_line
 from mailboat.agent.store import SessionFolder, Store
+from mailboat.protocol.errors import ConfigError
 
 log = logging.getLogger("mailboat")
 
@@ -79,7 +80,7 @@ def _recover_next(store: Store, crashed: Iterator[SessionFolder], failures: list
     except Exception as fault:  # noqa: BLE001 - whatever it is, it is told in the status
         error = None
         failures.append(fault)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError | ConfigError):
         failures.append(error)
     elif error is not None:
         log.warning("crashed session %s is put aside: %s", session.path.name, error)

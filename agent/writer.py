@@ -19,11 +19,14 @@ from typing import Final
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.journal import Half
+from mailboat.agent.journal_place import JournalPlace, OnDisk
 from mailboat.agent.recorder import Recorder
 from mailboat.agent.segment_file import SegmentFile
 from mailboat.agent.segments import Begin, Limits, Segments
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.records import SCHEMA_COUNTER, Kind, counter
+from mailboat.protocol.sealing import Note
 from mailboat.protocol.segment import SealReason
 from mailboat.protocol.summary import SegmentState
 
@@ -39,6 +42,8 @@ CLOCK_JUMP: Final = 1_000_000_000
 """Nanoseconds by which the wall clock has to leave the monotonic one, between two looks, to have been set (or the
 machine to have slept). What was recorded before keeps the clock that it was recorded by.
 """
+
+_INSTALLATION: Final = counter(Kind.INSTALLATION)
 
 SEAL_TRIES: Final = 2
 """A segment whose file fails at the last moment is repeated in another one, once."""
@@ -84,11 +89,20 @@ class Writer:
     once.
     """
 
-    def __init__(self, store: Store, begin: Begin, settings: WriterSettings, clocks: Clocks) -> None:
+    def __init__(
+        self,
+        store: Store,
+        begin: Begin,
+        settings: WriterSettings,
+        clocks: Clocks,
+        place: JournalPlace | None = None,
+    ) -> None:
         """`begin` makes the session's folder and first segment; it is called on the writer's thread until it
-        succeeds, unless `adopt` was given what it makes.
+        succeeds, unless `adopt` was given what it makes. `place` is where the journal is (None: on the disk).
         """
         self._store, self._settings, self._clocks = store, settings, clocks
+        self._place: JournalPlace = place if place is not None else OnDisk(store.files)
+        self._undeclared = False
         limits = Limits(settings.segment_bytes, settings.segment_age, settings.level)
         self._segments = Segments(store, begin, limits, clocks, self._refused)
         self._inbox: queue.SimpleQueue[_Closed | _Request | None] = queue.SimpleQueue()
@@ -246,14 +260,31 @@ class Writer:
                 self._appended = closed.generation
             if closed.half.checkpoints:
                 self._segments.sync()  # what was promised to survive the machine no longer depends on the journal
+            self._keep_declared(closed.half)
             self._full.popleft()
             self._recorder.journal.release(closed.half)
             self._recorder.freed()
 
     def _append(self, closed: _Closed) -> None:
         segment, half = self._segments.ready(), closed.half
+        named = self._recorder.installation if half.counts[_INSTALLATION] else None
         with half.content() as content:
-            segment.block(content, half.counts, closed.clock, half.first)
+            segment.block(content, half.counts, closed.clock, half.first, Note(self._clocks.monotonic(), named))
+
+    def _keep_declared(self, half: Half) -> None:
+        """Have the declarations of a half that is about to be released where a recovery can read them.
+
+        Where that cannot be done just now, a crash would cost the later records the names of their fields, and nothing
+        else: no reason to keep the half.
+        """
+        self._undeclared |= bool(half.counts[SCHEMA_COUNTER])
+        session = self._segments.session
+        if self._undeclared and session is not None:
+            try:
+                self._place.declare(session.path, list(self._recorder.schemas))
+                self._undeclared = False
+            except OSError as error:
+                self._refused(error)
 
     # -- what is due every second --------------------------------------------------------------------------------
 
@@ -274,7 +305,8 @@ class Writer:
             self._regain_journal(session)
         elif journal.exposed:
             self._recorder.turn()
-        journal.checkpoint(durable=False)
+        if not journal.volatile:
+            journal.checkpoint(durable=False)
 
     def _watch_clock(self) -> None:
         clock = self._clocks.offset
@@ -285,9 +317,11 @@ class Writer:
     def _regain_journal(self, session: SessionFolder) -> None:
         """Have the journal in a file, which could not be done before; blocks can be written meanwhile."""
         try:
-            fd = self._store.create_journal(session)
+            fd = self._place.create(session.path)
         except OSError as error:
             self._refused(error)
+            return
+        if fd is None:
             return
         try:
             self._recorder.attach(fd)
@@ -322,7 +356,7 @@ class Writer:
     def _sync_journal(self) -> bool:
         """Sync what the journal holds; False where that is no use, and blocks must be made of it."""
         journal = self._recorder.journal
-        if journal.distrusted or not journal.crash_proof:
+        if journal.distrusted or journal.volatile or not journal.crash_proof:
             return False
         try:
             if journal.checkpoint(durable=True):

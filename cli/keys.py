@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mailboat.cli.extras import Misuse, needing, told_plainly
+from mailboat.cli.extras import Failure, Misuse, needing, told_plainly
 from mailboat.cli.output import json_line, moment, rows
 
 ADMIN = "admin"
@@ -18,10 +18,13 @@ def keys() -> None:
     """Keys of a server on this machine."""
 
 
-@keys.command()
-@click.option(
+data_option = click.option(
     "--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="The server's data folder."
 )
+
+
+@keys.command()
+@data_option
 @click.option("--product", help="The product that the key reaches; an admin key reaches all.")
 @click.option(
     "--role",
@@ -43,9 +46,7 @@ def create(data: Path, product: str | None, role: str) -> None:
 
 
 @keys.command("list")
-@click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="The server's data folder."
-)
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON for each.")
 def list_keys(data: Path, as_json: bool) -> None:
     """List the keys: whose they are, and whether they are still of use. Their texts are kept nowhere."""
@@ -74,9 +75,7 @@ def list_keys(data: Path, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("key_id")
-@click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="The server's data folder."
-)
+@data_option
 def revoke(key_id: str, data: Path) -> None:
     """Make a key useless, by its id; a running server refuses it within seconds."""
     with needing("server"):
@@ -85,3 +84,21 @@ def revoke(key_id: str, data: Path) -> None:
         revoked = with_catalog(data, lambda catalog: catalog.revoke_key(key_id, time.time()))
     if not revoked:
         raise Misuse(f"there is no key {key_id!r} that is still of use; `mailboat keys list` shows them")
+
+
+@keys.command()
+@data_option
+@click.option("--new", "fresh", is_flag=True, help="Make another key, though there is one; the older ones stay valid.")
+def seal(data: Path, *, fresh: bool) -> None:
+    """Print the public key for `seal_to`: what agents seal to it, the server in DATA alone can read.
+
+    The private half is made with it, the first time, and kept in DATA/sealing. Without that, what was sealed is lost.
+    """
+    with needing("server"):
+        from mailboat.server.unsealing import public_key
+    with told_plainly():
+        try:
+            key = public_key(data, fresh=fresh)
+        except OSError as error:
+            raise Failure(f"a key cannot be kept in {data}: {error.strerror or error}") from error
+    click.echo(key.text)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from mailboat.protocol import Preamble, Record, Seal, SegmentReader, WireError
+from mailboat.protocol import Preamble, Record, Seal, SegmentError, SegmentReader, WireError
 from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL, MIB
 from mailboat.protocol.packages import Span, spans
+from mailboat.protocol.reader import Block
 from mailboat.protocol.records import COUNTERS, records_counted
+from mailboat.protocol.sealing import Keyring, PublicKey, SealedPayload, key_of
+from mailboat.protocol.segment import ENCODING_SEALED
 from mailboat.protocol.summary import Info
 
 PIECE: Final = MIB
@@ -49,6 +53,12 @@ class Outline:
     def raw_bytes(self) -> int | None:
         """Bytes of the records before compression; None until sealed."""
         return self.seal.raw_bytes if self.seal else None
+
+    @property
+    def sealed_to(self) -> str:
+        """The id of the key that the segment is sealed to; empty when it is not."""
+        sealed = self.preamble.sealed if self.preamble else None
+        return PublicKey(sealed.to).id if sealed else ""
 
     @property
     def info(self) -> Info:
@@ -110,12 +120,16 @@ def spans_of(path: Path) -> list[Span]:
 class Reading:
     """The records of one segment, with what was wrong with it once they have all been read.
 
-    The segment is all of the file, or the `span` of it.
+    The segment is all of the file, or the `span` of it. Blocks of a sealed one are opened by `keys`. Those whose key is
+    not among them are checked and passed over: `locked` counts their records, and that is no damage.
     """
 
-    def __init__(self, path: Path, span: Span | None = None) -> None:
+    def __init__(self, path: Path, span: Span | None = None, keys: Keyring | None = None) -> None:
         self.path = path
-        self.reader = SegmentReader()
+        self.locked = 0
+        self.sealed_to = ""
+        self._keys = keys
+        self.reader = SegmentReader() if keys is None else SegmentReader(unlock=keys.unlock)
         self._span = span
 
     def __iter__(self) -> Iterator[Record]:
@@ -132,7 +146,17 @@ class Reading:
 
     def _ready(self) -> Iterator[Record]:
         for block in self.reader.blocks():
-            yield from self.reader.records(block)
+            if block.header.encoding == ENCODING_SEALED and not self._opens(block):
+                self.locked += block.header.records
+            else:
+                yield from self.reader.records(block)
+
+    def _opens(self, block: Block) -> bool:
+        """Whether there is a key for a block; True for one that is damaged, which shows when it is read."""
+        with suppress(SegmentError):
+            self.sealed_to = key_of(SealedPayload.read(block.payload).lock)
+            return self._keys is not None and self.sealed_to in self._keys
+        return True
 
     def complaints(self, *, growing: bool = False) -> list[str]:
         """What is wrong with the file, a line each. A segment that is still `growing` need not have a seal."""

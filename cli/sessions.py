@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from mailboat.cli import output
-from mailboat.cli.extras import Failure, Misuse
+from mailboat.cli.extras import Failure, Misuse, told_plainly
 from mailboat.cli.segments import PIECE, SUFFIX, Outline, Reading, spans_of
 from mailboat.cli.stores import State, StoredSession, session_named, store_option, stored_sessions
 from mailboat.protocol.records import COUNTERS
+from mailboat.protocol.sealing import Keyring, PrivateKey
 
 DAMAGED = 1
 _COLUMNS = ("session", "state", "product", "application", "version", "started", "records", "errors", "size", "segments")
@@ -57,20 +58,48 @@ def show(session_id: str, store: Path, as_json: bool) -> None:
     output.facts([(name, _shown(name, value)) for name, value in pairs])
 
 
+key_option = click.option(
+    "--key",
+    "key_files",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    help="A file with a server's private key (DATA/sealing/*.key there), for what is sealed to it.",
+)
+
+
 @sessions.command()
 @click.argument("source", metavar="FILE_OR_ID")
+@key_option
 @store_option
 @json_option
-def cat(source: str, store: Path, as_json: bool) -> None:  # noqa: ARG001 - accepted everywhere; records are JSON anyway
+def cat(source: str, key_files: Sequence[Path], store: Path, as_json: bool) -> None:  # noqa: ARG001 - records are JSON
     """Print the records of a session, or of a bare segment file, as lines of JSON.
 
     Of a damaged one, what can be read is printed; what cannot is told on the standard error, and the exit status is 1.
+    So it is with one that is sealed, unless the key it is sealed to is given.
     """
-    readings, complaints = _open(source, store)
+    readings, complaints = _open(source, store, _keyring(key_files))
     for reading in readings:
         for record in _iterate(reading):
             output.json_line(record.to_dict())
-    _report(readings, complaints)
+    _report(readings, [*complaints, *(_locked(reading) for reading in readings if reading.locked)])
+
+
+def _locked(reading: Reading) -> str:
+    return (
+        f"{reading.path}: sealed: {reading.locked} records can be read with the private key {reading.sealed_to} of its "
+        "server alone, given with --key FILE"
+    )
+
+
+def _keyring(files: Sequence[Path]) -> Keyring | None:
+    if not files:
+        return None
+    with told_plainly():
+        try:
+            return Keyring(PrivateKey.parse(path.read_text(errors="replace").strip()) for path in files)
+        except OSError as error:
+            raise Misuse(f"{error.filename}: the key cannot be read: {error.strerror}") from error
 
 
 @sessions.command()
@@ -80,13 +109,14 @@ def cat(source: str, store: Path, as_json: bool) -> None:  # noqa: ARG001 - acce
 def verify(sources: Sequence[str], store: Path, as_json: bool) -> None:
     """Check sessions or segment files against their checksums, record by record; all of the store when none is named.
 
-    The exit status is 1 when anything is damaged.
+    What is sealed is checked without its key, block by block. The exit status is 1 when anything is damaged.
     """
     wanted = sources or [session.id for session in stored_sessions(store)]
     damaged = 0
     for source in wanted:
         readings, missing = _open(source, store)
         records = sum(1 for reading in readings for _ in _iterate(reading))
+        records += sum(reading.locked for reading in readings)
         complaints = [*missing, *(text for reading in readings for text in _complaints(reading))]
         damaged += bool(complaints)
         if as_json:
@@ -156,11 +186,11 @@ def purge(session_ids: Sequence[str], store: Path) -> None:
         click.echo(session.id)
 
 
-def _open(source: str, store: Path) -> tuple[list[Reading], list[str]]:
+def _open(source: str, store: Path, keys: Keyring | None = None) -> tuple[list[Reading], list[str]]:
     """The segments that `source` names, and what is wrong with their number."""
     path = Path(source)
     if path.is_file():
-        return _of_package(path), []
+        return _of_package(path, keys), []
     if path.suffix or len(path.parts) > 1:
         raise Misuse(f"there is no file {source}")
     session = session_named(store, source)
@@ -171,13 +201,13 @@ def _open(source: str, store: Path) -> tuple[list[Reading], list[str]]:
     complaints = [f"segment {name} is missing" for name in missing]
     if not segments and session.state is not State.LIVE:
         complaints.append("there is no segment in it")
-    return [Reading(path) for path in segments], complaints
+    return [Reading(path, keys=keys) for path in segments], complaints
 
 
-def _of_package(path: Path) -> list[Reading]:
+def _of_package(path: Path, keys: Keyring | None) -> list[Reading]:
     """The segments of a file: one, or those of a package."""
     try:
-        return [Reading(path, span) for span in spans_of(path)]
+        return [Reading(path, span, keys) for span in spans_of(path)]
     except OSError as error:
         raise Failure(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -241,6 +271,7 @@ def _details(outlines: Sequence[Outline]) -> dict[str, Any]:
     return {
         "ended": last.ended_wall / 1e9 if last else None,
         "end": last.reason.value if last else "",
+        "sealed_to": outlines[0].sealed_to if outlines else "",
         "raw_size": sum(each.raw_bytes or 0 for each in outlines) or None,
         "counts": {name: count for name, count in zip(COUNTERS, counts, strict=False) if count},
         "installation": dict(last.installation) if last and last.installation else None,

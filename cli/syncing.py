@@ -22,6 +22,7 @@ from mailboat.agent.rounds import Live, Sources
 from mailboat.agent.store import Store
 from mailboat.agent.synchronizer import Synchronizer
 from mailboat.agent.tus_sink import connect
+from mailboat.protocol.errors import ConfigError
 
 Progress = Callable[[SyncProgress], None]
 AGENT = f"mailboat-cli/{agent_version()}"
@@ -60,7 +61,7 @@ def recover_crashed(store: Store) -> list[str]:
     store.sweep()
     for session in store.crashed():
         error = bring_to_rest(store, session, boot_id())
-        if isinstance(error, OSError):
+        if isinstance(error, OSError | ConfigError):
             troubles.append(f"session {session.path.name} cannot be recovered: {error}")
         elif error is not None:
             troubles.append(f"session {session.path.name} cannot be read, it is put aside: {error}")

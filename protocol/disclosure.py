@@ -31,6 +31,11 @@ def sealed_info(info: Info, to: PublicKey, session_id: str) -> tuple[Info, Seale
     return replace(info, **nothing, properties={}), SealedTo(to.raw, info=box)
 
 
+def boxed_installation(to: PublicKey, session_id: str, installation: Mapping[str, Any]) -> bytes:
+    """The installation (``id`` and ``properties``) for the server alone."""
+    return to.box(Purpose.INSTALLATION, session_id, msgpack.packb(dict(installation)))
+
+
 def opened(summary: Summary, keys: Keyring) -> Summary:
     """The summary with its boxes opened. Raises `SealedError` when one does not open, `WireError` when what is in it is
     malformed.

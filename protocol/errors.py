@@ -7,6 +7,7 @@ The tree::
     ├── StoreError (OSError)          the store folder cannot be used
     ├── SegmentError (ValueError)     bytes are no segment, or a damaged one
     │   └── SealedError               they are sealed, and do not open
+    │       └── KeyMissing            because the key is not at hand
     ├── WireError (ValueError)        a message of the peer does not keep to the protocol
     └── DeliveryError                 the server cannot be used as asked
         ├── Unauthorised              it refuses the key
@@ -47,6 +48,10 @@ class SegmentError(MailboatError, ValueError):
 
 class SealedError(SegmentError):
     """Sealed bytes do not open: the key is not at hand, or they are not what was sealed. Contains no content."""
+
+
+class KeyMissing(SealedError):
+    """Sealed bytes do not open for want of the key; whoever has it can open them."""
 
 
 class WireError(MailboatError, ValueError):

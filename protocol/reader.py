@@ -21,10 +21,10 @@ from typing import Any, Final
 import msgpack
 import zstandard
 
-from mailboat.protocol.errors import SealedError, SegmentError
+from mailboat.protocol.errors import KeyMissing, SegmentError
 from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.records import SCHEMA_COUNTER, Kind, Record, Schema, decode, schema_of
-from mailboat.protocol.sealing import SealedPayload, SegmentKey, Unlock, key_of
+from mailboat.protocol.sealing import SealedPayload, SegmentKey, Unlock, key_of, unlocks_only
 from mailboat.protocol.segment import (
     BLOCK_HEADER_SIZE,
     BLOCK_MAGIC,
@@ -80,7 +80,7 @@ class Block:
 
 
 def _sealed_always(lock: bytes) -> SegmentKey:
-    raise SealedError(f"it is sealed to the key {key_of(lock)}")
+    raise KeyMissing(f"it is sealed to the key {key_of(lock)}")
 
 
 def zstd_frame(block: Block, unlock: Unlock = _sealed_always) -> bytes:
@@ -248,11 +248,9 @@ class SegmentReader:
 
     def unlock(self, lock: bytes) -> SegmentKey:
         """The key of a block's lock, if it is one of this segment. Raises `SealedError`."""
-        key = self._unlock_any(lock)
-        preamble = self.preamble
-        if preamble is not None and (key.session_id, key.index) != (preamble.session_id, preamble.index):
-            raise SealedError(f"the block belongs to segment {key.index} of session {key.session_id}")
-        return key
+        if self.preamble is None:
+            return self._unlock_any(lock)
+        return unlocks_only(self._unlock_any, self.preamble.session_id, self.preamble.index)(lock)
 
     def _lose(self, block: Block, reason: str, first: int, records: int) -> None:
         self.gaps.append(Gap(block.offset, block.end - block.offset, reason, first, records))

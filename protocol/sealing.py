@@ -51,7 +51,7 @@ from enum import Enum
 from typing import Any, Final, Self
 from uuid import UUID
 
-from mailboat.protocol.errors import ConfigError, SealedError
+from mailboat.protocol.errors import ConfigError, KeyMissing, SealedError
 
 SEALED_MAGIC: Final = 0x184D2A5D
 PUBLIC_PREFIX: Final = "mbs_"
@@ -210,6 +210,18 @@ Unlock = Callable[[bytes], SegmentKey]
 """Gives the key of a lock, or raises `SealedError`."""
 
 
+def unlocks_only(unlock: Unlock, session_id: str, index: int) -> Unlock:
+    """`unlock` for the blocks of one segment: the key of any other is refused."""
+
+    def checked(lock: bytes) -> SegmentKey:
+        key = unlock(lock)
+        if (key.session_id, key.index) != (session_id, index):
+            raise SealedError(f"the block belongs to segment {key.index} of session {key.session_id}")
+        return key
+
+    return checked
+
+
 class Keyring:
     """The private keys of a server. Safe in threads."""
 
@@ -246,7 +258,7 @@ class Keyring:
         key_id = key_of(box)
         key = self._keys.get(key_id)
         if key is None:
-            raise SealedError(f"it is sealed to the key {key_id}, which is not here")
+            raise KeyMissing(f"it is sealed to the key {key_id}, which is not here")
         from nacl.exceptions import CryptoError  # noqa: PLC0415
         from nacl.public import PrivateKey as Key  # noqa: PLC0415
         from nacl.public import SealedBox  # noqa: PLC0415

@@ -61,14 +61,14 @@ _SESSION: Final = {
     "state": one_of(*SessionState),
     "reason": TEXT,
     "explanation": TEXT,
+    "locked": told(FLAG, "Whether it is sealed to a key that is not here"),
     "delivered": told(FLAG, "Whether all of it is here, and no more will come"),
     "skew": told(maybe(NUMBER), "Seconds to be added to its machine's clock"),
     "first_seen": TIME,
     "updated": TIME,
     "bytes": COUNT,
 }
-_BOXES: Final = {"boxed_info": TEXT, "boxed_installation": TEXT}
-SESSIONS: Final = made_of({"sessions": some(made_of({**_SESSION, "segments": COUNT}, _BOXES)), "next": NEXT})
+SESSIONS: Final = made_of({"sessions": some(made_of({**_SESSION, "segments": COUNT})), "next": NEXT})
 
 _SEGMENT: Final = made_of(
     {
@@ -98,7 +98,7 @@ _GAP: Final = made_of(
         "records": told(maybe(COUNT), "How many; null where nobody can tell"),
     }
 )
-SESSION: Final = made_of({**_SESSION, "segments": some(_SEGMENT), "loaded": COUNT, "gaps": some(_GAP)}, _BOXES)
+SESSION: Final = made_of({**_SESSION, "segments": some(_SEGMENT), "loaded": COUNT, "gaps": some(_GAP)})
 
 _FRAMES: Final = told(some(some(ANYTHING)), "[file, line, function] each, outermost first")
 _RECORD: Final = made_of(

@@ -33,6 +33,7 @@ from mailboat.server.parameters import CURSOR, LIMIT, PAGING, PRODUCT, SCOPE, WO
 from mailboat.server.playback import Page, PageQuery, as_json
 from mailboat.server.reports import Answer, Question, TooSlow
 from mailboat.server.shapes import ANYTHING, one_of
+from mailboat.server.unsealing import UNSEALING
 
 MAX_RECORDS: Final = 5000
 """Records of one page."""
@@ -70,7 +71,8 @@ async def list_sessions(asked: Asked) -> web.StreamResponse:
         page = await asked.app[CATALOG].sessions(query)
     except WireError as error:
         raise refused("cursor", "it was not handed out here") from error
-    return answered({"sessions": [session_json(row) for row in page.sessions], "next": page.cursor})
+    opened = asked.app[UNSEALING].row
+    return answered({"sessions": [session_json(opened(row)) for row in page.sessions], "next": page.cursor})
 
 
 async def show_session(asked: Asked) -> web.StreamResponse:
@@ -112,13 +114,16 @@ async def _session(asked: Asked) -> SessionRow:
     row = await asked.app[CATALOG].session(asked.product(), session_id)
     if row is None:
         raise ProblemError(Code.NOT_FOUND, f"id: there is no session {session_id} here")
-    return row
+    return asked.app[UNSEALING].row(row)
 
 
 def session_json(row: SessionRow) -> Answer:
     """A session as lists show it."""
     summary = row.summary.to_wire()
+    for box in ("boxed_info", "boxed_installation"):
+        summary.pop(box, None)
     return {
+        "locked": bool(row.summary.boxed_info),
         **summary,
         "offered": summary["segments"],
         "segments": len(row.segments),

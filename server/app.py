@@ -43,6 +43,7 @@ from mailboat.server.problems import VERSION, add_version, authentication, probl
 from mailboat.server.recovery import recover
 from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id
 from mailboat.server.turns import TURNS, Turns
+from mailboat.server.unsealing import UNSEALING, Unsealing
 
 WORKER_THREADS: Final = 8
 """Threads that open, sync and decode; most of them wait for the disk."""
@@ -135,6 +136,8 @@ async def _store(
         app[CATALOG] = catalog
         app[BLOBS] = blobs
         app[KEYRING] = Keyring(catalog, config.key_cache)
+        app[UNSEALING] = Unsealing(config.data)
+        await asyncio.to_thread(app[UNSEALING].refresh)
         app[COUNTERS]["uploads_recovered"] += await recover(catalog, blobs, app[CLOCK]())
         yield
     finally:

@@ -39,7 +39,16 @@ class Batch:
         before = uploads.get(segment.upload_id, Progress(segment.index))
         others = [each for upload_id, each in uploads.items() if upload_id != segment.upload_id]
         present = tuple(span for each in others for span in each.ranges)
-        return Task(number, before.consumed, before.next, before.schemas, present, segment.complete)
+        return Task(
+            number,
+            before.consumed,
+            before.next,
+            before.schemas,
+            present,
+            segment.complete,
+            segment.session_id,
+            segment.index,
+        )
 
     def done(self, outcome: Outcome) -> None:
         """Note what became of a task."""

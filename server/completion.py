@@ -21,6 +21,7 @@ from mailboat.server.blobs import BlobLost, Blobs
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, NEW_ID, VERIFIERS
 from mailboat.server.policy import Account, Plan, month_of, rule
+from mailboat.server.unsealing import UNSEALING
 from mailboat.server.verification import Finding, digest_of, verify
 
 IMPORTED_AGE: Final = 24 * 3600.0
@@ -66,7 +67,7 @@ async def _keep(app: web.Application, row: UploadRow) -> bool:
     if finding.summary is None:
         return await app[CATALOG].finish_upload(row)
     stranger = replace(row, session_id=finding.session_id, index=finding.index)
-    if await app[CATALOG].adopt(stranger, finding.summary):
+    if await app[CATALOG].adopt(stranger, app[UNSEALING].summary(finding.summary)):
         return True
     if await _is_here(app, stranger):
         return await _imported(app, row, "that segment is here already")

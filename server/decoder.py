@@ -6,7 +6,8 @@ standard input does, so it never outlives the server.
 
 The talk, in frames of a big-endian 32-bit length and a msgpack map (``decoding`` is the other end)::
 
-    > {"begin": folder}                           a batch begins; rows go to FOLDER/TABLE.json
+    > {"begin": folder, "keys": [text, ...]}      a batch begins; rows go to FOLDER/TABLE.json; private keys for
+                                                  what is sealed
     > {"segment": {...}}                          `Task`; then its bytes from `offset` on, in any number of
     > {"bytes": ...}                              pieces, then
     > {"end": true}
@@ -31,10 +32,11 @@ from typing import Any, BinaryIO, Final
 import msgpack
 import msgspec
 
-from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.errors import KeyMissing, SegmentError
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records
 from mailboat.protocol.records import SCHEMA_COUNTER, Schema
+from mailboat.protocol.sealing import Keyring, PrivateKey, Unlock, unlocks_only
 from mailboat.server.rows import encode_rows, rows_of
 
 FRAME: Final = struct.Struct(">I")
@@ -65,7 +67,7 @@ class Task:
 
     `next` and `schemas` are as the `Outcome` before left them. `present` are the session's records that other segments
     have brought already: a segment that an agent had to abandon is repeated in part by the one after it. `complete`
-    says that the segment will not grow.
+    says that the segment will not grow. `session_id` and `index` are what a sealed segment's blocks must be of.
     """
 
     number: int
@@ -74,6 +76,8 @@ class Task:
     schemas: tuple[Schema, ...] = ()
     present: tuple[Range, ...] = ()
     complete: bool = False
+    session_id: str = ""
+    index: int = 0
 
     def to_wire(self) -> dict[str, Any]:
         """The task as a map of plain values."""
@@ -85,6 +89,8 @@ class Task:
             "schemas": schemas,
             "present": [list(each) for each in self.present],
             "complete": self.complete,
+            "session_id": self.session_id,
+            "index": self.index,
         }
 
     @classmethod
@@ -97,6 +103,8 @@ class Task:
             schemas=schemas_from(values["schemas"]),
             present=tuple((first, end) for first, end in values["present"]),
             complete=values["complete"],
+            session_id=values["session_id"],
+            index=values["index"],
         )
 
 
@@ -108,7 +116,8 @@ class Outcome:
     `next`, `schemas` are for the task that goes on there. `loaded` are the sequence numbers that got rows, `records`
     their count; `claimed` counts those that the blocks' headers spoke of, `read` those of them that could be read.
     `more` tells that the bound on decompressed bytes ended the task early. `info` is the session's description, when
-    the preamble was among the bytes.
+    the preamble was among the bytes. `locked` says for want of which key the task ended at `consumed`; empty when none
+    was wanting.
     """
 
     number: int
@@ -122,6 +131,12 @@ class Outcome:
     gaps: list[tuple[int, int, str, int, int | None]] = field(default_factory=list)
     more: bool = False
     info: dict[str, Any] | None = None
+    locked: str = ""
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the task ended before its bytes did."""
+        return self.more or bool(self.locked)
 
     def to_wire(self) -> dict[str, Any]:
         """The outcome as a map of plain values."""
@@ -172,8 +187,10 @@ class Files:
 class Decoding:
     """One task under way: `feed` its bytes in order, then `finish`."""
 
-    def __init__(self, task: Task, files: Files) -> None:
+    def __init__(self, task: Task, files: Files, keyring: Keyring | None = None) -> None:
         self._task = task
+        unlock = (keyring or Keyring(())).unlock
+        self._unlock: Unlock = unlocks_only(unlock, task.session_id, task.index) if task.session_id else unlock
         self._files = files
         self._reader = SegmentReader()
         self._reader.offset = task.offset
@@ -185,7 +202,7 @@ class Decoding:
 
     def feed(self, piece: bytes) -> None:
         """Decode what `piece` completes."""
-        if self._outcome.more:
+        if self._outcome.cut_short:
             return
         self._reader.feed(piece)
         self._take()
@@ -193,11 +210,11 @@ class Decoding:
     def finish(self) -> Outcome:
         """What became of the task, all its bytes having been fed."""
         outcome, reader = self._outcome, self._reader
-        if self._task.complete and not outcome.more:
+        if self._task.complete and not outcome.cut_short:
             end = reader.offset + reader.torn
             reader.close()
             self._take()
-            if not outcome.more:
+            if not outcome.cut_short:
                 outcome.consumed, outcome.next = end, reader.next
         # Gaps beyond the last whole block are found again by the task that goes on there.
         told = [(gap.offset, gap.length, gap.reason, gap.first, gap.records) for gap in reader.gaps]
@@ -214,42 +231,49 @@ class Decoding:
                 self._outcome.more = True
                 return
             self._raw += block.header.raw_length
-            self._block(block)
+            if not self._block(block):
+                return
             self._outcome.consumed = block.end
             self._outcome.next = block.header.first + block.header.records
 
-    def _block(self, block: Block) -> None:
+    def _block(self, block: Block) -> bool:
+        """Take one block, or note its loss; False where it only wants a key."""
         first, end = block.header.first, block.header.first + block.header.records
-        self._outcome.claimed += end - first
         fresh = list(_without(first, end, self._task.present))
         try:
-            records = raw_of(block, self._reader.schemas)
+            records = raw_of(block, self._reader.schemas, self._unlock)
             rows = rows_of(records, self._task.number, first, block.header.clock, self._reader.schemas)
             if fresh != [(first, end)]:
                 rows = {table: [row for row in made if _within(row.q, fresh)] for table, made in rows.items()}
             lines = [(table, encode_rows(made)) for table, made in rows.items() if made]
+        except KeyMissing as error:
+            self._outcome.locked = str(error)
+            return False
         except Exception as error:  # noqa: BLE001 - whatever a block does to its decoder, it costs that block alone
+            self._outcome.claimed += end - first
             reason = str(error) if isinstance(error, SegmentError) else f"the records cannot be decoded: {error!r:.200}"
             self._failed.append((block.offset, block.end - block.offset, reason, first, block.header.records))
-            return
+            return True
+        self._outcome.claimed += end - first
         self._outcome.read += end - first
         for table, written in lines:
             self._files.write(table, written)
         for span in fresh:
             self._outcome.records += span[1] - span[0]
             add_range(self._outcome.loaded, span)
+        return True
 
 
-def raw_of(block: Block, schemas: dict[int, Schema]) -> list[list[Any]]:
+def raw_of(block: Block, schemas: dict[int, Schema], unlock: Unlock) -> list[list[Any]]:
     """As `reader.raw_records`, faster: a block without declarations is one array that lacks its head."""
     header = block.header
     if header.records and not header.counts[SCHEMA_COUNTER]:
         try:
-            return _array.decode(_ARRAY.pack(_ARRAY_TAG, header.records) + decompress(block))
+            return _array.decode(_ARRAY.pack(_ARRAY_TAG, header.records) + decompress(block, unlock))
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             # Text that is no UTF-8, or damage that the thorough way will tell apart.
             pass
-    return raw_records(block, schemas)
+    return raw_records(block, schemas, unlock)
 
 
 def add_range(ranges: list[Range], span: Range) -> None:
@@ -305,6 +329,8 @@ class Service:
         self._files: Files | None = None
         self._decoding: Decoding | None = None
         self._refused = ""
+        self._keys: list[str] = []
+        self._keyring = Keyring(())
 
     def answer(self, frame: dict[str, Any]) -> dict[str, Any] | None:
         """What to reply to a frame; None for nothing."""
@@ -318,10 +344,11 @@ class Service:
     def _answer(self, frame: dict[str, Any]) -> dict[str, Any] | None:
         if "begin" in frame:
             self._files, self._refused = Files(Path(frame["begin"])), ""
+            self._take_keys(frame.get("keys", []))
         elif self._files is None:
             raise ValueError(f"no batch has begun, and {list(frame)} came")
         elif "segment" in frame:
-            self._decoding = Decoding(Task.from_wire(frame["segment"]), self._files)
+            self._decoding = Decoding(Task.from_wire(frame["segment"]), self._files, self._keyring)
         elif "finish" in frame:
             finished = self._files.close()
             gc.collect()
@@ -334,6 +361,10 @@ class Service:
             decoding, self._decoding = self._decoding, None
             return self._told({"decoded": decoding.finish().to_wire()})
         return None
+
+    def _take_keys(self, keys: list[str]) -> None:
+        if keys != self._keys:
+            self._keys, self._keyring = keys, Keyring(map(PrivateKey.parse, keys))
 
     def _told(self, reply: dict[str, Any]) -> dict[str, Any]:
         return {"refused": self._refused} if self._refused else reply

@@ -49,8 +49,16 @@ class Decoded:
 class Decoder:
     """One decoder process, started when it is first needed."""
 
-    def __init__(self, command: Sequence[str] | None = None, time_limit: float = TIME_LIMIT) -> None:
-        """`command` starts the process; by default this interpreter, without the working folder on its path."""
+    def __init__(
+        self,
+        command: Sequence[str] | None = None,
+        time_limit: float = TIME_LIMIT,
+        keys: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """`command` starts the process; by default this interpreter, without the working folder on its path. `keys`
+        gives private keys as text, for what is sealed.
+        """
+        self._keys = keys
         self._command = command or (sys.executable, "-P", "-m", "mailboat.server.decoder")
         self._time_limit = time_limit
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,7 +79,7 @@ class Decoder:
         watchdog.daemon = True
         watchdog.start()
         try:
-            self._send({"begin": str(folder)})
+            self._send({"begin": str(folder), "keys": list(self._keys())})
             for task, pieces in tasks:
                 done(self._one(task, pieces))
             return Decoded(folder, tuple(self._ask({"finish": True}, "finished")))

@@ -11,6 +11,7 @@ What goes wrong:
 
 * A segment on which the decoder dies, whose rows are refused, or whose bytes are lost is tried again by itself, then
   set aside: one that is complete is marked `corrupted` in the catalog. The others are loaded.
+* A segment that is sealed to a key which is not here waits for the key; see `unsealing`.
 * When the machine refuses (a full disk), the round ends and is tried again, with growing pauses.
 """
 
@@ -32,9 +33,11 @@ from mailboat.server.analytics_store import Key, RowsRefused, Step
 from mailboat.server.batches import Known
 from mailboat.server.catalog import Catalog, SegmentRow, SessionRow
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, INGEST_WAKE
+from mailboat.server.decoding import Decoder
 from mailboat.server.loader import BLAMED, Loader, Stopped
 from mailboat.server.playback import Playback
 from mailboat.server.reports import Reports
+from mailboat.server.unsealing import UNSEALING, Unsealing
 
 SOON: Final = 0.1
 """Seconds from the first news to the round: what comes within them shares a transaction."""
@@ -48,6 +51,8 @@ LISTED: Final = 1000
 """Segments, and sessions, asked of the catalog at a time."""
 GENERATION_NOTE: Final = "analytics_generation"
 """The catalog's note of how many loads the store had seen: a store that has seen fewer is another one."""
+KEYS_NOTE: Final = "sealing_keys"
+"""The catalog's note of the private keys that there were when segments were last listed."""
 
 _log = logging.getLogger("mailboat.server.ingest")
 
@@ -62,8 +67,10 @@ class Ingest:
         wake: asyncio.Event,
         counters: Counter[str],
         clock: Callable[[], float],
+        unsealing: Unsealing,
     ) -> None:
         """`wake` is set by whoever has made bytes durable or changed a session; `clock` is the wall clock."""
+        self._unsealing = unsealing
         self._catalog = catalog
         self._loader = loader
         self._wake = wake
@@ -172,6 +179,7 @@ class Ingest:
 
     async def round(self) -> bool:
         """Load what there is; whether more is left. Raises what the machine's refusals raise."""
+        await self._look_for_keys()
         await self._sessions()
         listed = await self._catalog.segments_to_load(LISTED)
         if not listed:
@@ -193,6 +201,15 @@ class Ingest:
             await self._catalog.put_note(GENERATION_NOTE, str(generation))
             self._generation = generation
         return more
+
+    async def _look_for_keys(self) -> None:
+        """Where there are other private keys than before, take up again what waits for one."""
+        await asyncio.to_thread(self._unsealing.refresh)
+        ids, noted = " ".join(self._unsealing.ids), await self._catalog.note(KEYS_NOTE)
+        if ids != (noted or ""):
+            await self._catalog.forget_loaded()
+            await self._loader.load_sessions((), 0)
+            await self._catalog.put_note(KEYS_NOTE, ids)
 
     async def _one_by_one(self, segments: Sequence[SegmentRow]) -> bool:
         """Load them so that one which cannot be loaded costs itself alone; whether more is left."""
@@ -231,6 +248,14 @@ class Ingest:
         self._counters["ingest_records"] += sum(step.outcome.records for step in steps)
         self._counters["ingest_gaps"] += sum(len(step.outcome.gaps) for step in steps)
         for step in whole:
+            if step.outcome.locked:
+                self._counters["ingest_segments_locked"] += 1
+                _log.warning(
+                    "segment %d of session %s waits: %s",
+                    step.segment.index,
+                    step.segment.session_id,
+                    step.outcome.locked,
+                )
             if step.segment.complete and step.unreadable:
                 await self._set_aside(step.segment, step.outcome.gaps[0][2])
         return len(whole) < len(steps)
@@ -255,7 +280,7 @@ class Ingest:
     async def _load_sessions(self, rows: Sequence[SessionRow], revision: int, latest: int) -> None:
         """Copy sessions; one that the store does not take is passed over, and counted."""
         try:
-            await self._loader.load_sessions(rows, latest)
+            await self._loader.load_sessions([self._unsealing.row(row) for row in rows], latest)
             self._counters["ingest_sessions"] += len(rows)
         except RowsRefused as error:
             half = len(rows) // 2
@@ -278,11 +303,12 @@ PLAYBACK: Final = web.AppKey("playback", Playback)
 
 async def start(app: web.Application) -> None:
     """Begin to load; the catalog and the blobs must be open. `AnalyticsError` when the store cannot be opened."""
-    loader = app[LOADER] = Loader(app[BLOBS], app[CONFIG].data)
+    unsealing = app[UNSEALING]
+    loader = app[LOADER] = Loader(app[BLOBS], app[CONFIG].data, Decoder(keys=lambda: unsealing.private))
     await loader.open()
     app[REPORTS] = Reports(loader.analytics)
-    app[PLAYBACK] = Playback(app[BLOBS])
-    ingest = app[INGEST] = Ingest(app[CATALOG], loader, app[INGEST_WAKE], app[COUNTERS], app[CLOCK])
+    app[PLAYBACK] = Playback(app[BLOBS], unsealing)
+    ingest = app[INGEST] = Ingest(app[CATALOG], loader, app[INGEST_WAKE], app[COUNTERS], app[CLOCK], unsealing)
     await ingest.start()
 
 

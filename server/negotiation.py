@@ -44,6 +44,7 @@ from mailboat.server.context import (
     run_in_worker,
 )
 from mailboat.server.policy import Account, Plan, Ruling, month_of, rule
+from mailboat.server.unsealing import UNSEALING, Unsealing
 from mailboat.server.uploads import PATH
 
 LATER: Final = 60.0
@@ -90,7 +91,7 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
     now = app[CLOCK]()
     used = await _used(app[CATALOG], asked, plans, now)
     room = await run_in_worker(app, app[BLOBS].free) >= app[CONFIG].min_free_bytes
-    ruled = await run_in_worker(app, _rule_all, asked, plans, used, now, room)
+    ruled = await run_in_worker(app, _rule_all, asked, plans, used, now, room, app[UNSEALING])
     registrations = ruled.registrations  # none, and hence no commit, when the key reaches no product that was named
     held = await app[CATALOG].register(registrations, now, ruled.ledger) if registrations else ()
     accepts = _ZSTD in request.headers.get("Accept-Encoding", "")
@@ -180,6 +181,7 @@ def _rule_all(
     used: Mapping[str, Usage],
     now: float,
     room: bool,  # noqa: FBT001 - called through an executor
+    unsealing: Unsealing,
 ) -> _Rulings:
     """Hold every offer against its product's plan; what one takes of the month, the next ones have not."""
     sent = asked.sent or now
@@ -193,11 +195,12 @@ def _rule_all(
         ruling = rule(offer, plan, asked.agent, sent, account)
         if ruling.state is SessionState.WANTED and not account.taken:
             taken_here[product] += offer.records
+        opened = unsealing.summary(offer) if plan is not None else offer
         offers.append(_Ruled(offer, ruling, None if plan is None else product))
         if plan is not None:
             reason = ruling.reason.value if ruling.reason else ""
             registrations.append(
-                Registration(product, offer, ruling.state, reason, ruling.explanation, skew, fresh_uploads=room)
+                Registration(product, opened, ruling.state, reason, ruling.explanation, skew, fresh_uploads=room)
             )
     return _Rulings(tuple(offers), tuple(registrations), _ledger(asked, offers, now))
 

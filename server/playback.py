@@ -20,10 +20,12 @@ from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_PREAMBLE, MIB
 from mailboat.protocol.reader import Block, Gap, SegmentReader, raw_records
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, SCHEMA_COUNTER, Record, Schema, decode
+from mailboat.protocol.sealing import Keyring, Unlock
 from mailboat.protocol.segment import BLOCK_HEADER_SIZE, BlockHeader
 from mailboat.server.blobs import Blobs
 from mailboat.server.catalog import SegmentRow
 from mailboat.server.json_text import exact
+from mailboat.server.unsealing import Unsealing
 
 MAX_DECODED: Final = 16 * MIB
 """Raw bytes decoded for one page: a quarter of a second."""
@@ -101,10 +103,12 @@ class _Index:
 class Playback:
     """Reads records; safe in threads."""
 
-    def __init__(self, blobs: Blobs) -> None:
+    def __init__(self, blobs: Blobs, unsealing: Unsealing | None = None) -> None:
+        """`unsealing` opens what is sealed; without it, that shows as gaps."""
         self._blobs = blobs
+        self._unsealing = unsealing
         self._lock = threading.Lock()
-        self._indexes: OrderedDict[tuple[str, int], _Index] = OrderedDict()
+        self._indexes: OrderedDict[tuple[str, int, tuple[str, ...]], _Index] = OrderedDict()
         self._firsts: OrderedDict[str, int] = OrderedDict()
 
     def page(self, segments: Sequence[SegmentRow], query: PageQuery) -> Page:
@@ -152,7 +156,8 @@ class Playback:
         length = BLOCK_HEADER_SIZE + header.length
         frame = self._blobs.read(segment.upload_id, place.offset, length)
         try:
-            raw = raw_records(Block(header, frame[BLOCK_HEADER_SIZE:], place.offset), dict(index.schemas))
+            block = Block(header, frame[BLOCK_HEADER_SIZE:], place.offset)
+            raw = raw_records(block, dict(index.schemas), self._unlock(segment))
             for sequence, fields in enumerate(raw, header.first):
                 if sequence <= last:
                     continue
@@ -172,7 +177,7 @@ class Playback:
 
     def _index(self, segment: SegmentRow) -> _Index | None:
         """Where the blocks of a segment are; None when its bytes are lost."""
-        key = (segment.upload_id, segment.offset)
+        key = (segment.upload_id, segment.offset, self._unsealing.ids if self._unsealing else ())
         with self._lock:
             known = self._indexes.get(key)
             if known is not None:
@@ -192,15 +197,21 @@ class Playback:
         reader = SegmentReader()
         places: list[_Place] = []
         schemas: dict[int, Schema] = {}
+        unlock = self._unlock(segment)
         for offset in range(0, segment.offset, PIECE):
             reader.feed(self._blobs.read(segment.upload_id, offset, min(PIECE, segment.offset - offset)))
-            places += _places(reader, schemas)
+            places += _places(reader, schemas, unlock)
         if segment.complete:
             reader.close()
-            places += _places(reader, schemas)
+            places += _places(reader, schemas, unlock)
         first = reader.preamble.first if reader.preamble else places[0].header.first if places else 0
         following = places[-1].header.first + places[-1].header.records if places else first
         return _Index(tuple(places), schemas, tuple(reader.gaps), first, max(following, reader.next))
+
+    def _unlock(self, segment: SegmentRow) -> Unlock:
+        if self._unsealing is None:
+            return Keyring(()).unlock
+        return self._unsealing.unlocks(segment.session_id, segment.index)
 
     def _first(self, segment: SegmentRow) -> int | None:
         """The sequence number that a segment begins with, from its preamble; None while that is not here."""
@@ -232,13 +243,13 @@ def as_json(record: Record) -> dict[str, Any]:
         return {**kept, "attributes": {"$cut": True}}
 
 
-def _places(reader: SegmentReader, schemas: dict[int, Schema]) -> Iterator[_Place]:
+def _places(reader: SegmentReader, schemas: dict[int, Schema], unlock: Unlock) -> Iterator[_Place]:
     for block in reader.blocks():
         if block.header.counts[SCHEMA_COUNTER] or not block.header.records:
             with suppress(
                 SegmentError, TypeError
             ):  # it is read again, and its loss told, when its records are asked for
-                raw_records(block, schemas)
+                raw_records(block, schemas, unlock)
         yield _Place(block.offset, block.header)
 
 

@@ -11,9 +11,9 @@ from mailboat.protocol.negotiation import Reason
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.segment import (
     BLOCK_HEADER_SIZE,
-    FORMAT_VERSION,
     PREAMBLE_MAGIC,
     PREAMBLE_TAG,
+    SEALED_VERSION,
     SKIPPABLE,
     BlockHeader,
     Preamble,
@@ -137,9 +137,9 @@ def _newer(head: bytes) -> tuple[Reason, str] | None:
     """Whether a segment's first bytes say that it has a format version to come."""
     ours = len(head) == _HEAD and SKIPPABLE.unpack_from(head)[0] == PREAMBLE_MAGIC and head[8:16] == PREAMBLE_TAG
     version = int.from_bytes(head[16:18], "little")
-    if not ours or version <= FORMAT_VERSION:
+    if not ours or version <= SEALED_VERSION:
         return None
-    return Reason.UNSUPPORTED_VERSION, f"the segment has format version {version}, this server reads {FORMAT_VERSION}"
+    return Reason.UNSUPPORTED_VERSION, f"the segment has format version {version}, this server reads {SEALED_VERSION}"
 
 
 def _fault(reader: SegmentReader) -> tuple[Reason, str] | None:

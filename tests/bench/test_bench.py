@@ -15,8 +15,9 @@ REPOSITORY = Path(__file__).parents[2]
 TINY = {
     "hot_path": ["--calls", "2500", "--repetitions", "2"],
     "upload": ["--size", "300000", "--repetitions", "1"],
+    "sealing": ["--calls", "500", "--repetitions", "1"],
 }
-ROWS = {"hot_path": ["P1", "P1b", "P1s", "P1bs"], "upload": ["P3", "P3b"]}
+ROWS = {"hot_path": ["P1", "P1b", "P1s", "P1bs"], "upload": ["P3", "P3b"], "sealing": ["SEAL", "OPEN"]}
 SPREAD = {"median": float, "low": float, "high": float, "values": list}
 
 

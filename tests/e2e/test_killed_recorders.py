@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mailboat.agent import Agent, SessionState
+from mailboat.server.unsealing import public_key
 from testkit.oracle import Habits, Told, complaints, killed
 from testkit.serverkit import PRODUCT
 from testkit.servers import Given, Served, digests, given_by, served, show, stored
@@ -19,14 +20,14 @@ VICTIMS_EACH = 5
 AT_ONCE = 4
 
 
-async def lives_and_deaths(store: Path, server: Served, application: str, seed: int) -> list[Told]:
+async def lives_and_deaths(store: Path, server: Served, application: str, seed: int, seal_to: str) -> list[Told]:
     """Several victims on one store, some at the same time; each later one takes up what earlier ones left."""
     draw = random.Random(seed)
     gate = asyncio.Semaphore(2)
 
     async def one(own_seed: int, after: int) -> Told:
         async with gate:
-            return await killed(Habits.drawn(own_seed, store, server.url, server.key, application), after)
+            return await killed(Habits.drawn(own_seed, store, server.url, server.key, application, seal_to), after)
 
     lives = [(draw.randrange(2**32), draw.choice((1, 2, 3, draw.randrange(4, 1500)))) for _ in range(VICTIMS_EACH)]
     async with asyncio.TaskGroup() as group:
@@ -82,14 +83,16 @@ async def test_whatever_was_told_to_be_recorded_arrives_once_and_in_order(tmp_pa
     draw = random.Random(seed)
     gate = asyncio.Semaphore(AT_ONCE // 2)
     async with served(tmp_path / "data") as server, given_by(server.url, server.data) as given:
+        seal_to = (await asyncio.to_thread(public_key, server.data)).text
 
         async def one_store(number: int, own_seed: int) -> Counter[str]:
             store, application = tmp_path / f"store-{number}", f"application-{number}"
             async with gate:
-                told = await lives_and_deaths(store, server, application, own_seed)
+                told = await lives_and_deaths(store, server, application, own_seed, seal_to)
                 agent = await recovered(store, server, application)
                 found = await check(told, store, application, agent, given)
-            return Counter(killed=len(told), told=sum(each.records for each in told), found=found)
+            sealed = sum(each.habits.seal_to is not None for each in told)
+            return Counter(killed=len(told), told=sum(each.records for each in told), found=found, sealed=sealed)
 
         async with asyncio.TaskGroup() as group:
             stores = [group.create_task(one_store(number, draw.randrange(2**32))) for number in range(STORES)]

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from mailboat.agent.files import OsFileSystem
+from mailboat.agent.journal_place import JOURNAL
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.segment_file import DAMAGED
-from mailboat.agent.store import JOURNAL, LIVE, LOCK, QUARANTINED, REASON, WAITING, Store
+from mailboat.agent.store import LIVE, LOCK, QUARANTINED, REASON, WAITING, Store
 from mailboat.agent.writer import WriterSettings
 from mailboat.protocol.segment import Preamble
 from testkit.disk import Disk, Killed, Unsynced, killed_at

@@ -28,6 +28,7 @@ from mailboat.server.decoding import Decoder
 from mailboat.server.ingest import Ingest
 from mailboat.server.loader import Loader
 from mailboat.server.sqlite_catalog import SqliteCatalog
+from mailboat.server.unsealing import Unsealing
 from testkit.loading import PRODUCT
 
 
@@ -56,7 +57,7 @@ class Rig:
     async def start_loading(self) -> None:
         self.loader = Loader(self.blobs, self.folder, self.decoder)
         await self.loader.open()
-        self.ingest = Ingest(self.catalog, self.loader, self.wake, self.counters, time.time)
+        self.ingest = Ingest(self.catalog, self.loader, self.wake, self.counters, time.time, Unsealing(self.folder))
         await self.ingest.start()
 
     async def stop_loading(self) -> None:

@@ -17,7 +17,15 @@ class Line:
     sides, `on_cut` is awaited, and only then the next connection is passed on.
     """
 
-    def __init__(self, port: int, cuts: list[int], on_cut: Callable[[], Awaitable[object]] | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        cuts: list[int],
+        on_cut: Callable[[], Awaitable[object]] | None = None,
+        on_bytes: Callable[[bytes], object] | None = None,
+    ) -> None:
+        """`on_bytes` is shown what goes to the server."""
+        self._on_bytes = on_bytes
         self._port = port
         self._cuts = cuts
         self._on_cut = on_cut
@@ -59,6 +67,8 @@ class Line:
     async def _forward(self, reader: asyncio.StreamReader, ours: asyncio.StreamWriter) -> None:
         passed = 0
         while piece := await reader.read(READ):
+            if self._on_bytes is not None:
+                self._on_bytes(piece)
             if self._cuts and passed + len(piece) >= self._cuts[0]:
                 ours.write(piece[: self._cuts.pop(0) - passed])
                 await ours.drain()
@@ -93,10 +103,15 @@ class Line:
 
 @asynccontextmanager
 async def line_to(
-    to: int, cuts: list[int] | None = None, on_cut: Callable[[], Awaitable[object]] | None = None, *, port: int = 0
+    to: int,
+    cuts: list[int] | None = None,
+    on_cut: Callable[[], Awaitable[object]] | None = None,
+    *,
+    port: int = 0,
+    on_bytes: Callable[[bytes], object] | None = None,
 ) -> AsyncIterator[Line]:
     """A line to the server on port `to`; its own address is `url`, with `port` if that is given."""
-    line = Line(to, list(cuts or ()), on_cut)
+    line = Line(to, list(cuts or ()), on_cut, on_bytes)
     server = await asyncio.start_server(line.pass_on, "127.0.0.1", port)
     line.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:

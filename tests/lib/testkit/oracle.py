@@ -97,9 +97,13 @@ class Habits:
     syncs: bool = False
     automatic: bool = False
     segment_bytes: int = 64 * 1024
+    seal_to: str | None = None
 
     @classmethod
-    def drawn(cls, seed: int, store: Path, server: str, key: str, application: str) -> Habits:
+    def drawn(
+        cls, seed: int, store: Path, server: str, key: str, application: str, seal_to: str | None = None
+    ) -> Habits:
+        """`seal_to` is the key of a server that opens what is sealed: about every third victim uses it."""
         draw = random.Random(seed)
         return cls(
             seed,
@@ -112,6 +116,7 @@ class Habits:
             syncs=draw.random() < 0.5,
             automatic=draw.random() < 0.5,
             segment_bytes=draw.choice((64 * 1024, 256 * 1024, 16 * 1024 * 1024)),
+            seal_to=draw.choice((None, None, seal_to)),
         )
 
 
@@ -130,6 +135,7 @@ class Victim:
             store=Path(habits.store),
             journal_bytes=128 * 1024,
             segment_bytes=habits.segment_bytes,
+            seal_to=habits.seal_to,
             save_interval=0.02,
             startup_delay=0.0,
             sync_interval=1.0,

@@ -15,15 +15,18 @@ import msgpack
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
 from mailboat.agent.files import FileSystem, OsFileSystem
+from mailboat.agent.journal_place import InMemory, JournalPlace, OnDisk
 from mailboat.agent.recorder import Recorder
 from mailboat.agent.recovery import recover
 from mailboat.agent.segment_file import SegmentFile, segment_paths
 from mailboat.agent.session import _journal
 from mailboat.agent.store import LIVE, WAITING, SessionFolder, Store
 from mailboat.agent.writer import Writer, WriterSettings
+from mailboat.protocol.disclosure import sealed_info
 from mailboat.protocol.limits import MIN_JOURNAL
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.records import COUNTERS, Kind, Record, count_raw, records_counted, schema_of
+from mailboat.protocol.sealing import PublicKey
 from mailboat.protocol.segment import Preamble, SealReason
 from mailboat.protocol.summary import Info
 
@@ -65,28 +68,35 @@ class Rig:
         settings: WriterSettings | None = None,
         journal_bytes: int = MIN_JOURNAL,
         boot: str = BOOT,
+        seal_to: PublicKey | None = None,
     ) -> None:
         self.time = time or Time()
         clocks = self.time.clocks
         self.store = Store(files or OsFileSystem(), root, "product", "application")
+        session_id, info, sealed = clocks.new_id(), Info(product="product"), None
+        place: JournalPlace = OnDisk(self.store.files)
+        if seal_to is not None:
+            info, sealed = sealed_info(info, seal_to, session_id)
+            place = InMemory(self.store.files, root / "memory")
         preamble = Preamble(
-            clocks.new_id(),
+            session_id,
             0,
             int.from_bytes(clocks.entropy(4), "little"),
             0,
             clocks.wall(),
             clocks.monotonic(),
             boot_id=boot,
-            info=Info(product="product").to_wire(),
+            info=info.to_wire(),
+            sealed=sealed,
         )
         self.id = preamble.session_id
 
         def begin() -> tuple[SessionFolder, SegmentFile]:
-            return self.store.begin(preamble, 1)
+            return self.store.begin(preamble, 1, clocks.entropy)
 
-        self.writer = Writer(self.store, begin, settings or WriterSettings(), clocks)
+        self.writer = Writer(self.store, begin, settings or WriterSettings(), clocks, place)
         config = AgentConfig(journal_bytes=journal_bytes)
-        self.journal, self.trouble = _journal(config, self.store, self.writer, begin, boot)
+        self.journal, self.trouble = _journal(config, self.store, self.writer, begin, boot, place)
         self.urgent = 0
         self.recorder = Recorder(
             self.journal, on_full=self.writer.closed, on_urgent=self._on_urgent, clock=clocks.monotonic

@@ -15,8 +15,9 @@ import pytest
 
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.journal_layout import HEAD_SIZE
+from mailboat.agent.journal_place import JOURNAL
 from mailboat.agent.ledger import Ending
-from mailboat.agent.store import JOURNAL, LIVE, QUARANTINED, SENT, WAITING, Store
+from mailboat.agent.store import LIVE, QUARANTINED, SENT, WAITING, Store
 from mailboat.agent.writer import WriterSettings
 from mailboat.protocol.segment import SealReason
 from testkit.recording import OTHER_BOOT, Rig, only, recovered
