@@ -13,6 +13,7 @@ from mailboat.cli.keys import keys
 from mailboat.cli.products import products
 from mailboat.cli.quarantine import quarantine
 from mailboat.cli.serve import serve
+from mailboat.cli.server import server
 from mailboat.cli.sessions import sessions
 from mailboat.cli.status import status
 from mailboat.cli.sync import sync
@@ -24,5 +25,5 @@ def mailboat() -> None:
     """Record sessions, keep them through crashes and outages, deliver each record exactly once."""
 
 
-for command in (demo, serve, keys, products, quarantine, sessions, sync, status):
+for command in (demo, serve, keys, products, quarantine, server, sessions, sync, status):
     mailboat.add_command(command)

@@ -58,11 +58,12 @@ class Analytics:
     then. Raises `AnalyticsError` when the file cannot be used, or another process has it open.
     """
 
-    def __init__(self, path: Path, memory: int = MEMORY) -> None:
+    def __init__(self, path: Path, memory: int = MEMORY, *, make: bool = True) -> None:
+        """Without `make` a file that is damaged, of another layout or not there is an `AnalyticsError`."""
         self._path = path
         self._memory = memory
         self._lock = threading.Lock()
-        self._root = _open(path, memory)
+        self._root = _open(path, memory) if make else _open_existing(path, memory)
         self._writer = self._root.cursor()
 
     def close(self) -> None:
@@ -318,8 +319,8 @@ def _progress(
 # -- opening -------------------------------------------------------------------------------------------------------
 
 
-def _open(path: Path, memory: int) -> duckdb.DuckDBPyConnection:
-    settings: dict[str, str | bool | int | float | list[str]] = {
+def _settings(path: Path, memory: int) -> dict[str, str | bool | int | float | list[str]]:
+    return {
         "memory_limit": f"{memory // MIB}MiB",
         "temp_directory": str(path.with_name(f"{path.name}.tmp")),
         "checkpoint_threshold": f"{CHECKPOINT // MIB}MiB",
@@ -327,6 +328,26 @@ def _open(path: Path, memory: int) -> duckdb.DuckDBPyConnection:
         "autoload_known_extensions": False,
         "preserve_insertion_order": False,
     }
+
+
+def _open_existing(path: Path, memory: int) -> duckdb.DuckDBPyConnection:
+    if not path.exists():
+        raise AnalyticsError(f"{path} is not there")
+    try:
+        connection = duckdb.connect(path, config=_settings(path, memory))
+        layout = _layout(connection)
+    except duckdb.Error as error:
+        raise AnalyticsError(f"{path} cannot be opened: {error}") from error
+    if layout is None:
+        _make_tables(connection)  # killed before it had made them
+    elif layout != LAYOUT:
+        connection.close()
+        raise AnalyticsError(f"{path} has layout {layout}, this mailboat knows {LAYOUT}")
+    return connection
+
+
+def _open(path: Path, memory: int) -> duckdb.DuckDBPyConnection:
+    settings = _settings(path, memory)
     try:
         connection = duckdb.connect(path, config=settings)
         if _layout(connection) in (None, LAYOUT):
@@ -337,7 +358,7 @@ def _open(path: Path, memory: int) -> duckdb.DuckDBPyConnection:
         if "lock" in str(error).lower() or not path.exists():
             raise AnalyticsError(f"{path} cannot be opened: {error}") from error
     # Damaged, or of another layout. Everything in it can be made again, so it is kept only to be looked at.
-    _move_aside(path)
+    move_aside(path)
     try:
         connection = duckdb.connect(path, config=settings)
         _make_tables(connection)
@@ -362,7 +383,8 @@ def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:
     connection.commit()
 
 
-def _move_aside(path: Path) -> None:
+def move_aside(path: Path) -> None:
+    """Keep the file of a store to be looked at (``NAME.old``); the next opening begins it anew."""
     for suffix in ("", ".wal"):
         file = path.with_name(path.name + suffix)
         if file.exists():

@@ -37,8 +37,8 @@ from mailboat.server.context import (
     WORKERS,
 )
 from mailboat.server.cors import allow, preflights
-from mailboat.server.folder import BLOBS_FOLDER, hold
-from mailboat.server.keys import CATALOG_FILE, KEYRING, Keyring
+from mailboat.server.folder import BLOBS_FOLDER, CATALOG_FILE, hold
+from mailboat.server.keys import KEYRING, Keyring
 from mailboat.server.problems import VERSION, add_version, authentication, problems
 from mailboat.server.recovery import recover
 from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -86,6 +86,12 @@ class Blobs(Protocol):
 
     def remove(self, blob_id: str) -> None:
         """Delete the blob, if it is there."""
+
+    def ids(self) -> Iterator[str]:
+        """Names of all blobs, in no order; one that comes or goes meanwhile may be among them or not."""
+
+    def lay_aside(self, blob_id: str) -> str:
+        """Move a blob out of the store, to where people can look at it; tells where. `FileNotFoundError`."""
 
     def free(self) -> int:
         """Bytes that may still be stored."""
@@ -197,6 +203,22 @@ class LocalBlobs:
         """See `Blobs.remove`."""
         self.path(blob_id).unlink(missing_ok=True)
         self.confirm(blob_id)
+
+    def ids(self) -> Iterator[str]:
+        """See `Blobs.ids`."""
+        for folder in sorted(self._folder.iterdir()):
+            if folder.is_dir():
+                yield from (path.name for path in folder.iterdir() if is_canonical(path.name))
+
+    def lay_aside(self, blob_id: str) -> str:
+        """See `Blobs.lay_aside`."""
+        aside = self._folder.with_name(f"{self._folder.name}-aside")
+        aside.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+        target = aside / blob_id
+        self.path(blob_id).replace(target)
+        self.confirm(blob_id)
+        _sync_folder(aside)
+        return str(target)
 
     def free(self) -> int:
         """See `Blobs.free`."""

@@ -7,8 +7,9 @@ from typing import Final
 
 import portalocker
 
-from mailboat.protocol.errors import StoreError
+from mailboat.protocol.errors import ConfigError, StoreError
 
+CATALOG_FILE: Final = "catalog.sqlite"
 BLOBS_FOLDER: Final = "segments"
 LOCK_FILE: Final = "lock"
 
@@ -28,3 +29,9 @@ def hold(data: Path) -> portalocker.Lock:
     except portalocker.LockException as error:
         raise FolderInUse(f"{data}: another mailboat server uses this folder; stop it first") from error
     return lock
+
+
+def served(data: Path) -> None:
+    """`ConfigError` unless `data` is a server's folder."""
+    if not (data / CATALOG_FILE).is_file():
+        raise ConfigError(f"{data}: there is no server's data here (no {CATALOG_FILE}); name the folder it serves from")

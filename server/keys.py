@@ -16,14 +16,12 @@ from aiohttp import web
 from mailboat.server.catalog import Catalog, KeyRow, Role
 from mailboat.server.catalog_schema import bring_up_to_date
 from mailboat.server.context import Principal
+from mailboat.server.folder import CATALOG_FILE
 from mailboat.server.products import product_name
 from mailboat.server.sqlite_catalog import put_key
 from mailboat.server.sqlite_engine import connect
 
 PREFIX: Final = "mbk_"
-CATALOG_FILE: Final = "catalog.sqlite"
-"""The catalog's name in a server's data folder."""
-
 _ENTROPY: Final = 32
 _ID_DIGITS: Final = 12
 _MAX_CACHED: Final = 10_000

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from mailboat.protocol.errors import ConfigError
 from mailboat.server.catalog import Catalog
-from mailboat.server.keys import CATALOG_FILE
+from mailboat.server.folder import CATALOG_FILE, served
 from mailboat.server.sqlite_catalog import SqliteCatalog
 
 T = TypeVar("T")
@@ -23,10 +22,8 @@ def with_catalog(data: Path, act: Callable[[Catalog], Awaitable[T]]) -> T:
 
     Raises `ConfigError` when `data` is no server's folder, `CatalogError` when its catalog cannot be used.
     """
-    file = data / CATALOG_FILE
-    if not file.is_file():
-        raise ConfigError(f"{data}: there is no server's data here (no {CATALOG_FILE}); name the folder it serves from")
-    return asyncio.run(_with(SqliteCatalog(file), act))
+    served(data)
+    return asyncio.run(_with(SqliteCatalog(data / CATALOG_FILE), act))
 
 
 async def _with(catalog: SqliteCatalog, act: Callable[[Catalog], Awaitable[T]]) -> T:

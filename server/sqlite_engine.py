@@ -48,6 +48,25 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return db
 
 
+def snapshot(source: Path, target: Path) -> None:
+    """Copy the database as it stands to the new file `target`, whole and durable, while others read and write it.
+
+    In one step, since a copy in several begins anew with each change. Raises `CatalogError`.
+    """
+    db = connect(source)
+    try:
+        copy = sqlite3.connect(target, isolation_level=None)
+        try:
+            copy.execute("PRAGMA synchronous = FULL")
+            db.backup(copy)
+        finally:
+            copy.close()
+    except sqlite3.Error as error:
+        raise CatalogError(f"{target}: {error}") from error
+    finally:
+        db.close()
+
+
 def faults(db: sqlite3.Connection) -> tuple[str, ...]:
     """What SQLite finds wrong with the file: pages, indexes, and rows that point nowhere."""
     found = [text for (text,) in db.execute("PRAGMA integrity_check").fetchall() if text != "ok"]

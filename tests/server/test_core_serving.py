@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from mailboat.server.catalog import SessionQuery
 from mailboat.server.keys import create_key
 from mailboat.server.serving import running
 from mailboat.server.sqlite_catalog import SqliteCatalog
+from mailboat.server.upkeep import check_folder
 from testkit.serverkit import (
     PRODUCT,
     RawAppend,
@@ -30,9 +30,9 @@ from testkit.serverkit import (
     summary_of,
     wired,
 )
+from testkit.servers import given_by
 
 SESSIONS = 6
-KILLS = 400 if os.environ.get("MAILBOAT_TEST_PROFILE") == "soak" else 15
 SENDERS = 3
 
 
@@ -166,19 +166,22 @@ class Sender:
             self.steps.take()
 
 
-async def kill_and_restart(server: ServerProcess, steps: Steps, chance: random.Random) -> ServerProcess:
-    """Kill the server at some step to come, so many times, and start it again at the same place."""
-    for _ in range(KILLS):
+async def kill_and_restart(server: ServerProcess, steps: Steps, chance: random.Random, kills: int) -> ServerProcess:
+    """Kill the server at some step to come, so many times; look at what it left; start it again at the same place."""
+    for _ in range(kills):
         steps.struck.clear()
         steps.strike_at = steps.taken + chance.randrange(1, 40)
         await steps.struck.wait()
         await server.kill()
+        findings = await asyncio.to_thread(check_folder, server.data, deep=False)
+        assert findings.faults == []
         server = await ServerProcess.start(server.data, server.port)
         steps.back.set()
     return server
 
 
-async def test_a_server_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(0)], id="200")])
+async def test_a_server_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, seed: int, kills: int) -> None:
     chance = random.Random(seed)
     folder = tmp_path / "data"
     key = create_key(folder, PRODUCT)
@@ -192,17 +195,26 @@ async def test_a_server_killed_at_any_moment_loses_and_doubles_nothing(tmp_path:
         sender = Sender(client, steps, chance)
         while not killer.done() or len(delivered) < SESSIONS:
             session_id = fresh_session_id()
-            parts = [make_segment(session_id, index=n, size=chance.randrange(2_000, 900_000)) for n in range(2)]
+            part = make_segment(session_id, size=chance.randrange(2_000, 900_000))
+            following = summary_of(part).records
+            parts = [part, make_segment(session_id, index=1, first=following, size=chance.randrange(2_000, 900_000))]
             await sender.deliver(parts)
             delivered.append(parts)
 
-    async with wired(server.url, key) as client, asyncio.timeout(4 * KILLS + 30), asyncio.TaskGroup() as group:
-        killer = group.create_task(kill_and_restart(server, steps, chance))
+    async with wired(server.url, key) as client, asyncio.timeout(10 * kills + 30), asyncio.TaskGroup() as group:
+        killer = group.create_task(kill_and_restart(server, steps, chance, kills))
         for _ in range(SENDERS):
             group.create_task(send(client))
     server = killer.result()
+    async with given_by(server.url, folder) as given, asyncio.timeout(60):
+        recorded = sum(summary_of(*parts).records for parts in delivered)
+        while (await given.get("overview", origin="all"))["records"]["feature"] < recorded:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
     assert await server.stop() == 0
     await check(folder, delivered)
+    findings = await asyncio.to_thread(check_folder, folder)
+    assert (findings.faults, findings.notes) == ([], [])
+    assert (findings.sessions, findings.records) == (len(delivered), recorded)
 
 
 async def check(folder: Path, delivered: list[list[bytes]]) -> None:
