@@ -23,8 +23,7 @@ from mailboat.server.blobs import LocalBlobs
 from mailboat.server.catalog import CatalogError, UploadRow, Verification
 from mailboat.server.catalog_schema import bring_up_to_date
 from mailboat.server.context import BLOBS, CATALOG, ProblemError, run_in_worker
-from mailboat.server.folder import BLOBS_FOLDER
-from mailboat.server.keys import CATALOG_FILE
+from mailboat.server.folder import BLOBS_FOLDER, CATALOG_FILE
 from mailboat.server.operations import Asked, Operation, add_operations, answered
 from mailboat.server.parameters import CURSOR, LIMIT, PRODUCT, refused
 from mailboat.server.shapes import COUNT, ID, TEXT, TIME, by_name, made_of, maybe, some
