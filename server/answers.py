@@ -6,7 +6,7 @@ from typing import Final
 
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, SCHEMA_COUNTER
 from mailboat.protocol.summary import INFO_TEXTS, Status
-from mailboat.server.catalog import SessionState, Verification
+from mailboat.server.catalog import SessionState, Standing, Verification
 from mailboat.server.reports import RECORD_TABLES
 from mailboat.server.shapes import (
     ANYTHING,
@@ -199,6 +199,7 @@ EXCEPTIONS: Final = made_of(
         "exceptions": some(
             made_of(
                 {
+                    "product": TEXT,
                     "group": TEXT,
                     "type": TEXT,
                     "count": COUNT,
@@ -214,12 +215,19 @@ EXCEPTIONS: Final = made_of(
                     "causes": some(ANYTHING),
                     "session": ID,
                     "sequence": COUNT,
+                    "state": one_of(*Standing),
+                    "resolved": told(maybe(TEXT), "In which version, where it was said to be; empty if none was named"),
+                    "reopened": FLAG,
                 }
             )
         ),
         "next": NEXT,
     }
 )
+TRIAGE: Final = made_of(
+    {"product": TEXT, "group": TEXT, "standing": one_of(*Standing), "version": TEXT, "changed": TIME}
+)
+SAID_OF_EXCEPTION: Final = made_of({"state": one_of(*Standing)}, {"version": TEXT})
 LEDGER: Final = made_of(
     {
         "reported": some(

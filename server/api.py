@@ -21,15 +21,15 @@ from aiohttp import web
 from mailboat.protocol.errors import Code, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.summary import Status
-from mailboat.server import answers, reports
-from mailboat.server.catalog import SegmentRow, SessionQuery, SessionRow, SessionState
-from mailboat.server.context import CATALOG, WORKERS, ProblemError
+from mailboat.server import answers, reports, triage
+from mailboat.server.catalog import Role, SegmentRow, SessionQuery, SessionRow, SessionState, Standing, TriageRow
+from mailboat.server.context import CATALOG, CLOCK, WORKERS, ProblemError
 from mailboat.server.ingest import PLAYBACK, REPORTS
 from mailboat.server.json_text import encode
 from mailboat.server.metrics import METRICS_TYPE, metrics
 from mailboat.server.openapi import document
 from mailboat.server.operations import OPERATIONS, Asked, Operation, add_operations, answered, answered_with
-from mailboat.server.parameters import CURSOR, LIMIT, PAGING, PRODUCT, SCOPE, WORD, Parameter, refused, whole
+from mailboat.server.parameters import CURSOR, LIMIT, MAX_TEXT, PAGING, PRODUCT, SCOPE, WORD, Parameter, refused, whole
 from mailboat.server.playback import Page, PageQuery, as_json
 from mailboat.server.reports import Answer, Question, TooSlow
 from mailboat.server.shapes import ANYTHING, one_of
@@ -162,8 +162,36 @@ async def list_values(asked: Asked) -> web.StreamResponse:
 
 
 async def list_exceptions(asked: Asked) -> web.StreamResponse:
-    """Exceptions that went the same way through the code, most frequent first, each with its latest occurrence."""
-    return answered(await _ask(asked, functools.partial(reports.exceptions, asked.scope(), asked.given.paging())))
+    """Exceptions that went the same way through the code, most frequent first, each with its latest occurrence.
+
+    A group is `new` until somebody says of it that it is open, resolved or ignored. One that was resolved in a version
+    is open again (`reopened`) when it happens in a later one; one that was resolved without a version, when it happens
+    again at all.
+    """
+    scope, given = asked.scope(), asked.given
+    wanted = given.choice("state", Standing, Standing.NEW) if given.text("state") is not None else None
+    triages = await asked.app[CATALOG].triages(scope.product)
+    return answered(await _ask(asked, functools.partial(triage.exceptions, scope, given.paging(), triages, wanted)))
+
+
+async def put_exception(asked: Asked) -> web.StreamResponse:
+    """Say how a group of exceptions stands: new, open, resolved (in a `version`), or ignored."""
+    product, group, said = asked.product(), asked.request.match_info["group"], await asked.body()
+    for name in said:
+        if name not in ("state", "version"):
+            raise refused(name, "expected state and version only")
+    if product is None:
+        raise refused("product", "name the product whose group this is")
+    state, version = said.get("state"), said.get("version", "")
+    if state not in list(Standing):
+        raise refused("state", f"expected one of {', '.join(Standing)}, got {state!r:.80}")
+    if not isinstance(version, str) or len(version) > MAX_TEXT or (version and state != Standing.RESOLVED):
+        raise refused("version", "expected the version in which it is resolved, with `resolved` only")
+    if not (await _ask(asked, functools.partial(triage.known, product, group)))["known"]:
+        raise ProblemError(Code.NOT_FOUND, f"group: no exception of {product!r:.80} has the group {group!r:.80}")
+    row = TriageRow(product, group, Standing(state), version, asked.app[CLOCK]())
+    await asked.app[CATALOG].put_triage(row)
+    return answered(asdict(row))
 
 
 async def show_ledger(asked: Asked) -> web.StreamResponse:
@@ -232,7 +260,23 @@ _OPERATIONS: Final = (
         answers.VALUES,
         (*SCOPE, *PAGING, Parameter("kind", {**one_of(*ValueKind), "default": ValueKind.ALL.value})),
     ),
-    Operation("GET", "/api/v1/exceptions", list_exceptions, answers.EXCEPTIONS, (*SCOPE, *PAGING)),
+    Operation(
+        "GET",
+        "/api/v1/exceptions",
+        list_exceptions,
+        answers.EXCEPTIONS,
+        (*SCOPE, *PAGING, Parameter("state", one_of(*Standing), "Only groups that stand so")),
+    ),
+    Operation(
+        "PUT",
+        "/api/v1/exceptions/{group}",
+        put_exception,
+        answers.TRIAGE,
+        (PRODUCT,),
+        role=Role.ADMIN,
+        body=answers.SAID_OF_EXCEPTION,
+        refusals=(404, 413, 415),
+    ),
     Operation("GET", "/api/v1/ledger", show_ledger, answers.LEDGER, (PRODUCT,)),
     Operation("GET", "/api/v1/openapi.json", show_document, ANYTHING),
     Operation("GET", "/metrics", metrics, METRICS_TYPE),

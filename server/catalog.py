@@ -252,6 +252,29 @@ class Deletion:
     bytes: int
 
 
+class Standing(StrEnum):
+    """How a group of exceptions stands; the values are stored and do not change."""
+
+    NEW = "new"
+    """Nobody has looked at it."""
+    OPEN = "open"
+    RESOLVED = "resolved"
+    IGNORED = "ignored"
+
+
+@dataclass(frozen=True, slots=True)
+class TriageRow:
+    """What somebody has said of a group of exceptions; `version` is the application's in which it is resolved, empty
+    where they have named none.
+    """
+
+    product: str
+    group: str
+    standing: Standing
+    version: str = ""
+    changed: float = 0.0
+
+
 class Catalog(Protocol):
     """What the server asks of a catalog. Every coroutine may be called at any time between `open` and `close`."""
 
@@ -409,6 +432,14 @@ class Catalog(Protocol):
 
     async def faults(self) -> tuple[str, ...]:
         """What the engine finds wrong with its own files, in sentences; nothing where all is well."""
+
+    # -- exceptions ----------------------------------------------------------------------------------------------
+
+    async def triages(self, product: str | None) -> tuple[TriageRow, ...]:
+        """What was said of the exceptions of a product (None: of all); groups that are new have none."""
+
+    async def put_triage(self, row: TriageRow) -> None:
+        """Keep it in place of what was said before; one that is `Standing.NEW` again is forgotten."""
 
     # -- the server itself ---------------------------------------------------------------------------------------
 

@@ -129,6 +129,17 @@ STEPS: Final = (
     CREATE INDEX uploads_gone ON uploads (updated)
         WHERE phase IN ('cancelled', 'expired', 'invalid') AND session_id IS NULL;
     """,
+    # What people say of groups of exceptions.
+    """
+    CREATE TABLE triages (
+        product  TEXT NOT NULL,
+        "group"  TEXT NOT NULL,
+        standing TEXT NOT NULL,
+        version  TEXT NOT NULL,
+        changed  REAL NOT NULL,
+        PRIMARY KEY (product, "group")
+    ) WITHOUT ROWID;
+    """,
 )
 
 

@@ -21,7 +21,6 @@ The plan as plain values, which is how the catalog keeps it and how people give 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -33,6 +32,7 @@ from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.negotiation import Reason
 from mailboat.protocol.summary import Summary
 from mailboat.server.catalog import SessionState
+from mailboat.server.versions import numbers
 
 DAY: Final = 24 * 3600.0
 
@@ -44,8 +44,6 @@ MAX_DAYS: Final = 36_500.0
 """A hundred years: more is a mistake."""
 _MAX_TEXT: Final = 200
 _MAX_RECORDS: Final = 2**53
-
-_NUMBER: Final = re.compile(r"\d{1,9}")
 
 
 class Details(StrEnum):
@@ -144,7 +142,7 @@ def rule(offer: Summary, plan: Plan | None, agent: str, now: float, account: Acc
     kind, _, version = agent.partition("/")
     if plan.agents and kind not in plan.agents:
         return _rejected(Reason.WRONG_AGENT_TYPE, f"the product takes sessions from {', '.join(plan.agents)} only")
-    if _numbers(version) < _numbers(plan.oldest_agent):
+    if numbers(version) < numbers(plan.oldest_agent):
         return _rejected(Reason.UNSUPPORTED_VERSION, f"agents before {plan.oldest_agent} are no longer taken")
     days = (now - offer.ended) / DAY
     if days > plan.oldest_days:
@@ -203,12 +201,6 @@ def _rejected(reason: Reason, explanation: str) -> Ruling:
     return Ruling(SessionState.REJECTED, reason, explanation)
 
 
-def _numbers(version: str) -> list[int]:
-    """The leading numbers of a version, for comparison."""
-    release = version.partition("+")[0].partition("-")[0]
-    return [int(number) for number in _NUMBER.findall(release)]
-
-
 # -- plain values ------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +237,7 @@ def _text(name: str, value: object) -> str:
 
 def _version(name: str, value: object) -> str:
     text = _text(name, value)
-    if text and not _numbers(text):
+    if text and not numbers(text):
         raise ConfigError(f"plan.{name}={text!r:.80}: a version such as 0.2.0 is needed, or an empty text for any")
     return text
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -188,15 +187,15 @@ def _seen(answer: asyncio.Future[Answer]) -> None:
         answer.exception()
 
 
-_SESSION: Final = "hash(product, session_id)"
+SESSION_KEY: Final = "hash(product, session_id)"
 """A session in 64 bits: what is counted by it is counted in a quarter of the time."""
 
 # -- overview ------------------------------------------------------------------------------------------------------
 
 _ENDED: Final = "count(*) FILTER (status != 'running')"
 _CRASHED: Final = "count(*) FILTER (status = 'crashed')"
-_INSTALLATIONS: Final = "count(DISTINCT nullif(installation, ''))"
-_SESSION_COUNTS: Final = f"count(*) AS sessions, {_INSTALLATIONS} AS installations, {_CRASHED} AS crashed"
+INSTALLATIONS: Final = "count(DISTINCT nullif(installation, ''))"
+_SESSION_COUNTS: Final = f"count(*) AS sessions, {INSTALLATIONS} AS installations, {_CRASHED} AS crashed"
 
 
 def overview(scope: Scope, question: Question) -> Answer:
@@ -276,7 +275,7 @@ def features(scope: Scope, paging: Paging, question: Question) -> Answer:
             SELECT product, session_id, name, count(*) AS n, min(time) AS first, max(time) AS last
             FROM feature WHERE {scope.where("time")} GROUP BY ALL),
         named AS (
-            SELECT name, n, first, last, installation, {_SESSION} AS session
+            SELECT name, n, first, last, installation, {SESSION_KEY} AS session
             FROM used LEFT JOIN (SELECT product, session_id, installation FROM session) USING (product, session_id)),
         names AS (SELECT DISTINCT name, string_split(name, '.') AS steps FROM used),
         nodes AS (
@@ -286,7 +285,7 @@ def features(scope: Scope, paging: Paging, question: Question) -> Answer:
             FROM names)
         SELECT node AS name, nullif(array_to_string(string_split(node, '.')[:-2], '.'), '') AS parent,
                sum(n)::BIGINT AS uses, coalesce(sum(n) FILTER (name = node), 0)::BIGINT AS own,
-               count(DISTINCT session) AS sessions, {_INSTALLATIONS} AS installations,
+               count(DISTINCT session) AS sessions, {INSTALLATIONS} AS installations,
                min(first) AS first, max(last) AS last
         FROM named JOIN nodes USING (name) GROUP BY node ORDER BY uses DESC, name {paging.sql}
         """,
@@ -318,7 +317,7 @@ def values(scope: Scope, kind: str | None, paging: Paging, question: Question) -
     chosen = [f"{sql} WHERE {scope.where('time')}" for name, sql in sources.items() if kind in (None, name)]
     rows = question.rows(
         f"""
-        SELECT kind, name, unit, count(x) AS count, count(DISTINCT {_SESSION}) AS sessions, sum(x) AS sum,
+        SELECT kind, name, unit, count(x) AS count, count(DISTINCT {SESSION_KEY}) AS sessions, sum(x) AS sum,
                min(x) AS min, max(x) AS max, avg(x) AS mean, {_SPREAD} AS spread
         FROM ({" UNION ALL ".join(chosen)}) GROUP BY kind, name, unit
         ORDER BY count DESC, kind, name, unit {paging.sql}
@@ -330,31 +329,6 @@ def values(scope: Scope, kind: str | None, paging: Paging, question: Question) -
         spread = row.pop("spread") or (None, None, None, None)
         row["percentiles"] = dict(zip(("50", "90", "95", "99"), spread, strict=True))
     return {"values": page, "next": cursor}
-
-
-# -- exceptions ----------------------------------------------------------------------------------------------------
-
-
-def exceptions(scope: Scope, paging: Paging, question: Question) -> Answer:
-    """Exceptions that went the same way (`grouping`), most frequent first, each with its latest occurrence."""
-    rows = question.rows(
-        f"""
-        SELECT "group", any_value(name) AS type, count(*) AS count, count(DISTINCT {_SESSION}) AS sessions,
-               {_INSTALLATIONS} AS installations, min(time) AS first, max(time) AS last,
-               list_sort(list_slice(list(DISTINCT version) FILTER (version != ''), 1, {TOP})) AS versions,
-               max(level) AS level, arg_max(message, time) AS message, arg_max(context, time) AS context,
-               arg_max(stack, time) AS stack, arg_max(causes, time) AS causes,
-               arg_max(session_id::VARCHAR, time) AS session, arg_max(sequence, time) AS sequence
-        FROM (SELECT * FROM exception WHERE {scope.where("time")})
-        LEFT JOIN (SELECT product, session_id, version, installation FROM session) USING (product, session_id)
-        GROUP BY "group" ORDER BY count DESC, last DESC, "group" {paging.sql}
-        """,
-        scope.values,
-    )
-    page, cursor = paging.page(rows)
-    for row in page:
-        row["stack"], row["causes"] = json.loads(row["stack"] or "[]"), json.loads(row["causes"] or "[]")
-    return {"exceptions": page, "next": cursor}
 
 
 # -- what is here --------------------------------------------------------------------------------------------------

@@ -15,7 +15,14 @@ from pathlib import Path
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.state import UploadState
-from mailboat.server import sqlite_expiry, sqlite_retention, sqlite_sessions, sqlite_uploads, sqlite_usage
+from mailboat.server import (
+    sqlite_expiry,
+    sqlite_retention,
+    sqlite_sessions,
+    sqlite_triage,
+    sqlite_uploads,
+    sqlite_usage,
+)
 from mailboat.server.catalog import (
     Deletion,
     Doomed,
@@ -28,6 +35,7 @@ from mailboat.server.catalog import (
     SessionQuery,
     SessionRow,
     SessionState,
+    TriageRow,
     UploadRow,
     Usage,
 )
@@ -218,6 +226,14 @@ class SqliteCatalog:
     async def faults(self) -> tuple[str, ...]:
         """See `Catalog.faults`."""
         return await self._engine.read(sqlite_faults)
+
+    async def triages(self, product: str | None) -> tuple[TriageRow, ...]:
+        """See `Catalog.triages`."""
+        return await self._engine.read(partial(sqlite_triage.triages, product=product))
+
+    async def put_triage(self, row: TriageRow) -> None:
+        """See `Catalog.put_triage`."""
+        await self._engine.write(partial(sqlite_triage.put_triage, row=row))
 
     async def note(self, name: str) -> str | None:
         """See `Catalog.note`."""

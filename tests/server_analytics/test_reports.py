@@ -18,7 +18,7 @@ import pytest
 
 from mailboat.protocol import Info, SegmentReader, Status
 from mailboat.protocol.records import COUNTERS
-from mailboat.server import reports
+from mailboat.server import reports, triage
 from mailboat.server.analytics import Analytics
 from mailboat.server.catalog import Origin, SessionState
 from mailboat.server.decoding import Decoder
@@ -255,13 +255,13 @@ def test_values_and_timings(world: World, scope: Scope, kind: str | None) -> Non
 
 @scopes
 def test_exceptions_grouped_by_type_and_way(world: World, scope: Scope) -> None:
-    said = world.ask(lambda question: reports.exceptions(scope, Paging(1000), question))["exceptions"]
+    said = world.ask(lambda question: triage.exceptions(scope, Paging(1000), (), None, question))["exceptions"]
     groups = defaultdict(list)
     for each in world.records(scope, "exception"):
-        groups[each.record.name, tuple(frame[0] for frame in each.record.stack)].append(each)
+        groups[each.product, each.record.name, tuple(frame[0] for frame in each.record.stack)].append(each)
     assert len(said) == len(groups), "two stacks that differ in line numbers alone are one"
     for row in said:
-        group = groups[row["type"], tuple(frame[0] for frame in row["stack"])]
+        group = groups[row["product"], row["type"], tuple(frame[0] for frame in row["stack"])]
         latest = max(group, key=lambda each: each.record.time)
         assert row["count"] == len(group)
         assert row["sessions"] == len({(each.product, each.session) for each in group})
