@@ -26,9 +26,11 @@ from mailboat.agent.alerts import Alerts, OnAlert
 from mailboat.agent.backlog import Backlog, Running, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
+from mailboat.agent.delivery import assemble, stores_of
 from mailboat.agent.eligibility import Eligibility
 from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.http import Http
+from mailboat.agent.link_policy import LinkState
 from mailboat.agent.quota import Quota
 from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport
 from mailboat.agent.rounds import Live, Sources
@@ -36,9 +38,9 @@ from mailboat.agent.scrub import Scrubber
 from mailboat.agent.scrubbed import Recording, ScrubbedRecorder
 from mailboat.agent.session import Session, open_in_child, open_session
 from mailboat.agent.store import Store
+from mailboat.agent.stores import Stores
 from mailboat.agent.synchronizer import Synchronizer
 from mailboat.agent.timing import Timing
-from mailboat.agent.tus_sink import connect
 from mailboat.agent.upkeep import Upkeep
 from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.records import Kind, Level
@@ -68,7 +70,8 @@ class Agent:
         self._files: FileSystem = OsFileSystem()
         self._state = AgentState.NEW if self.config.active else AgentState.DISABLED
         self._session: Session | None = None
-        self._store: Store | None = None
+        self._stores: Stores | None = None
+        self._listeners: list[Callable[[SessionOutcome], None]] = []
         self._disk: ThreadPoolExecutor | None = None
         self._http: Http | None = None
         self._sync: Synchronizer | None = None
@@ -115,7 +118,7 @@ class Agent:
             disk.shutdown(wait=False)
             self._loop = None
             raise
-        self._disk, self._store, self._session = disk, store, session
+        self._disk, self._session = disk, session
         self._state = AgentState.RUNNING
         self._point_at(session)
         process.enter(self)
@@ -133,23 +136,16 @@ class Agent:
     def _deliver(self, session: Session, store: Store, disk: ThreadPoolExecutor) -> None:
         config, agent = self.config, str(session.preamble.info["agent"])
         quota = Quota(config.max_store_bytes, config.max_store_age, config.min_free_bytes)
-        upkeep = self._upkeep = Upkeep(store, disk, self._clocks, quota, lambda: self._state is AgentState.RUNNING)
+        stores = self._stores = stores_of(config, store)
+        upkeep = self._upkeep = Upkeep(stores, disk, self._clocks, quota, lambda: self._state is AgentState.RUNNING)
         send: Callable[[float], None] | None = None
         if config.server is not None:
-            self._http, sink = connect(config, agent, self._clocks, self._files, disk)
-            sources = Sources(store, self._live, disk, self._running, upkeep.take_up)
-            self._sync = Synchronizer(
-                self._http,
-                sources,
-                self._clocks,
-                agent=agent,
-                concurrency=config.upload_concurrency,
-                interval=config.sync_interval,
-                purge=config.purge_sent,
-                sink=sink,
-            )
+            sources = Sources(stores, self._live, disk, self._running, upkeep.take_up)
+            delivery = assemble(config, agent, self._clocks, sources)
+            self._http, self._sync = delivery.http, delivery.synchronizer
+            self._sync.listeners += self._listeners
             self._backlog = self._sync.backlog
-        self._recovered = asyncio.create_task(self._recover(upkeep, store), name="mailboat-recovery")
+        self._recovered = asyncio.create_task(self._recover(upkeep, stores), name="mailboat-recovery")
         self._tasks.append(self._recovered)
         self._tasks.append(asyncio.create_task(self._outlive_loop(), name="mailboat-life"))
         if self._sync is not None and config.synchronize_automatically and config.sender:
@@ -174,14 +170,15 @@ class Agent:
 
     async def stop(self, timeout: float | None = None) -> None:
         """End the session: flush and seal it, then try to deliver for at most `timeout` seconds (None: as configured;
-        zero: not).
+        zero: not). A pause and the policy for links hold.
 
         Nothing is lost when the time runs out. Without effect when the agent does not run.
         """
         if self._state is AgentState.RUNNING and self._loop is not _running_loop():
             await self._stop_elsewhere(timeout)
         elif self._state in (AgentState.RUNNING, AgentState.FORKED):
-            await self._stop(self.config.stop_timeout if timeout is None else timeout)
+            configured = self.config.stop_timeout or 0.0
+            await self._stop(configured if timeout is None else timeout)
 
     async def _stop(self, seconds: float) -> None:
         sync, session = self._sync, self._close_session()
@@ -191,7 +188,7 @@ class Agent:
             if session is not None:
                 await self._seal(session)
             if sync is not None and self.config.sender and seconds > 0:
-                await sync.window(seconds)
+                await sync.last_window(seconds)
         finally:
             await self._let_go()
             process.leave(self)
@@ -250,9 +247,9 @@ class Agent:
 
     def _give_way(self) -> Future[None] | None:
         """Leave the place of the sender to another process."""
-        if self._disk is None or self._store is None:
+        if self._disk is None or self._stores is None:
             return None
-        return self._disk.submit(self._store.cease_sending)
+        return self._disk.submit(self._stores.cease_sending)
 
     # -- recording -----------------------------------------------------------------------------------------------
 
@@ -370,6 +367,20 @@ class Agent:
         """
         self._alerts.add(callback)
 
+    def set_link(self, name: str = "", *, metered: bool = False) -> None:
+        """Say what kind of link there is now: a name of your own, and whether its bytes cost money. The configured
+        `policy` is asked anew, and a pause after failures ends, as the way to the server has changed.
+        """
+        way = LinkState(metered, name)
+        self._in_loop(lambda sync: sync.set_way(way))
+
+    def on_outcome(self, callback: Callable[[SessionOutcome], None]) -> None:
+        """Have `callback` called, within the agent's loop, with the final outcome of each session that this process
+        sends. It must not wait; one that raises is not called again.
+        """
+        self._listeners.append(callback)
+        self._in_loop(lambda sync: sync.listeners.append(callback))
+
     @property
     def status(self) -> Status:
         """How things stand."""
@@ -396,7 +407,7 @@ class Agent:
             status,
             trouble=status.trouble or sync.trouble,
             connectivity=sync.link.link.value,
-            reason=sync.link.reason,
+            reason=sync.why,
             next_attempt=None if until is None else max(0.0, until - self._clocks.now()),
         )
 
@@ -412,11 +423,11 @@ class Agent:
             return None
         return Running(session.id, session.recorder.recorded, session.recorder.lost)
 
-    async def _recover(self, upkeep: Upkeep, store: Store) -> None:
+    async def _recover(self, upkeep: Upkeep, stores: Stores) -> None:
         """Take up what earlier runs left."""
         await upkeep.take_up()
         if self._sync is None:
-            look = functools.partial(read, store, sender=False)
+            look = functools.partial(read, stores)
             try:
                 self._backlog.seen(*await asyncio.get_running_loop().run_in_executor(self._disk, look))
             except OSError as error:
@@ -437,7 +448,7 @@ class Agent:
     def forked(self) -> None:
         """In a forked child: the session is the parent's, and so is all that belongs to its loop."""
         _PARENTS.append((self._loop, self._http, self._sync, self._tasks, self._eligibility, self._upkeep, self._disk))
-        self._loop = self._http = self._sync = self._eligibility = self._upkeep = self._disk = self._store = None
+        self._loop = self._http = self._sync = self._eligibility = self._upkeep = self._disk = self._stores = None
         self._tasks, self._backlog = [], Backlog(self._running)
         self._alerts.leave()
         session, self._session = self._session, None

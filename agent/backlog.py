@@ -6,11 +6,12 @@ The sums are kept, not worked out anew, so that a status costs the same whether 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mailboat.agent.ledger import Ledger, LedgerFile
-from mailboat.agent.store import Found, Store
+from mailboat.agent.ledger import Ledger, LedgerFile, together
+from mailboat.agent.store import Found
+from mailboat.agent.stores import Stores
 from mailboat.protocol.summary import Summary
 
 
@@ -23,9 +24,10 @@ class Running:
     lost: Mapping[str, int]
 
 
-def read(store: Store, *, sender: bool) -> tuple[Found, LedgerFile]:
-    """Look into the store; blocks. The ledger is this process's own while it is the `sender`, else as the file says."""
-    return store.look(), store.ledger if sender else LedgerFile(store.files, store.folder)
+def read(stores: Stores) -> tuple[Found, Sequence[LedgerFile]]:
+    """Look into the stores; blocks. The ledgers are this process's own while it sends, else as the file says."""
+    own = stores.own
+    return stores.look(), stores.ledgers or [LedgerFile(own.files, own.folder)]
 
 
 class Backlog:
@@ -34,7 +36,7 @@ class Backlog:
     def __init__(self, running: Callable[[], Running | None]) -> None:
         """`running` gives the session of this process, None when there is none."""
         self._running = running
-        self._file: LedgerFile | None = None
+        self._files: Sequence[LedgerFile] = ()
         self._waiting: dict[str, Summary] = {}
         self._gone: set[str] = set()
         self._lost: Counter[str] = Counter()
@@ -50,9 +52,10 @@ class Backlog:
         """Whether this session waits."""
         return session_id in self._waiting
 
-    def seen(self, found: Found, file: LedgerFile) -> None:
+    def seen(self, found: Found, files: Sequence[LedgerFile]) -> None:
         """Take what `read` gave."""
-        self._file = file
+        self._files = files
+        self._gone -= {waiting.summary.session_id for waiting in found.waiting}
         self._waiting.clear()
         self._lost.clear()
         self.bytes = self._records = 0
@@ -83,6 +86,7 @@ class Backlog:
         if running is not None and running.session_id not in self._waiting and running.session_id not in self._gone:
             pending += running.recorded
             lost = lost + Counter(running.lost)
-        if self._file is None:
+        if not self._files:
             return Ledger(pending=pending, lost=dict(lost))
-        return self._file.account(pending, lost)
+        own, *others = self._files
+        return together([own.account(pending, lost), *(each.account(0, {}) for each in others)])

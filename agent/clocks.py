@@ -12,6 +12,13 @@ from typing import Protocol
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 
 
+def _east(wall: float) -> float:
+    try:
+        return float(time.localtime(wall).tm_gmtoff)
+    except (OverflowError, ValueError, OSError):  # a clock beyond the years that the system can name
+        return 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Clocks:
     """`monotonic` and `wall` give nanoseconds, `entropy` so many random bytes, `chance` a number in [0, 1)."""
@@ -20,6 +27,7 @@ class Clocks:
     wall: Callable[[], int] = time.time_ns
     entropy: Callable[[int], bytes] = os.urandom
     chance: Callable[[], float] = random.random
+    east: Callable[[float], float] = _east
 
     @property
     def offset(self) -> int:
@@ -29,6 +37,11 @@ class Clocks:
     def now(self) -> float:
         """Monotonic seconds."""
         return self.monotonic() / 1e9
+
+    def local(self) -> float:
+        """Seconds since the epoch by the clock on the wall of this place: whole days of it begin at local midnight."""
+        wall = self.wall() / 1e9
+        return wall + self.east(wall)
 
     def new_id(self) -> str:
         """A new id for a session."""

@@ -18,17 +18,21 @@ from urllib.parse import urlsplit
 import platformdirs
 from yarl import URL
 
+from mailboat.agent.link_policy import LinkPolicy
 from mailboat.protocol.errors import ConfigError
-from mailboat.protocol.limits import MAX_JOURNAL, MAX_SEGMENT, MIB, MIN_JOURNAL
+from mailboat.protocol.limits import MAX_JOURNAL, MAX_SEGMENT, MIB, MIN_JOURNAL, SLOWEST_RATE, SMALLEST_BUDGET
 from mailboat.protocol.sealing import PublicKey, require_library
 from mailboat.protocol.uploads.replies import resolve
 
 TUS_SCHEME: Final = "tus+"
 """What stands before the URL of a plain tus server."""
 
+STOP_TIMEOUT: Final = 2.0
+"""Seconds: what people wait for when they close a program, without asking what it does."""
+
 _ENVIRONMENT: Final = "MAILBOAT_"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
-_NOT_FROM_TEXT: Final = frozenset({"properties", "scrub", "ssl"})
+_NOT_FROM_TEXT: Final = frozenset({"properties", "scrub", "ssl", "policy"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class AgentConfig:
     sealed_journal: Path | None = None
     """Folder for the journals of sealed sessions, which must be in memory; None: one in ``/dev/shm``."""
     synchronize_automatically: bool = True
-    """False: only `force_sync` sends."""
+    """False: only `force_sync` sends, and `stop` where it has a timeout of its own."""
     sync_interval: float = 60.0
     """Between attempts while something waits."""
     startup_delay: float = 5.0
@@ -78,8 +82,8 @@ class AgentConfig:
     """Whether an error makes the running session eligible at once."""
     alert_interval: float = 300.0
     """Between two sends on error."""
-    stop_timeout: float = 2.0
-    """How long `stop` tries to deliver; zero: not at all."""
+    stop_timeout: float | None = None
+    """How long `stop` tries to deliver; zero: not at all. None: 2 s, but zero where only `force_sync` sends."""
     save_interval: float = 5.0
     """How much may be lost with the machine's power."""
     journal_bytes: int = 1 * MIB
@@ -99,13 +103,18 @@ class AgentConfig:
     purge_sent: bool = False
     """Delete sessions once the server has answered, instead of keeping them while there is room."""
     send_all_applications: bool = False
-    """One agent sends for every application of the product on the machine."""
+    """Send for every application of the product that keeps its sessions in this store folder; one agent does."""
     sender: bool = True
-    """False: this agent only records; another one sends."""
+    """False: this agent only records, `force_sync` included; another one sends."""
     upload_concurrency: int = 2
     """Segments sent at the same time."""
     max_upload_rate: int | None = None
     """Bytes a second; None: as fast as it goes."""
+    daily_bytes: int | None = None
+    """Bytes of segments and offers on a day of local time, over restarts; None: any number. Holds for `force_sync`."""
+    policy: LinkPolicy | None = None
+    """Which sessions may be sent over which link, where the agent sends by itself; None: all, always. `link_policy` has
+    ready ones, such as `urgent_when_metered` and ``quiet_hours(22, 6)``."""
     ssl: tls.SSLContext | bool = True
     """As in aiohttp: a context of the application's own, for a private authority."""
 
@@ -116,6 +125,8 @@ class AgentConfig:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         if self.seal_to is not None:
             _check_public_key(self.seal_to)
+        if self.stop_timeout is None:
+            object.__setattr__(self, "stop_timeout", STOP_TIMEOUT if self.synchronize_automatically else 0.0)
         if self.server is not None:
             _check_server(self.server)
         for name, low, high, unit in _BOUNDS:
@@ -124,6 +135,9 @@ class AgentConfig:
             raise ConfigError(f"properties={self.properties!r}: expected a mapping of names to plain values")
         if self.scrub is not None and not callable(self.scrub):
             raise ConfigError(f"scrub={self.scrub!r}: expected a callable that takes a name and a map, or None")
+        if self.policy is not None and not callable(self.policy):
+            wanted = "a callable that takes link and priority and tells whether to send, or None"
+            raise ConfigError(f"policy={self.policy!r}: expected {wanted}")
 
     @property
     def active(self) -> bool:
@@ -164,9 +178,10 @@ _BOUNDS: Final = (
     ("max_store_age", 60.0, None, "seconds"),
     ("min_free_bytes", 0, None, "bytes"),
     ("upload_concurrency", 1, 16, "uploads"),
-    ("max_upload_rate", 1024, None, "bytes a second, or None"),
+    ("max_upload_rate", SLOWEST_RATE, None, "bytes a second, or None"),
+    ("daily_bytes", SMALLEST_BUDGET, None, "bytes a day, or None"),
 )
-_MAY_BE_NONE: Final = frozenset({"max_store_bytes", "max_upload_rate"})
+_MAY_BE_NONE: Final = frozenset({"max_store_bytes", "max_upload_rate", "daily_bytes"})
 
 
 def _check_bound(name: str, value: object, low: float, high: float | None, unit: str) -> None:

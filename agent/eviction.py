@@ -11,11 +11,12 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from mailboat.agent.ended import Waiting
 from mailboat.agent.files import FileSystem
 from mailboat.agent.ledger import Ending
 from mailboat.agent.quota import Evicted, Kept, Quota, Standing, evictions
 from mailboat.agent.segment_file import segment_paths
-from mailboat.agent.store import LIVE, QUARANTINED, SENT, Store, Waiting
+from mailboat.agent.store import LIVE, QUARANTINED, SENT, Store
 from mailboat.protocol.ids import is_canonical
 
 log = logging.getLogger("mailboat")

@@ -5,14 +5,15 @@
 Sessions that reached their end are summed up in one file; what is pending is counted from the store's folders, so it
 cannot disagree with them. A batch of endings is first written into the ledger together with the moves it asks for,
 then the folders are moved; a crash in between leaves moves that the next opening of the store completes. So nothing
-is counted twice.
+is counted twice. A session that the server asks for again is taken out of the account in the same way: the move back
+to those that wait has the fate `RETURNED`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +21,20 @@ from typing import Any, Final
 from mailboat.agent.files import TEMPORARY, FileSystem
 
 FILE_NAME: Final = "ledger.json"
+ACCEPTED, DECLINED, REJECTED, EVICTED, LOST = "accepted", "declined", "rejected", "evicted", "lost"
+QUARANTINED: Final = "quarantined"
+RETURNED: Final = "returned"
+"""The move of a session that was declined, and is asked for after all."""
+
 _VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Records by what became of them. `rejected`, `evicted` and `lost` are by reason."""
+    """Records by what became of them. `rejected`, `evicted` and `lost` are by reason.
+
+    `store` tells whose account this is: an id that a store has for good, and nobody else.
+    """
 
     accepted: int = 0
     declined: int = 0
@@ -33,6 +42,7 @@ class Ledger:
     evicted: Mapping[str, int] = field(default_factory=dict)
     lost: Mapping[str, int] = field(default_factory=dict)
     pending: int = 0
+    store: str = ""
 
     @property
     def recorded(self) -> int:
@@ -50,13 +60,36 @@ class Ledger:
             "evicted": dict(self.evicted),
             "lost": dict(self.lost),
             "pending": self.pending,
+            "store": self.store,
         }
+
+
+def together(ledgers: Sequence[Ledger]) -> Ledger:
+    """One account of several stores; of one, that one."""
+    if len(ledgers) == 1:
+        return ledgers[0]
+    by_reason: list[Counter[str]] = [Counter(), Counter(), Counter()]
+    for each in ledgers:
+        for sums, counts in zip(by_reason, (each.rejected, each.evicted, each.lost), strict=True):
+            sums.update(counts)
+    rejected, evicted, lost = map(dict, by_reason)
+    return Ledger(
+        accepted=sum(each.accepted for each in ledgers),
+        declined=sum(each.declined for each in ledgers),
+        rejected=rejected,
+        evicted=evicted,
+        lost=lost,
+        pending=sum(each.pending for each in ledgers),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What became of one session: `fate` is accepted, declined, rejected or evicted. `lost` records never reached a
-    segment.
+    """What became of one session: `fate` is accepted, declined, rejected, evicted, quarantined or lost. `lost` records
+    never reached a segment. `why` says it for people, where the reason does not.
+
+    Quarantined is a session that the server could not be made to take. In the account it is one that was rejected: it
+    will not arrive, though nothing of it is deleted.
     """
 
     session_id: str
@@ -64,6 +97,7 @@ class Ending:
     reason: str
     records: int
     lost: Mapping[str, int] = field(default_factory=dict)
+    why: str = ""
 
 
 class LedgerFile:
@@ -74,6 +108,7 @@ class LedgerFile:
         self._files = files
         self._path = folder / FILE_NAME
         self.damaged = False
+        self.store = ""
         self._sums: Counter[tuple[str, str]] = Counter()
         self.unmoved: dict[str, str] = {}
         self._read()
@@ -85,6 +120,7 @@ class LedgerFile:
             moves = {str(session_id): str(fate) for session_id, fate in values["moves"].items()}
             self._sums = Counter({(fate, reason): max(count, 0) for (fate, reason), count in sums.items()})
             self.unmoved = moves
+            self.store = str(values.get("store", ""))
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -96,6 +132,16 @@ class LedgerFile:
             if name.startswith(FILE_NAME) and name.endswith(TEMPORARY):
                 self._files.remove(self._path.with_name(name))
 
+    def name(self, store: str) -> None:
+        """Give the store its id, durably, unless it has one. Raises `OSError`; it has none then."""
+        if not self.store:
+            self.store = store
+            try:
+                self._keep(self._sums, self.unmoved)
+            except OSError:
+                self.store = ""
+                raise
+
     def add(self, endings: Iterable[Ending], unmoved: Mapping[str, str] | None = None) -> None:
         """Count sessions that ended, durably; their folders may be moved after this. `unmoved` are those counted
         before whose folders are still to be moved. Raises `OSError`; nothing is counted then.
@@ -103,10 +149,25 @@ class LedgerFile:
         endings = tuple(endings)
         sums = Counter(self._sums)
         for ending in endings:
-            sums[ending.fate, ending.reason] += ending.records
+            sums[_place(ending)] += ending.records
             sums.update({("lost", reason): count for reason, count in ending.lost.items()})
-        moves = {**(unmoved or {}), **{ending.session_id: ending.fate for ending in endings}}
-        values = {"version": _VERSION, "sums": {"/".join(key): n for key, n in sums.items()}, "moves": moves}
+        self._keep(sums, {**(unmoved or {}), **{ending.session_id: ending.fate for ending in endings}})
+
+    def take_back(self, ending: Ending, unmoved: Mapping[str, str]) -> None:
+        """Undo what `add` did for one session, durably; its folder may be moved back after this. Raises `OSError`."""
+        sums = Counter(self._sums)
+        sums[_place(ending)] = max(0, sums[_place(ending)] - ending.records)
+        for reason, count in ending.lost.items():
+            sums["lost", reason] = max(0, sums["lost", reason] - count)
+        self._keep(sums, {**unmoved, ending.session_id: RETURNED})
+
+    def _keep(self, sums: Counter[tuple[str, str]], moves: dict[str, str]) -> None:
+        values = {
+            "version": _VERSION,
+            "store": self.store,
+            "sums": {"/".join(key): count for key, count in sums.items()},
+            "moves": moves,
+        }
         self._files.replace_content(self._path, json.dumps(values).encode())
         self._sums, self.unmoved = sums, moves
 
@@ -122,4 +183,10 @@ class LedgerFile:
             evicted=dict(by_fate.get("evicted", {})),
             lost=dict(by_fate.get("lost", Counter()) + Counter(lost)),
             pending=pending,
+            store=self.store,
         )
+
+
+def _place(ending: Ending) -> tuple[str, str]:
+    """Under which fate and reason its records are counted."""
+    return (REJECTED, QUARANTINED) if ending.fate == QUARANTINED else (ending.fate, ending.reason)

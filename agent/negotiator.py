@@ -10,6 +10,7 @@ from mailboat.agent.clocks import Clocks
 from mailboat.agent.http import TRANSPORT_FAILURES, Answer, Http, told
 from mailboat.agent.ledger import Ledger
 from mailboat.agent.report import one_line
+from mailboat.agent.traffic import Held, Traffic
 from mailboat.protocol import wire
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE, WireError
 from mailboat.protocol.limits import KIB, MAX_REPLY
@@ -19,6 +20,8 @@ from mailboat.protocol.uploads.http_dates import retry_after
 from mailboat.protocol.uploads.outcomes import NotOurs, Refused, Retry, Unauthorised
 
 PATH: Final = "/v1/negotiate"
+STATUS_PATH: Final = "/v1/status"
+_MOST_OF_STATUS: Final = 4 * KIB
 _TOO_MANY, _TIMED_OUT, _SERVER_ERRORS = 429, 408, 500
 
 _MOST_FOR_OFFER: Final = 4 * KIB
@@ -36,9 +39,32 @@ class Replied:
 Outcome = Replied | Retry | Unauthorised | Refused | NotOurs
 
 
-async def negotiate(http: Http, clocks: Clocks, agent: str, offers: tuple[Summary, ...], ledger: Ledger) -> Outcome:
-    """Offer sessions; never raises but for cancellation."""
+async def probe(http: Http, clocks: Clocks) -> Retry | NotOurs | None:
+    """Ask whether the server is there, at the cost of a few hundred bytes; None if it is. Never raises but for
+    cancellation.
+    """
+    url = http.url(STATUS_PATH)
+    assert url is not None  # noqa: S101 - a path of our own is always of this server
+    try:
+        answer = await http.request("GET", url, {}, limit=_MOST_OF_STATUS)
+    except TRANSPORT_FAILURES as error:
+        return Retry(0.0, told(error))
+    match understand(answer, clocks.wall() / 1e9):
+        case Retry() | NotOurs() as down if SERVER_HEADER.lower() not in answer.headers or isinstance(down, Retry):
+            return down
+    return None  # whatever it says of the request: it is ours, and it answers
+
+
+async def negotiate(
+    http: Http, clocks: Clocks, agent: str, offers: tuple[Summary, ...], ledger: Ledger, traffic: Traffic
+) -> Outcome | Held:
+    """Offer sessions; never raises but for cancellation. `Held`: the day's budget has no room for that many."""
     request = Request(agent, offers, sent=clocks.wall() / 1e9, ledger=ledger.to_wire())
+    body = wire.compress(request.encode())
+    granted = await traffic.grant(len(body), least=len(body))
+    if isinstance(granted, Held):
+        return granted
+    await traffic.pace(len(body))
     headers = {
         "Content-Type": wire.MSGPACK_MEDIA_TYPE,
         "Content-Encoding": "zstd",
@@ -48,7 +74,7 @@ async def negotiate(http: Http, clocks: Clocks, agent: str, offers: tuple[Summar
     url, limit = http.url(PATH), most_of_a_reply(offers)
     assert url is not None  # noqa: S101 - a path of our own is always of this server
     try:
-        answer = await http.request("POST", url, headers, wire.compress(request.encode()), limit)
+        answer = await http.request("POST", url, headers, body, limit)
     except TRANSPORT_FAILURES as error:
         return Retry(0.0, told(error))
     return understand(answer, clocks.wall() / 1e9, limit)

@@ -28,15 +28,15 @@ What is asked for often (`next`, `sent`, `progressed`) costs the same whether te
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
+from mailboat.agent.entries import Entry, Fate, Phase
+from mailboat.agent.link_policy import Priority
 from mailboat.protocol.limits import BACKOFF_LONGEST, MAX_RETRY_AFTER, POISON_ATTEMPTS
 from mailboat.protocol.negotiation import Decision, Reply, Verdict
-from mailboat.protocol.records import COUNTERS
-from mailboat.protocol.summary import SegmentState, Status, Summary
+from mailboat.protocol.summary import SegmentState, Summary
 from mailboat.protocol.uploads.outcomes import (
     Advanced,
     Completed,
@@ -62,27 +62,6 @@ than two or three milliseconds (500 took 3.4 and 5.0)."""
 CONFIRM_AT: Final = 50
 """So many sessions are sent before they are confirmed together: a window that closes loses little, and requests stay
 few."""
-
-_ERROR: Final = COUNTERS.index("error")
-_CRITICAL: Final = COUNTERS.index("critical")
-
-
-class Phase(Enum):
-    """Where a session stands; see the module."""
-
-    OFFER = "offer"
-    SEND = "send"
-    ENDED = "ended"
-
-
-class Fate(Enum):
-    """How a session ended, or did not yet."""
-
-    PENDING = "pending"
-    ACCEPTED = "accepted"
-    DECLINED = "declined"
-    REJECTED = "rejected"
-    QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,63 +101,23 @@ class Busy:
 Task = Negotiate | Send | Wait | Idle | Busy
 
 
-@dataclass(slots=True)
-class Entry:
-    """What the planner knows of one session. It keeps `left`, the bytes that the server does not hold as far as is
-    known (none once the session has ended), and `best`, the most that it ever held.
-    """
-
-    summary: Summary
-    phase: Phase = Phase.OFFER
-    fate: Fate = Fate.PENDING
-    reason: str = ""
-    explanation: str = ""
-    priority: int = 0
-    not_before: float = 0.0
-    refusals: int = 0
-    stalls: int = 0
-    uploaded: bool = False
-    asked: bool = False
-    left: int = 0
-    best: int = 0
-    open: bool = False
-    urls: dict[int, str] = field(default_factory=dict)
-    held: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def running(self) -> bool:
-        """Whether the session still grows."""
-        return self.summary.status is Status.RUNNING
-
-    @property
-    def order(self) -> tuple[bool, bool, int, float]:
-        """What only has to be confirmed comes first, then errors, then what the server wants most, then the newest."""
-        counts = self.summary.counts
-        return (not self.uploaded, not (counts[_ERROR] or counts[_CRITICAL]), -self.priority, -self.summary.started)
-
-    def unsent(self) -> Iterator[SegmentState]:
-        """The segments of which the server lacks something, or the end."""
-        for segment in self.summary.segments:
-            if segment.index in self.urls and (segment.sealed or self.held.get(segment.index, 0) < segment.size):
-                yield segment
-
-    @property
-    def lacking(self) -> int:
-        """Bytes that the server does not hold."""
-        return sum(max(0, segment.size - self.held.get(segment.index, 0)) for segment in self.summary.segments)
-
-    def grew_to(self, summary: Summary) -> None:
-        """The session has more now than it had."""
-        self.summary, self.phase, self.uploaded = summary, Phase.OFFER, False
-        self.stalls = self.refusals = 0
+def _all(_priority: Priority) -> bool:
+    """Everything may be sent."""
+    return True
 
 
 class Planner:
     """The sessions to be delivered, and what to do next about them."""
 
     def __init__(self) -> None:
-        """Knows nothing yet; see `refresh`. `open` sessions have not ended, and `left` bytes of them are to be sent."""
+        """Knows nothing yet; see `refresh`. `open` sessions have not ended, and `left` bytes of them are to be sent.
+
+        Of sessions with a priority that `permits` does not let pass, nothing is said or sent; `held` counts how often
+        that was so since the last `begin`.
+        """
         self.entries: dict[str, Entry] = {}
+        self.permits: Callable[[Priority], bool] = _all
+        self.held = 0
         self.open = 0
         self.left = 0
         self._negotiating = False
@@ -204,7 +143,7 @@ class Planner:
 
     def begin(self) -> None:
         """Begin a `refresh` in pieces: then `meet` all sessions, some at a time, and `forget_absent` ones."""
-        self._negotiating = False
+        self._negotiating, self.held = False, 0
         self._unmet = set(self.entries)
         self._to_confirm.clear()
         self._flights.clear()
@@ -229,10 +168,15 @@ class Planner:
     def forget_absent(self) -> None:
         """Those that were not met since `begin` are gone."""
         for session_id in self._unmet:
-            absent = self.entries.pop(session_id)
-            self.left -= absent.left
-            self.open -= absent.open
+            self.drop(session_id)
         self._unmet.clear()
+
+    def drop(self, session_id: str) -> None:
+        """What is known of a session is out of date: it begins anew with the next `refresh`."""
+        entry = self.entries.pop(session_id, None)
+        if entry is not None:
+            self.left -= entry.left
+            self.open -= entry.open
 
     def reconsider(self, session_id: str) -> None:
         """What followed from a session's end could not be carried out: take it for pending again."""
@@ -264,6 +208,10 @@ class Planner:
             if entry is None or segment is None:
                 heapq.heappop(self._sending)
                 continue
+            if not self._permitted(entry):
+                heapq.heappop(self._sending)
+                entry.phase, entry.asked = Phase.OFFER, True
+                continue
             held = entry.held.get(segment.index, 0)
             return Send(entry.summary.session_id, segment, entry.urls[segment.index], held)
         return None
@@ -277,22 +225,31 @@ class Planner:
     def _offers(self, now: float) -> tuple[Summary, ...]:
         while self._later and self._later[0][0] <= now:
             session_id = heapq.heappop(self._later)[1]
-            heapq.heappush(self._asking, (self.entries[session_id].order, session_id))
+            if session_id in self.entries:
+                heapq.heappush(self._asking, (self.entries[session_id].order, session_id))
         offers: dict[str, Summary] = {}
         while self._asking and len(offers) < self._max_offers:
             session_id = heapq.heappop(self._asking)[1]
-            entry = self.entries[session_id]
-            if entry.phase is Phase.OFFER and not entry.asked and entry.not_before <= now:
+            entry = self.entries.get(session_id)
+            if entry is not None and entry.due(now) and self._permitted(entry):
                 offers[session_id] = entry.summary
         return tuple(offers.values())
+
+    def _permitted(self, entry: Entry) -> bool:
+        """Whether anything may be said of it now; if not, it waits for the next `refresh`."""
+        if self.permits(entry.urgency):
+            return True
+        self.held += 1
+        entry.reason = "held back by the policy for this link"
+        return False
 
     def _waiting(self) -> Task:
         if self._flights:
             return Busy()
         while self._later:
             until, session_id = self._later[0]
-            entry = self.entries[session_id]
-            if entry.phase is Phase.OFFER and not entry.asked and entry.not_before == until:
+            entry = self.entries.get(session_id)
+            if entry is not None and entry.due(until) and entry.not_before == until:
                 return Wait(until)
             heapq.heappop(self._later)
         return Idle()
@@ -319,19 +276,26 @@ class Planner:
             self._note(entry)
         return ended
 
+    def offer_fewer(self, task: Negotiate) -> bool:
+        """The request is too large to be sent; False when it could not be smaller."""
+        self._negotiating = False
+        self._max_offers = max(1, len(task.offers) // 2)
+        if len(task.offers) == 1:
+            return False
+        for offer in task.offers:
+            if offer.session_id in self.entries:
+                self._offer(self.entries[offer.session_id])
+        return True
+
     def refused(self, task: Negotiate, reason: str, now: float) -> list[Entry] | None:
         """The server refuses the request as a whole. Fewer are offered at a time then, until the one that it cannot
         take stands alone; returns that one if it is put aside.
 
         None when it is not about one session: the server has understood no offer yet, or refuses one after the other.
         """
-        self._negotiating = False
-        self._max_offers = max(1, len(task.offers) // 2)
-        entries = [self.entries[offer.session_id] for offer in task.offers if offer.session_id in self.entries]
-        if len(task.offers) > 1:
-            for entry in entries:
-                self._offer(entry)
+        if self.offer_fewer(task):
             return []
+        entries = [self.entries[offer.session_id] for offer in task.offers if offer.session_id in self.entries]
         self._alone += 1
         if self._understood and self._alone == 1:
             return [entry for entry in entries if self._refuse(entry, reason, now)]

@@ -31,13 +31,14 @@ from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
+from mailboat.agent.ended import read_preamble
 from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_same_boot
 from mailboat.agent.intake import Lost
 from mailboat.agent.journal_place import read_declared, read_journal
 from mailboat.agent.leftovers import Left, LeftBehind, left_behind
 from mailboat.agent.segment_file import SegmentFile, has_set_aside, segment_paths, set_aside
-from mailboat.agent.store import LIVE, SessionFolder, Store, read_preamble
+from mailboat.agent.store import LIVE, SessionFolder, Store
 from mailboat.protocol.errors import ConfigError, SegmentError
 from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records, unpack, whole_records
 from mailboat.protocol.records import (

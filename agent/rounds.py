@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,17 +19,20 @@ from typing import Final, TypeVar
 
 from mailboat.agent.backlog import Backlog, Running, read
 from mailboat.agent.clocks import Clocks
+from mailboat.agent.entries import Entry, Fate
 from mailboat.agent.http import Http
-from mailboat.agent.ledger import Ending
+from mailboat.agent.ledger import LOST, Ending
+from mailboat.agent.negotiator import Outcome as Answered
 from mailboat.agent.negotiator import Replied, negotiate
-from mailboat.agent.planner import Entry, Fate, Idle, Negotiate, Planner, Send, Wait
+from mailboat.agent.planner import Idle, Negotiate, Planner, Send, Wait
 from mailboat.agent.report import SessionOutcome, one_line
 from mailboat.agent.segment_file import segment_name
-from mailboat.agent.store import Store
+from mailboat.agent.stores import Stores
+from mailboat.agent.traffic import Held, Traffic
 from mailboat.agent.tus_sink import TusSink
 from mailboat.agent.uploader import Broken, Uploader
 from mailboat.agent.window import Window, outcome_of
-from mailboat.protocol.negotiation import Policy
+from mailboat.protocol.negotiation import Policy, Wish
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.outcomes import Exhausted, NotOurs, Outcome, Refused, Retry, Unauthorised
 
@@ -40,6 +43,9 @@ SLICE: Final = 200
 
 FAILED_UPLOADS: Final = 3
 """So many uploads in a row that the server answered but could not take mean that it is the server, not the upload."""
+
+OTHER_SENDS: Final = "another process sends for this store"
+"""Why a round did nothing, where that is so."""
 
 ABOUT_OFFERS: Final = frozenset({400, 413, 422})
 """The refusals of a negotiation that one of its offers may have caused."""
@@ -64,6 +70,15 @@ def _reason(outcome: Retry | Unauthorised | NotOurs) -> str:
             return reason
 
 
+class BudgetSpent(Exception):
+    """Ends a round: nothing more may be sent before `after` seconds from now."""
+
+    def __init__(self, held: Held) -> None:
+        """The reason is for people."""
+        super().__init__(held.reason)
+        self.after = held.after
+
+
 @dataclass(frozen=True, slots=True)
 class Live:
     """The running session as it stands on disk."""
@@ -86,10 +101,10 @@ class Sources:
     """Where sessions come from.
 
     `live` flushes the running session and gives it as it stands (None when there is none), `running` how many records
-    it has; `recover` takes up sessions whose process died; `disk` is the executor on which the store is used.
+    it has; `recover` takes up sessions whose process died; `disk` is the executor on which the stores are used.
     """
 
-    store: Store
+    stores: Stores
     live: Callable[[], Awaitable[Live | None]]
     disk: Executor
     running: Callable[[], Running | None] = _no_session
@@ -98,7 +113,8 @@ class Sources:
 
 @dataclass(slots=True)
 class Rounds:
-    """The rounds of one store and one server; there is one at a time. `reached` is called at each proper answer.
+    """The rounds of one sender and one server; there is one at a time. `reached` is called at each proper answer,
+    `told` with the final outcome of each session.
 
     `sink` takes the place of negotiation and uploads where the server is none of ours.
     """
@@ -109,12 +125,15 @@ class Rounds:
     agent: str
     concurrency: int
     purge: bool
+    traffic: Traffic
     reached: Callable[[], None]
+    told: Callable[[SessionOutcome], None]
     sink: TusSink | None = None
     planner: Planner = field(default_factory=Planner)
     outcomes: dict[str, SessionOutcome] = field(default_factory=dict)
     ended: asyncio.Condition = field(default_factory=asyncio.Condition)
     policy: Policy = field(default_factory=Policy)
+    again: bool = False
     backlog: Backlog = field(init=False)
     _uploader: Uploader = field(init=False)
     _folders: dict[str, Path] = field(default_factory=dict)
@@ -127,20 +146,23 @@ class Rounds:
     def __post_init__(self) -> None:
         """What is made of the rest."""
         self.backlog = Backlog(self.sources.running)
-        self._uploader = Uploader(self.http, self.clocks, self.sources.disk)
+        self._uploader = Uploader(self.http, self.clocks, self.sources.disk, self.traffic)
 
     async def run(self, window: Window) -> float | None:
         """One round; returns when to begin another one at the latest (monotonic seconds), if there is such a time.
 
-        Raises `LinkDown`, and `OSError` when the store cannot be used.
+        Raises `LinkDown`, `BudgetSpent`, and `OSError` when the store cannot be used.
         """
         window.begin()
-        sender = await self._on_disk(self.sources.store.become_sender)
+        was_sender = bool(self.sources.stores.served)
+        sender = await self._on_disk(self.sources.stores.become_sender, self.clocks.new_id)
+        if not was_sender:
+            self.traffic.reread()
         if sender:
             await self.sources.recover()
         await self._look(window, sender=sender)
         if not sender:
-            window.error = "another process sends for this store"
+            window.error = OTHER_SENDS
             return None
         task = asyncio.current_task()
         cancelled = task.cancelling() if task is not None else 0
@@ -166,15 +188,15 @@ class Rounds:
     async def _look(self, window: Window, *, sender: bool) -> None:
         """See what there is to deliver."""
         live = await self.sources.live() if window.include_live else None
-        found, ledger = await self._on_disk(lambda: read(self.sources.store, sender=sender))
-        self.backlog.seen(found, ledger)
+        found, ledgers = await self._on_disk(lambda: read(self.sources.stores))
+        self.backlog.seen(found, ledgers)
         if not sender:
             return
-        await self._set_aside(found.unreadable)
+        await self._set_aside([Ending(each, LOST, "unreadable", 0, why=why) for each, why in found.unreadable.items()])
         await self._look_again_at_unentered()
         folders = {waiting.summary.session_id: waiting.path for waiting in found.waiting}
         summaries = [waiting.summary for waiting in found.waiting]
-        if live is not None and live.summary.session_id not in folders:
+        if live is not None and live.summary.session_id not in folders and self._wants(live.summary, window):
             summaries.append(live.summary)
             folders[live.summary.session_id] = live.folder
         self._folders = folders
@@ -184,6 +206,15 @@ class Rounds:
             self.planner.meet(some)
             await asyncio.sleep(0)
         self.planner.forget_absent()
+
+    def _wants(self, running: Summary, window: Window) -> bool:
+        """Whether it is of any use to offer the running session before it has ended."""
+        match self.policy.details:
+            case Wish.NONE:
+                return window.everything
+            case Wish.ERRORS:
+                return window.everything or running.errors > 0
+        return True
 
     async def _look_again_at_unentered(self) -> None:
         """Ends that the disk refused to take down: either they are entered by now, or the session still waits."""
@@ -226,21 +257,40 @@ class Rounds:
                     await self._landed.wait()
 
     async def _negotiate(self, task: Negotiate, window: Window) -> None:
+        outcome: Answered | Held
         if self.sink is not None:
             outcome = await self.sink.negotiate(task.offers, self._folders)
         else:
-            outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, self.backlog.ledger)
+            ledger = self.backlog.ledger
+            outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, ledger, self.traffic)
         match outcome:
             case Replied(reply):
                 self.reached()
                 self.policy = reply.policy
+                self.traffic.ask(reply.policy.max_rate)
+                await self._take_back(reply.wanted)
                 ended = self.planner.negotiated(task, reply, self.clocks.now())
             case Refused(status, _, detail):
                 ended = self._refused(task, status, f"the server refuses the offer: {status} {detail}".rstrip())
+            case Held():
+                if not self.planner.offer_fewer(task):
+                    raise BudgetSpent(outcome)
+                return
             case down:
                 raise LinkDown(down)
         await self._finish(ended, window)
         window.tell(self.planner)
+
+    async def _take_back(self, wanted: Sequence[str]) -> None:
+        """The server asks for sessions that it had declined; those that are still kept wait again."""
+        if not wanted:
+            return
+        back = await self._on_disk(self.sources.stores.take_back, wanted)
+        for session_id in back:
+            self.planner.drop(session_id)
+            self.outcomes.pop(session_id, None)
+        self.again |= bool(back)
+        log.info("the server asks for %d sessions that it had declined, %d are still here", len(wanted), len(back))
 
     def _refused(self, task: Negotiate, status: int, reason: str) -> list[Entry]:
         """An offer may be what the server cannot take; a fault of the request as such would be that of all of them."""
@@ -264,6 +314,8 @@ class Rounds:
         match outcome:
             case Broken(after, reason):
                 raise LinkDown(Retry(after, reason))
+            case Held():
+                raise BudgetSpent(outcome)
             case Unauthorised() | NotOurs():
                 raise LinkDown(outcome)
             case Retry() | Exhausted():
@@ -298,20 +350,19 @@ class Rounds:
 
     async def _enter(self, ended: Sequence[Entry], window: Window) -> None:
         """The ledger first, then the folders, then whoever waits for them."""
-        final = [entry for entry in ended if entry.fate is not Fate.QUARANTINED]
         endings = [
             Ending(each.summary.session_id, each.fate.value, each.reason, each.summary.records, each.summary.lost)
-            for each in final
+            for each in ended
         ]
         try:
-            await self._on_disk(lambda: self.sources.store.finish(endings, purge=self.purge))
+            final = [each for each in endings if each.fate != Fate.QUARANTINED.value]
+            await self._on_disk(lambda: self.sources.stores.finish(final, purge=self.purge))
         except OSError:
             # Whether they are entered shows when the ledger is read anew, by whoever becomes the sender next.
             self._unentered.update((entry.summary.session_id, entry) for entry in ended)
-            await self._on_disk(self.sources.store.cease_sending)
+            await self._on_disk(self.sources.stores.cease_sending)
             raise
-        poisoned = {each.summary.session_id: each.reason for each in ended if each.fate is Fate.QUARANTINED}
-        stuck = await self._set_aside(poisoned)
+        stuck = await self._set_aside([each for each in endings if each.fate == Fate.QUARANTINED.value])
         await self._announce([entry for entry in ended if entry.summary.session_id not in stuck], window)
 
     async def _announce(self, ended: Iterable[Entry], window: Window) -> None:
@@ -322,20 +373,23 @@ class Rounds:
             if entry.fate is Fate.REJECTED:
                 log.warning("session %s is rejected: %s", session_id, one_line(f"{entry.reason} {entry.explanation}"))
         self.backlog.ended(entry.summary.session_id for entry in ended)
+        for entry in ended:
+            self.told(self.outcomes[entry.summary.session_id])
         async with self.ended:
             self.ended.notify_all()
 
-    async def _set_aside(self, reasons: Mapping[str, str]) -> set[str]:
+    async def _set_aside(self, endings: Sequence[Ending]) -> set[str]:
         """Put sessions into quarantine; returns those with which that could not be done: they stop nothing else."""
         stuck = set()
-        for session_id, reason in reasons.items():
+        for ending in endings:
+            session_id, reason = ending.session_id, one_line(ending.why or ending.reason)
             try:
-                await self._on_disk(self.sources.store.quarantine, session_id, reason)
-                log.warning("session %s is put aside: %s", session_id, one_line(reason))
+                await self._on_disk(self.sources.stores.set_aside, ending)
+                log.warning("session %s is put aside: %s", session_id, reason)
             except OSError as error:
                 stuck.add(session_id)
                 if session_id not in self._stuck:
-                    log.warning("session %s (%s) cannot be put aside: %s", session_id, one_line(reason), error)
+                    log.warning("session %s (%s) cannot be put aside: %s", session_id, reason, error)
         self._stuck |= stuck
         return stuck
 

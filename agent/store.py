@@ -9,7 +9,7 @@
             journal       see `journal`; that of a sealed session is in memory, and ``journal.at`` says where
             000000.zst    its segments, see `mailboat.protocol.segment`
         waiting/ID/       an ended session that the server has not answered for
-        sent/ID/          one that it has, kept until the space is wanted
+        sent/ID/          one that it has, kept until the space is wanted; with a `receipt` unless accepted
         quarantined/ID/   one that cannot be read or sent, with the reason in `reason`
         ledger.json       see `ledger`
         sender.lock       held by the one process that sends
@@ -29,29 +29,32 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Final
 
+from mailboat.agent.ended import Waiting, counts_of, legible_records, read_waiting
 from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_running
 from mailboat.agent.journal_place import JOURNAL, JOURNAL_AT, remove
-from mailboat.agent.ledger import Ending, LedgerFile
-from mailboat.agent.segment_file import UNFINISHED, SegmentFile, segment_paths
+from mailboat.agent.ledger import ACCEPTED, DECLINED, LOST, REJECTED, RETURNED, Ending, LedgerFile
+from mailboat.agent.segment_file import UNFINISHED, SegmentFile
 from mailboat.protocol.errors import SegmentError, StoreError, WireError
 from mailboat.protocol.ids import is_canonical
-from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.sealing import Entropy
-from mailboat.protocol.segment import SKIPPABLE, Preamble, Seal
-from mailboat.protocol.summary import Summary, summarise
+from mailboat.protocol.segment import Preamble
 
 log = logging.getLogger("mailboat")
 
 LOCK: Final = "lock"
 REASON: Final = "reason"
+RECEIPT: Final = "receipt"
+"""What the server said of a session that it did not take: the fate, and the reason in the next line."""
 SENDER_LOCK: Final = "sender.lock"
 NEW, LIVE, WAITING, SENT, QUARANTINED = "new", "live", "waiting", "sent", "quarantined"
+FATES: Final = frozenset({ACCEPTED, DECLINED, REJECTED, QUARANTINED})
+"""What a receipt may say."""
 _NOT_OURS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOTSUP})
 """How a system says that a folder cannot be synced by us; then it was not made by us either."""
 _FIRST_READ: Final = 4096
@@ -78,14 +81,6 @@ class SessionFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """An ended session that waits for the server."""
-
-    path: Path
-    summary: Summary
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
     """What a look into the store found; `unreadable` are sessions by id, with the reason."""
 
@@ -104,6 +99,13 @@ class Store:
         self._ledger: LedgerFile | None = None
         self._known: dict[str, Waiting] = {}
         self._settled = False
+
+    @classmethod
+    def at(cls, files: FileSystem, folder: Path) -> Store:
+        """The store in a folder that is there already, whatever the names were."""
+        store = cls(files, folder.parent.parent, folder.parent.name, folder.name)
+        store.folder = folder
+        return store
 
     def open(self) -> None:
         """Make the folders where they are missing; `StoreError` when that cannot be done."""
@@ -203,7 +205,7 @@ class Store:
             for name in self.files.names(path):
                 if name == JOURNAL_AT:
                     remove(self.files, path)
-                elif name in (JOURNAL, LOCK) or name.endswith(UNFINISHED):
+                elif name in (JOURNAL, LOCK, RECEIPT) or name.endswith(UNFINISHED):
                     self.files.remove(path / name)
 
     def crashed(self) -> Iterable[SessionFolder]:
@@ -309,6 +311,18 @@ class Store:
         self.files.rename(session, self.folder / QUARANTINED / name)
         self._known.pop(session_id, None)
 
+    def set_aside(self, ending: Ending) -> None:
+        """Count a waiting session as not to be sent, then put it aside. Raises `OSError`; it may be done again then,
+        and counts nothing twice. Of one that cannot be read, whatever can be counts.
+        """
+        if self.ledger.unmoved.get(ending.session_id, RETURNED) == RETURNED:
+            waiting = self.files.names(self.folder / WAITING)
+            if ending.fate == LOST:
+                records = legible_records(self.files, self.folder / WAITING / ending.session_id)
+                ending = replace(ending, records=records)
+            self.ledger.add([ending], self._still_unmoved(waiting))
+        self.quarantine(ending.session_id, ending.why or ending.reason)
+
     # -- the one process that sends ------------------------------------------------------------------------------
 
     def become_sender(self) -> bool:
@@ -318,25 +332,34 @@ class Store:
         """
         if self._sender_fd is not None:
             return True
-        path = self.folder / SENDER_LOCK
+        fd = self.take_lock(self.folder / SENDER_LOCK)
+        if fd is None:
+            return False
+        try:
+            self._ledger = LedgerFile(self.files, self.folder)
+            self._ledger.clean_up()
+            self._complete_moves()
+        except BaseException:
+            self.files.close(fd)
+            raise
+        self._sender_fd = fd
+        return True
+
+    def take_lock(self, path: Path) -> int | None:
+        """The descriptor of a lock file, held; None while another process holds it. Raises `OSError`."""
         try:
             fd = self.files.create(path)
         except FileExistsError:
             fd = self.files.open(path)
         try:
             taken = self.files.lock(fd)
-            if taken:
-                self._ledger = LedgerFile(self.files, self.folder)
-                self._ledger.clean_up()
-                self._complete_moves()
         except BaseException:
             self.files.close(fd)
             raise
         if not taken:
             self.files.close(fd)
-            return False
-        self._sender_fd = fd
-        return True
+            return None
+        return fd
 
     @property
     def sending(self) -> bool:
@@ -357,11 +380,17 @@ class Store:
         return self._ledger
 
     def _complete_moves(self) -> None:
-        """Move what the ledger has counted and no longer waits: a crash, or the disk, came in between."""
+        """Move what the ledger has counted, and is not where it belongs: a crash, or the disk, came in between."""
         waiting = self.files.names(self.folder / WAITING)
-        for session_id in self.ledger.unmoved:
-            if is_canonical(session_id) and session_id in waiting:
-                self._move_to_sent(session_id)
+        for session_id, fate in self.ledger.unmoved.items():
+            if not is_canonical(session_id):
+                continue
+            if fate == RETURNED:
+                self._move_back(session_id)
+            elif session_id in waiting and fate in (QUARANTINED, LOST):
+                self.quarantine(session_id, "")
+            elif session_id in waiting:
+                self._move_to_sent(session_id, fate, "")
 
     def finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
         """Enter the ends of waiting sessions into the ledger, then move them to sent, or delete them. Raises
@@ -369,49 +398,72 @@ class Store:
         """
         if not endings:
             return
-        waiting, counted = self.files.names(self.folder / WAITING), self.ledger.unmoved
+        waiting = self.files.names(self.folder / WAITING)
+        counted = {each: fate for each, fate in self.ledger.unmoved.items() if fate != RETURNED}
         fresh = [ending for ending in endings if ending.session_id not in counted]
         if fresh:
-            self.ledger.add(fresh, unmoved={each: fate for each, fate in counted.items() if each in waiting})
+            self.ledger.add(fresh, unmoved=self._still_unmoved(waiting))
         for ending in endings:
             self._known.pop(ending.session_id, None)
             if purge:
                 self.files.remove_tree(self.folder / WAITING / ending.session_id)
             elif ending.session_id in waiting:
-                self._move_to_sent(ending.session_id)
+                self._move_to_sent(ending.session_id, ending.fate, ending.reason)
 
-    def _move_to_sent(self, session_id: str) -> None:
+    def _still_unmoved(self, waiting: Sequence[str]) -> dict[str, str]:
+        """The moves that the ledger asked for and that are still to be made."""
+        return {each: fate for each, fate in self.ledger.unmoved.items() if (each in waiting) is not (fate == RETURNED)}
+
+    def _move_to_sent(self, session_id: str, fate: str, reason: str) -> None:
         target = self.folder / SENT / session_id
         if session_id in self.files.names(target.parent):
             self.files.remove_tree(target)
+        if fate != ACCEPTED:
+            self._note_receipt(self.folder / WAITING / session_id / RECEIPT, fate, reason)
         self.files.rename(self.folder / WAITING / session_id, target)
 
+    def _note_receipt(self, path: Path, fate: str, reason: str) -> None:
+        """Not durably, and not at any price: it is for whoever asks later, and the ledger has counted already."""
+        try:
+            self.files.remove(path)
+            fd = self.files.create(path)
+            try:
+                self.files.append(fd, f"{fate}\n{reason}\n".encode(errors="backslashreplace"))
+            finally:
+                self.files.close(fd)
+        except OSError as error:
+            log.info("the receipt of session %s (%s) cannot be kept: %s", path.parent.name, fate, error)
 
-def read_waiting(files: FileSystem, path: Path) -> Waiting:
-    """The summary of an ended session from its segments; `SegmentError` when one cannot be read."""
-    paths = segment_paths(files, path)
-    if not paths:
-        raise SegmentError(f"{path} holds no segment")
-    return Waiting(path, summarise([_ends_of(files, segment) for segment in paths]))
+    # -- what became of sessions of earlier runs ------------------------------------------------------------------
 
+    def receipt(self, session_id: str) -> Ending | None:
+        """What became of a session that has ended and is still kept; None for any other."""
+        if not is_canonical(session_id):
+            return None
+        for place, note, otherwise in ((SENT, RECEIPT, ACCEPTED), (QUARANTINED, REASON, QUARANTINED)):
+            folder = self.folder / place / session_id
+            if session_id in self.files.names(folder.parent):
+                said = self.files.read_range(folder / note, 0, _FIRST_READ) if note in self.files.names(folder) else b""
+                text = said.decode(errors="replace").strip()
+                fate, _, reason = text.partition("\n") if place == SENT and said else (otherwise, "", text)
+                return Ending(session_id, fate, reason, *counts_of(self.files, folder)) if fate in FATES else None
+        return None
 
-def _ends_of(files: FileSystem, path: Path) -> tuple[Preamble, Seal, int]:
-    """Preamble, seal and size of a sealed segment, without reading what is in between."""
-    size = files.size(path)
-    sealed = Seal.at_end_of(files.read_range(path, max(0, size - _FIRST_READ), _FIRST_READ))
-    if sealed is None:
-        sealed = Seal.at_end_of(files.read_range(path, max(0, size - MAX_SEAL), MAX_SEAL))
-    if sealed is None:
-        raise SegmentError(f"{path.name} has no intact seal")
-    return read_preamble(files, path), sealed[0], size
+    def take_back(self, session_id: str) -> bool:
+        """Let a session that was declined wait again: the server asks for it after all. False when it is not kept any
+        more, or was not declined. Raises `OSError`; to take it back again counts nothing twice.
+        """
+        said = self.receipt(session_id)
+        if said is None or said.fate != DECLINED:
+            return False
+        if self.ledger.unmoved.get(session_id) != RETURNED:
+            self.ledger.take_back(said, self._still_unmoved(self.files.names(self.folder / WAITING)))
+        self._move_back(session_id)
+        return True
 
-
-def read_preamble(files: FileSystem, path: Path) -> Preamble:
-    """The preamble of a segment file; `SegmentError` when it is damaged."""
-    head = files.read_range(path, 0, _FIRST_READ)
-    if len(head) < SKIPPABLE.size:
-        raise SegmentError(f"{path.name} is cut before its preamble")
-    length = SKIPPABLE.size + SKIPPABLE.unpack_from(head)[1]
-    if length > len(head):
-        head = files.read_range(path, 0, min(length, MAX_PREAMBLE + _FIRST_READ))
-    return Preamble.decode(head[:length])
+    def _move_back(self, session_id: str) -> None:
+        source = self.folder / SENT / session_id
+        if session_id in self.files.names(source.parent):
+            target = self.folder / WAITING / session_id
+            self.files.rename(source, target)
+            self._strip(target)

@@ -11,13 +11,19 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
+from mailboat.agent.allowance import DAY
 from mailboat.agent.clocks import Clocks
-from mailboat.agent.connectivity import Connectivity
+from mailboat.agent.config import AgentConfig
+from mailboat.agent.connectivity import Connectivity, Link
 from mailboat.agent.http import Http
-from mailboat.agent.report import SessionOutcome, SyncProgress, SyncReport, one_line
-from mailboat.agent.rounds import LinkDown, Live, Rounds, Sources
+from mailboat.agent.link_policy import LinkState, Priority
+from mailboat.agent.negotiator import probe
+from mailboat.agent.report import SessionOutcome, SessionState, SyncProgress, SyncReport, one_line
+from mailboat.agent.rounds import BudgetSpent, LinkDown, Live, Rounds, Sources
+from mailboat.agent.traffic import Traffic
 from mailboat.agent.tus_sink import TusSink
 from mailboat.agent.window import Window
 from mailboat.protocol.limits import BACKOFF_FIRST
@@ -35,36 +41,56 @@ SHORTEST_REST: Final = 0.05
 """Seconds between two automatic rounds, whatever wants the next one at once."""
 
 
+LONGEST_REST: Final = 3600.0
+"""Seconds after which a spent budget is looked at again: the clock on the wall may have been set."""
+
+ONLY_RECORDS: Final = "this agent only records (sender=False); another one sends"
+
+
 class Synchronizer:
-    """Delivers the sessions of one store to one server."""
+    """Delivers the sessions of one sender to one server."""
 
     def __init__(
         self,
         http: Http,
         sources: Sources,
         clocks: Clocks,
+        config: AgentConfig,
         *,
         agent: str,
-        concurrency: int,
-        interval: float,
-        purge: bool,
+        traffic: Traffic,
         sink: TusSink | None = None,
     ) -> None:
-        """`agent` names this agent to the server; `interval`: seconds between rounds while something waits; `sink`: as
-        `Rounds` has it.
-        """
-        self._clocks, self._interval = clocks, interval
-        self._rounds = Rounds(http, sources, clocks, agent, concurrency, purge, self._reached, sink)
+        """`agent` names this agent to the server, `traffic` says how much may be sent; `sink`: as `Rounds` has it."""
+        self._http, self._sources, self._clocks, self._config, self._sink = http, sources, clocks, config, sink
+        self._rounds = Rounds(
+            http,
+            sources,
+            clocks,
+            agent,
+            config.upload_concurrency,
+            config.purge_sent,
+            traffic,
+            self._reached,
+            self._tell,
+            sink,
+        )
         self._wanted = asyncio.Event()
         self._one_round = asyncio.Lock()
         self._automatic: asyncio.Task[None] | None = None
         self._windows: dict[asyncio.Timeout, Window] = {}
         self._include_live = False
         self._due: float | None = None
+        self._spent_until: float | None = None
         self._closed = False
+        self._way = LinkState()
+        self._held = _not_by_itself(config)
+        self._policy_failed = ""
         self.link = Connectivity()
         self.backlog = self._rounds.backlog
         self.outcomes = self._rounds.outcomes
+        self.listeners: list[Callable[[SessionOutcome], None]] = []
+        """Told the final outcome of each session, within the loop."""
         self.trouble = ""
         """Why the store cannot be used, while that lasts."""
 
@@ -97,20 +123,68 @@ class Synchronizer:
     async def _guarded_round(self, window: Window) -> None:
         async with self._one_round:
             try:
-                self._due = await self._rounds.run(window)
-                self._note_trouble("")
+                await self._probe(window)
+                self._due = await self._round(window)
             except LinkDown as down:
                 window.error = str(down)
                 self._note_trouble("")
                 self._note_down(down)
+            except BudgetSpent:
+                pass  # it is noted where it was found
             except Exception as error:  # noqa: BLE001 - whatever it is, the host must not see it, and tomorrow is another day
                 window.error = self._note_failure(error)
 
+    async def _probe(self, window: Window) -> None:
+        """After a failure, before a whole backlog is offered: a request of a few hundred bytes. A tus server is asked
+        what it offers in any case.
+        """
+        something = self.backlog.sessions or window.include_live
+        if self.link.link is Link.OFFLINE and something and self._sink is None:
+            down = await probe(self._http, self._clocks)
+            if down is not None:
+                raise LinkDown(down)
+
+    async def _round(self, window: Window) -> float | None:
+        """One round, and what it says of the next ones."""
+        planner = self._rounds.planner
+        planner.permits = self._permits if not window.everything else _everything
+        before = len(window.ended)
+        try:
+            due = await self._rounds.run(window)
+        except BudgetSpent as spent:
+            window.error = str(spent)
+            self._spent_until = self._clocks.now() + spent.after
+            self._note_held(str(spent))
+            raise
+        self._note_trouble("")
+        self._spent_until = None
+        if planner.held and window.error is None:
+            window.error = f"{planner.held} sessions are held back by the policy for this link"
+        self._note_held(window.error or "")
+        log.debug("a round: %d sessions ended, %d wait", len(window.ended) - before, self.backlog.sessions)
+        if self._rounds.again:
+            self._rounds.again = False
+            return self._clocks.now()
+        return due
+
+    def _permits(self, priority: Priority) -> bool:
+        """What the application's policy says of it, here and now; one that fails forbids nothing."""
+        policy = self._config.policy
+        if policy is None:
+            return True
+        try:
+            return bool(policy(replace(self._way, hour=self._clocks.local() % DAY / 3600.0), priority))
+        except Exception as error:  # noqa: BLE001 - the application's own callable; its fault must not stop the delivery
+            self._note_policy(one_line(f"{type(error).__name__}: {error}"))
+            return True
+
     async def _rest(self) -> None:
         """Until something is wanted, or time has come."""
-        pause, now = self._rounds.policy.sync_interval or self._interval, self._clocks.now()
-        if self.link.until is not None:
+        pause, now = self._rounds.policy.sync_interval or self._config.sync_interval, self._clocks.now()
+        if self.link.until is not None and self.link.until > now:
             pause = self.link.until - now
+        elif self._spent_until is not None:
+            pause = min(max(pause, self._spent_until - now), LONGEST_REST)
         elif self._due is not None:
             pause = min(pause, self._due - now)
         with contextlib.suppress(TimeoutError):
@@ -132,13 +206,33 @@ class Synchronizer:
         self.link = self.link.resumed()
         self.wake()
 
+    def set_way(self, way: LinkState) -> None:
+        """The application says what kind of link there is now. What the policy forbids on it ends."""
+        self._way = way
+        if self.link.link is not Link.PAUSED:
+            self.link = self.link.resumed()
+        if self._automatic is not None and self._config.policy is not None:
+            self._automatic.cancel()
+        self.wake()
+
     # -- windows -------------------------------------------------------------------------------------------------
 
     async def window(self, seconds: float | None, progress: Callable[[SyncProgress], None] | None = None) -> SyncReport:
         """Send everything there is, until it is done or `seconds` are over. May be cancelled at any point."""
+        window = Window(include_live=True, everything=True, patient=seconds is not None, progress=progress)
+        return await self._window(window, seconds)
+
+    async def last_window(self, seconds: float) -> SyncReport:
+        """The same at the end of the agent's life, which asks nobody: within what pause and policy allow."""
+        if self.link.link is Link.PAUSED:
+            return SyncReport(error=self.link.reason)
+        return await self._window(Window(patient=True), seconds)
+
+    async def _window(self, window: Window, seconds: float | None) -> SyncReport:
         begun = self._clocks.now()
-        deadline = None if seconds is None else begun + seconds
-        window = Window(include_live=True, deadline=deadline, patient=seconds is not None, progress=progress)
+        window.deadline = None if seconds is None else begun + seconds
+        if not self._config.sender:
+            return SyncReport(error=ONLY_RECORDS)
         scope = asyncio.timeout(seconds)
         try:
             async with scope:
@@ -148,6 +242,8 @@ class Synchronizer:
             window.error = window.error or "the time was over"
         except LinkDown as down:
             window.error = str(down)
+        except BudgetSpent:
+            pass  # it is noted where it was found
         except Exception as error:  # noqa: BLE001 - it is told in the report
             window.error = self._note_failure(error)
         finally:
@@ -162,9 +258,9 @@ class Synchronizer:
             while True:
                 before = window.sent.total()
                 try:
-                    await self._rounds.run(window)
-                    self._note_trouble("")
-                    return
+                    due = await self._round(window)
+                    if due is None or not window.patient or due > self._clocks.now():
+                        return
                 except LinkDown as down:
                     self._note_trouble("")
                     self._note_down(down)
@@ -194,17 +290,58 @@ class Synchronizer:
             await self._rounds.settled()
 
     async def delivered(self, session_id: str) -> SessionOutcome:
-        """The final outcome of a session, once it has one. Raises `TimeoutError` when there will be none any more."""
+        """The final outcome of a session, once it has one; of earlier runs, too, as long as it is kept. Raises
+        `TimeoutError` when there will be none any more.
+        """
+        if session_id not in self.outcomes and session_id not in self.backlog:
+            await self._look_up(session_id)
         async with self._rounds.ended:
             await self._rounds.ended.wait_for(lambda: session_id in self.outcomes or self._closed)
         if session_id not in self.outcomes:
             raise TimeoutError(f"the agent has stopped before session {session_id} came to an end")
         return self.outcomes[session_id]
 
+    async def _look_up(self, session_id: str) -> None:
+        """Know what became of a session in an earlier run."""
+        loop, stores = asyncio.get_running_loop(), self._sources.stores
+        try:
+            said = await loop.run_in_executor(self._sources.disk, stores.receipt, session_id)
+        except OSError as error:
+            self._note_failure(error)
+            return
+        if said is not None and session_id not in self.outcomes:
+            state = SessionState(said.fate)
+            self.outcomes[session_id] = SessionOutcome(session_id, state, one_line(said.reason), said.records)
+
     # -- how things stand ----------------------------------------------------------------------------------------
+
+    @property
+    def why(self) -> str:
+        """Why nothing is being sent, in one line; empty while nothing is in the way."""
+        return self.link.reason or self._held
 
     def _reached(self) -> None:
         self.link = self.link.succeeded()
+
+    def _tell(self, outcome: SessionOutcome) -> None:
+        for listener in tuple(self.listeners):
+            try:
+                listener(outcome)
+            except Exception as error:  # noqa: BLE001 - the application's own callable; its fault must not stop the delivery
+                log.warning(
+                    "a callback for outcomes failed, it is not called again: %s: %s", type(error).__name__, error
+                )
+                self.listeners.remove(listener)
+
+    def _note_held(self, why: str) -> None:
+        if why and why != self._held:
+            log.info("nothing is sent for now: %s", why)
+        self._held = why
+
+    def _note_policy(self, why: str) -> None:
+        if why != self._policy_failed:
+            log.warning("the policy for links failed, everything may be sent: %s", why)
+        self._policy_failed = why
 
     def _note_down(self, down: LinkDown) -> None:
         now, chance, outcome = self._clocks.now(), self._clocks.chance(), down.outcome
@@ -233,3 +370,17 @@ class Synchronizer:
         if trouble and trouble != self.trouble:
             log.warning("%s", trouble)
         self.trouble = trouble
+
+
+def _everything(_priority: Priority) -> bool:
+    """The application has asked for it."""
+    return True
+
+
+def _not_by_itself(config: AgentConfig) -> str:
+    """Why nothing is sent before anybody asks."""
+    if not config.sender:
+        return ONLY_RECORDS
+    if not config.synchronize_automatically:
+        return "only force_sync sends (synchronize_automatically=False)"
+    return f"the first attempt comes {config.startup_delay:g} s after the start"

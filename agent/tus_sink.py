@@ -35,6 +35,7 @@ from mailboat.agent.negotiator import Replied
 from mailboat.agent.places import MOST, NAME, Place, from_json, to_json
 from mailboat.agent.planner import Send
 from mailboat.agent.segment_file import segment_name
+from mailboat.agent.traffic import Held, Traffic
 from mailboat.agent.uploader import Broken, Mark, Progress, Uploader
 from mailboat.protocol.negotiation import Decision, Reply, SegmentDecision, Verdict
 from mailboat.protocol.summary import SegmentState, Status, Summary
@@ -69,12 +70,14 @@ class TusSink:
     """Segments to one tus server. `target` is the URL where uploads are made, taken as it is."""
 
     def __init__(
-        self, http: Http, target: str, product: str, clocks: Clocks, files: FileSystem, disk: Executor
+        self, http: Http, target: str, product: str, clocks: Clocks, files: FileSystem, disk: Executor, traffic: Traffic
     ) -> None:
-        """`disk` is the executor on which the store is used, `product` what the metadata tell."""
+        """`disk` is the executor on which the store is used, `product` what the metadata tell, `traffic` says how much
+        may be sent.
+        """
         self._http, self._target, self._product, self._clocks = http, target, product, clocks
         self._files, self._disk = files, disk
-        self._uploader = Uploader(http, clocks, disk)
+        self._uploader = Uploader(http, clocks, disk, traffic)
         self._offering = Offering()
         self._places: dict[str, dict[int, Place]] = {}
         self._unkept: set[str] = set()
@@ -136,7 +139,7 @@ class TusSink:
 
     # -- uploading -----------------------------------------------------------------------------------------------
 
-    async def send(self, task: Send, path: Path, progress: Progress) -> Outcome | Broken:
+    async def send(self, task: Send, path: Path, progress: Progress) -> Outcome | Broken | Held:
         """As `Uploader.send`: what the server lacks of a segment, from the offset on that it tells."""
         index, session_id, folder = task.segment.index, task.session_id, path.parent
         places = self._places.setdefault(session_id, {})
@@ -206,11 +209,12 @@ class TusSink:
 
 
 def connect(
-    config: AgentConfig, agent: str, clocks: Clocks, files: FileSystem, disk: Executor
+    config: AgentConfig, agent: str, clocks: Clocks, files: FileSystem, disk: Executor, traffic: Traffic
 ) -> tuple[Http, TusSink | None]:
     """The connections to the configured server, and what delivers there if it is a plain tus server."""
     server = config.server or ""
     target = server.removeprefix(TUS_SCHEME)
     http = Http(target, config.api_key, agent, config.ssl)
-    sink = TusSink(http, str(URL(target)), config.product, clocks, files, disk) if target != server else None
-    return http, sink
+    if target == server:
+        return http, None
+    return http, TusSink(http, str(URL(target)), config.product, clocks, files, disk, traffic)

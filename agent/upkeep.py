@@ -15,6 +15,7 @@ from mailboat.agent.quota import Quota
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.report import one_line
 from mailboat.agent.store import SessionFolder, Store
+from mailboat.agent.stores import Stores
 from mailboat.protocol.errors import ConfigError
 
 log = logging.getLogger("mailboat")
@@ -24,10 +25,12 @@ EVICTION_INTERVAL: Final = 60.0
 
 
 class Upkeep:
-    """Of one store, on the executor `disk`; the event loop only waits. `going` tells whether to go on."""
+    """Of the stores that this process sends for, or of its own, on the executor `disk`; the event loop only waits.
+    `going` tells whether to go on.
+    """
 
-    def __init__(self, store: Store, disk: Executor, clocks: Clocks, quota: Quota, going: Callable[[], bool]) -> None:
-        self._store, self._disk, self._clocks, self._quota, self._going = store, disk, clocks, quota, going
+    def __init__(self, stores: Stores, disk: Executor, clocks: Clocks, quota: Quota, going: Callable[[], bool]) -> None:
+        self._stores, self._disk, self._clocks, self._quota, self._going = stores, disk, clocks, quota, going
         self._evicted_at: float | None = None
         self.trouble = ""
         """Why sessions of earlier runs cannot be taken up, while that lasts."""
@@ -36,25 +39,36 @@ class Upkeep:
         """Bring the sessions of dead processes to rest, one after the other, so that one descriptor is held at a time
         and others get their turn on the disk.
         """
-        loop, failures = asyncio.get_running_loop(), list[Exception]()
-        try:
-            crashed = await loop.run_in_executor(self._disk, _crashed, self._store)
-            while self._going():
-                if not await loop.run_in_executor(self._disk, _recover_next, self._store, crashed, failures):
-                    break
-            await self._keep_quota()
-        except OSError as error:
-            failures.append(error)
+        failures = list[Exception]()
+        due = self._evictions_due()
+        for store in self._stores.served or (self._stores.own,):
+            try:
+                await self._take_up(store, failures)
+                if due:
+                    await self._keep_quota(store)
+            except OSError as error:
+                failures.append(error)
         self.note(*failures)
 
-    async def _keep_quota(self) -> None:
-        """Give up sessions where the store is too large, too old or its disk too full; at most once a minute."""
+    async def _take_up(self, store: Store, failures: list[Exception]) -> None:
+        loop = asyncio.get_running_loop()
+        crashed = await loop.run_in_executor(self._disk, _crashed, store)
+        while self._going():
+            if not await loop.run_in_executor(self._disk, _recover_next, store, crashed, failures):
+                break
+
+    def _evictions_due(self) -> bool:
+        """Whether to look at the quotas: at most once a minute."""
         now = self._clocks.now()
         if self._evicted_at is not None and now - self._evicted_at < EVICTION_INTERVAL:
-            return
+            return False
         self._evicted_at = now
+        return True
+
+    async def _keep_quota(self, store: Store) -> None:
+        """Give up sessions where the store is too large, too old or its disk too full."""
         wall = self._clocks.wall() / 1e9
-        await asyncio.get_running_loop().run_in_executor(self._disk, evict_as_sender, self._store, self._quota, wall)
+        await asyncio.get_running_loop().run_in_executor(self._disk, evict_as_sender, store, self._quota, wall)
 
     def note(self, *failures: Exception) -> None:
         """Remember the first failure, and say it once."""

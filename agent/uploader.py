@@ -22,7 +22,8 @@ from aiofiles.threadpool.binary import AsyncBufferedReader
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.http import TRANSPORT_FAILURES, Body, Http, told
 from mailboat.agent.planner import Send
-from mailboat.protocol.limits import KIB, UPLOAD_READ, UPLOAD_WRITE
+from mailboat.agent.traffic import Grant, Held, Traffic
+from mailboat.protocol.limits import KIB, MIB, UPLOAD_READ
 from mailboat.protocol.negotiation import SERVER_HEADER
 from mailboat.protocol.uploads.client import UploadClient
 from mailboat.protocol.uploads.outcomes import Advanced, Created, NotOurs, Outcome, OutOfSync, Refused, Retry
@@ -36,6 +37,9 @@ _REPLY: Final = 64 * KIB
 STRANGERS: Final = frozenset(range(400, 500)) - {408, 413, 425, 429}
 """Refusals that mean something only if they come from a mailboat server itself: a portal, or a proxy with a rule of its
 own, must not make an upload look gone, a key look wrong or a session look poisoned. The others any proxy may state."""
+
+GRANTED: Final = 1 * MIB
+"""The most bytes of one append where a day's budget is kept to: they count for the day on which they were granted."""
 
 Progress = Callable[[int, int], None]
 """Told how many bytes of the body have been handed to the connection, and how many the server is known to hold."""
@@ -63,7 +67,9 @@ class Broken:
 
 @dataclass(slots=True)
 class _Upload:
-    """One segment on its way. `unreadable` is set when its own file could not be read."""
+    """One segment on its way. `given` are the bytes of all its requests that the connection has taken; `unreadable` is
+    set when its own file could not be read.
+    """
 
     client: UploadClient
     file: AsyncBufferedReader
@@ -71,6 +77,7 @@ class _Upload:
     mark: Mark
     made: Made | None
     turn: int = 0
+    given: int = 0
     unreadable: Refused | Retry | None = None
 
     def cannot_read(self, error: OSError | EOFError) -> Refused | Retry:
@@ -83,11 +90,11 @@ class _Upload:
 class Uploader:
     """Sends segments to one server."""
 
-    def __init__(self, http: Http, clocks: Clocks, executor: Executor) -> None:
-        """Files are read on `executor`."""
-        self._http, self._clocks, self._executor = http, clocks, executor
+    def __init__(self, http: Http, clocks: Clocks, executor: Executor, traffic: Traffic) -> None:
+        """Files are read on `executor`; `traffic` says how much may be sent."""
+        self._http, self._clocks, self._executor, self._traffic = http, clocks, executor, traffic
 
-    async def send(self, task: Send, path: Path, progress: Progress) -> Outcome | Broken:
+    async def send(self, task: Send, path: Path, progress: Progress) -> Outcome | Broken | Held:
         """Send what the server lacks of a segment. Never raises but for cancellation, which leaves nothing to be
         mended.
         """
@@ -103,7 +110,7 @@ class Uploader:
 
     async def deliver(
         self, client: UploadClient, path: Path, progress: Progress, mark: Mark = MAILBOAT, made: Made | None = None
-    ) -> Outcome | Broken:
+    ) -> Outcome | Broken | Held:
         """`send` for a client of the caller's own: every answer of its server bears `mark`; `made` is told
         the URL of an upload that it had to make, before the first byte goes there.
         """
@@ -113,27 +120,51 @@ class Uploader:
         except OSError as error:
             return Retry(0.0, f"the segment {path.name} cannot be read: {error}")
 
-    async def _drive(self, upload: _Upload) -> Outcome | Broken:
-        client = upload.client
+    async def _drive(self, upload: _Upload) -> Outcome | Broken | Held:
         while True:
-            step = client.next_task(self._clocks.now())
-            match step:
-                case Done(end):
-                    return end
-                case Failed(OutOfSync() as bad):
-                    await self._give_up(upload)
-                    return bad
-                case Failed(bad):
-                    return bad
-                case Wait(until):
-                    return Advanced(client.offset) if until is None else Retry(until - self._clocks.now(), "paused")
-            outcome = await self._carry_out(upload, step)
-            if isinstance(outcome, Created) and upload.made is not None:
-                await upload.made(outcome.resource)
-            if upload.unreadable is not None:
-                return upload.unreadable
-            if isinstance(outcome, NotOurs) or (isinstance(outcome, Retry | Broken) and outcome.after > 0):
-                return outcome
+            granted = await self._granted(upload.client)
+            if isinstance(granted, Held):
+                return granted
+            before = upload.given
+            try:
+                end = await self._go_on(upload)
+            finally:
+                self._traffic.give_back(granted, upload.given - before)
+            if end is not None:
+                return end
+
+    async def _granted(self, client: UploadClient) -> Grant | Held:
+        """So much may go into the next request."""
+        if not self._traffic.budgeted or not client.bytes_left:
+            return Grant(0)
+        granted = await self._traffic.grant(
+            min(client.bytes_left, GRANTED), min(client.bytes_left, client.limits.min_append_size or 1)
+        )
+        if isinstance(granted, Grant):
+            client.append_bytes = granted.count
+        return granted
+
+    async def _go_on(self, upload: _Upload) -> Outcome | Broken | None:
+        """The next step; returns how the attempt ends, if it does."""
+        client = upload.client
+        step = client.next_task(self._clocks.now())
+        match step:
+            case Done(end):
+                return end
+            case Failed(OutOfSync() as bad):
+                await self._give_up(upload)
+                return bad
+            case Failed(bad):
+                return bad
+            case Wait(until):
+                return Advanced(client.offset) if until is None else Retry(until - self._clocks.now(), "paused")
+        outcome = await self._carry_out(upload, step)
+        if isinstance(outcome, Created) and upload.made is not None:
+            await upload.made(outcome.resource)
+        if upload.unreadable is not None:
+            return upload.unreadable
+        ends = isinstance(outcome, NotOurs) or (isinstance(outcome, Retry | Broken) and outcome.after > 0)
+        return outcome if ends else None
 
     async def _give_up(self, upload: _Upload) -> None:
         """Have the server forget an upload that it keeps a wrong account of, so that it can begin anew."""
@@ -176,9 +207,11 @@ class Uploader:
                 if not read:
                     raise EOFError(f"it has {left} bytes less than it had")
                 left -= len(read)
-                view = memoryview(read)
-                for at in range(0, len(read), UPLOAD_WRITE):
-                    part = view[at : at + UPLOAD_WRITE]
+                view, piece = memoryview(read), self._traffic.piece
+                for at in range(0, len(read), piece):
+                    part = view[at : at + piece]
+                    await self._traffic.pace(len(part))
+                    upload.given += len(part)
                     yield part
                     upload.progress(len(part), upload.client.offset)
         except (OSError, EOFError) as error:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mailboat.agent.planner import Entry, Fate, Planner, Send
+from mailboat.agent.entries import Entry, Fate
+from mailboat.agent.planner import Planner, Send
 from mailboat.agent.report import SessionOutcome, SessionState, SyncProgress, SyncReport, one_line
 
 log = logging.getLogger("mailboat")
@@ -27,13 +28,15 @@ def outcome_of(entry: Entry, sent: int) -> SessionOutcome:
 
 @dataclass(slots=True)
 class Window:
-    """`deadline` is monotonic seconds. A `patient` one tries again until then, others end with the first failure.
+    """`deadline` is monotonic seconds. A `patient` one tries again until then, others end with the first failure. One
+    for `everything` was asked for by the application, whatever policies say.
 
     `ended` are the sessions that came to an end in it, `sent` the bytes sent in it by session, `failed` the uploads in
     a row that the server could not take. `error` says why it could not do all.
     """
 
     include_live: bool = False
+    everything: bool = False
     deadline: float | None = None
     patient: bool = False
     progress: Callable[[SyncProgress], None] | None = None

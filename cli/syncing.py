@@ -10,18 +10,19 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
+from mailboat.agent.delivery import assemble
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.host import agent_version, boot_id
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.report import SyncProgress, SyncReport
 from mailboat.agent.rounds import Live, Sources
 from mailboat.agent.store import Store
-from mailboat.agent.synchronizer import Synchronizer
-from mailboat.agent.tus_sink import connect
+from mailboat.agent.stores import Stores
 from mailboat.protocol.errors import ConfigError
 
 Progress = Callable[[SyncProgress], None]
@@ -48,9 +49,7 @@ def deliver(
 
 def open_store(folder: Path) -> Store:
     """The store of one application, by its folder; `StoreError` when it cannot be used."""
-    store = Store(OsFileSystem(), folder.parent.parent, folder.parent.name, folder.name)
-    # The names of the folders are what is left of product and application; they are not to be made harmless again.
-    store.folder = folder
+    store = Store.at(OsFileSystem(), folder)
     store.open()
     return store
 
@@ -72,24 +71,15 @@ async def _deliver(
     config: AgentConfig, store: Store, clocks: Clocks, seconds: float | None, progress: Progress
 ) -> SyncReport:
     with _one_thread() as disk:
-        http, sink = connect(config, AGENT, clocks, store.files, disk)
+        stores = Stores(store)
+        delivery = assemble(replace(config, sender=True), AGENT, clocks, Sources(stores, live=_no_session, disk=disk))
+        http, synchronizer = delivery.http, delivery.synchronizer
         try:
-            sources = Sources(store, live=_no_session, disk=disk)
-            synchronizer = Synchronizer(
-                http,
-                sources,
-                clocks,
-                agent=AGENT,
-                concurrency=config.upload_concurrency,
-                interval=config.sync_interval,
-                purge=config.purge_sent,
-                sink=sink,
-            )
             report = await synchronizer.window(seconds, progress)
             await synchronizer.finish()
         finally:
             await http.close()
-    store.cease_sending()
+    stores.cease_sending()
     return report
 
 

@@ -115,6 +115,12 @@ UPLOAD_READ: Final = 2 * MIB
 UPLOAD_WRITE: Final = 512 * KIB
 """Bytes of a segment handed to the transport at a time: larger is no faster, smaller costs up to 60 %."""
 
+SMALLEST_BUDGET: Final = 64 * KIB
+"""Least bytes a day to which sending may be held: the offer of one session with the largest properties fits."""
+
+SLOWEST_RATE: Final = 1 * KIB
+"""Least bytes a second to which sending may be held: below it, connections would be taken for dead."""
+
 POISON_ATTEMPTS: Final = 3
 """Refusals (4xx) of one session before it is quarantined and stops costing requests."""
 

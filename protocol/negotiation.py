@@ -30,6 +30,7 @@ from mailboat.protocol.limits import (
     MAX_RETRY_AFTER,
     MAX_SEGMENT,
     MAX_SEGMENTS,
+    SLOWEST_RATE,
 )
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.wire import Fields
@@ -60,17 +61,31 @@ class Reason(StrEnum):
     UNSUPPORTED_VERSION = "unsupported_version"
 
 
+class Wish(StrEnum):
+    """Which sessions a server will want in full; of the others the summary is enough."""
+
+    ALL = "all"
+    ERRORS = "errors"
+    SOME = "some"
+    """Told of each only when it is offered."""
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What the server asks of its agents, so that it can calm them. Times are seconds.
 
     `sync_interval` is how often to negotiate while something waits (None: as the agent is set); `backoff_floor` the
-    shortest pause after a failure; `max_offers` the most sessions in one request.
+    shortest pause after a failure; `max_offers` the most sessions in one request; `max_rate` the most bytes a second
+    that one agent sends (None: as it is set); `details` says beforehand which sessions will be wanted in full, so that
+    a running one that will not be need not be offered before it has ended.
     """
 
     sync_interval: float | None = None
     backoff_floor: float = BACKOFF_FIRST
     max_offers: int = MAX_OFFERS
+    max_rate: int | None = None
+    details: Wish = Wish.ALL
 
     def to_wire(self) -> dict[str, Any]:
         """The policy as a map of plain values."""
@@ -78,16 +93,21 @@ class Policy:
             "sync_interval": self.sync_interval,
             "backoff_floor": self.backoff_floor,
             "max_offers": self.max_offers,
+            "max_rate": self.max_rate,
+            "details": self.details.value,
         }
 
     @classmethod
     def read(cls, fields: Fields) -> Policy:
-        """What `to_wire` made."""
+        """What `to_wire` made; `details` that this version does not know read as some."""
         interval = fields.number("sync_interval", high=MAX_RETRY_AFTER) if "sync_interval" in fields else None
+        details = fields.text("details", Wish.ALL.value)
         return cls(
             sync_interval=interval,
             backoff_floor=fields.number("backoff_floor", BACKOFF_FIRST, high=MAX_RETRY_AFTER),
             max_offers=fields.whole("max_offers", MAX_OFFERS, low=1, high=MAX_OFFERS),
+            max_rate=fields.whole("max_rate", low=SLOWEST_RATE) if "max_rate" in fields else None,
+            details=Wish(details) if details in list(Wish) else Wish.SOME,
         )
 
 

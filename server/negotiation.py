@@ -18,7 +18,7 @@ from aiohttp import web
 from mailboat.protocol import wire
 from mailboat.protocol.errors import Code, ConfigError, WireError
 from mailboat.protocol.limits import KIB, MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE
-from mailboat.protocol.negotiation import Decision, Reason, Reply, Request, SegmentDecision, Verdict
+from mailboat.protocol.negotiation import Decision, Policy, Reason, Reply, Request, SegmentDecision, Verdict
 from mailboat.protocol.summary import Summary
 from mailboat.server.bodies import read_whole
 from mailboat.server.catalog import (
@@ -43,7 +43,7 @@ from mailboat.server.context import (
     require,
     run_in_worker,
 )
-from mailboat.server.policy import Account, Plan, Ruling, month_of, rule
+from mailboat.server.policy import Account, Plan, Ruling, advice, month_of, rule
 from mailboat.server.unsealing import UNSEALING, Unsealing
 from mailboat.server.uploads import PATH
 
@@ -52,6 +52,9 @@ LATER: Final = 60.0
 
 MAX_LEDGER: Final = 64 * KIB
 """Characters of a ledger as JSON."""
+
+MAX_SOURCE: Final = 200
+"""Characters of what tells one account from another."""
 
 _ZSTD: Final = "zstd"
 
@@ -72,6 +75,7 @@ class _Rulings:
     offers: tuple[_Ruled, ...]
     registrations: tuple[Registration, ...]
     ledger: LedgerRow | None
+    policy: Policy
 
 
 def add_routes(app: web.Application) -> None:
@@ -95,7 +99,7 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
     registrations = ruled.registrations  # none, and hence no commit, when the key reaches no product that was named
     held = await app[CATALOG].register(registrations, now, ruled.ledger) if registrations else ()
     accepts = _ZSTD in request.headers.get("Accept-Encoding", "")
-    content = await run_in_worker(app, _answer, ruled.offers, held, media_type, accepts)
+    content = await run_in_worker(app, _answer, ruled, held, media_type, accepts)
     app[COUNTERS]["offers"] += len(ruled.offers)
     if held:
         notify_ingest(app)
@@ -129,14 +133,14 @@ def _decode(body: bytes, media_type: str, compressed: bool) -> Request:  # noqa:
 
 
 def _answer(
-    offers: Sequence[_Ruled],
+    ruled: _Rulings,
     held: Sequence[Sequence[SegmentRow]],
     media_type: str,
     compressed: bool,  # noqa: FBT001 - called through an executor
 ) -> bytes:
     known = iter(held)
-    decisions = tuple(_decide(each, next(known) if each.product is not None else ()) for each in offers)
-    content = Reply(decisions).encode(media_type)
+    decisions = tuple(_decide(each, next(known) if each.product is not None else ()) for each in ruled.offers)
+    content = Reply(decisions, policy=ruled.policy).encode(media_type)
     return wire.compress(content) if compressed else content
 
 
@@ -202,7 +206,9 @@ def _rule_all(
             registrations.append(
                 Registration(product, opened, ruling.state, reason, ruling.explanation, skew, fresh_uploads=room)
             )
-    return _Rulings(tuple(offers), tuple(registrations), _ledger(asked, offers, now))
+    asking = {(each.product, each.offer.info.version) for each in offers if each.product is not None}
+    policy = advice((plans[product], version) for product, version in asking)
+    return _Rulings(tuple(offers), tuple(registrations), _ledger(asked, offers, now), policy)
 
 
 def _ledger(asked: Request, ruled: Sequence[_Ruled], now: float) -> LedgerRow | None:
@@ -214,7 +220,7 @@ def _ledger(asked: Request, ruled: Sequence[_Ruled], now: float) -> LedgerRow | 
     if len(text) > MAX_LEDGER:
         raise WireError(f"request.ledger: has {len(text)} characters, at most {MAX_LEDGER} are taken")
     first = known[0].offer
-    source = first.info.host or first.installation
+    source = str(asked.ledger.get("store") or first.info.host or first.installation)[:MAX_SOURCE]
     return LedgerRow(known[0].product, source, asked.agent, json.loads(text), now)
 
 

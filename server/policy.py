@@ -15,13 +15,16 @@ The plan as plain values, which is how the catalog keeps it and how people give 
 ``history_days``       days after which what was taken is deleted; null: kept for good
 ``agents``             kinds of agent that may send (``mailboat-python``); empty: any
 ``oldest_agent``       the first version of agents that is taken; empty: any
+``sync_interval``      seconds between an agent's negotiations while something waits; null: as the agent is set
+``backoff_floor``      seconds of an agent's shortest pause after a failure
+``max_rate``           bytes a second that one agent sends; null: as the agent is set
 =====================  ==============================================================================================
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -29,7 +32,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from mailboat.protocol.errors import ConfigError
-from mailboat.protocol.negotiation import Reason
+from mailboat.protocol.limits import BACKOFF_FIRST, MAX_RETRY_AFTER, SLOWEST_RATE
+from mailboat.protocol.negotiation import Policy, Reason, Wish
 from mailboat.protocol.summary import Summary
 from mailboat.server.catalog import SessionState
 from mailboat.server.versions import numbers
@@ -67,6 +71,9 @@ class Plan:
     history_days: float | None = None
     agents: tuple[str, ...] = ()
     oldest_agent: str = ""
+    sync_interval: float | None = None
+    backoff_floor: float = BACKOFF_FIRST
+    max_rate: int | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Plan:
@@ -84,6 +91,9 @@ class Plan:
             history_days=_days_or_none("history_days", values.get("history_days")),
             agents=_texts("agents", values.get("agents", ())),
             oldest_agent=_version("oldest_agent", values.get("oldest_agent", "")),
+            sync_interval=_seconds_or_none("sync_interval", values.get("sync_interval")),
+            backoff_floor=_number("backoff_floor", values.get("backoff_floor", BACKOFF_FIRST), 0.0, MAX_RETRY_AFTER),
+            max_rate=_whole("max_rate", values.get("max_rate"), SLOWEST_RATE),
         )
 
     def values(self) -> dict[str, Any]:
@@ -97,6 +107,9 @@ class Plan:
             "history_days": self.history_days,
             "agents": list(self.agents),
             "oldest_agent": self.oldest_agent,
+            "sync_interval": self.sync_interval,
+            "backoff_floor": self.backoff_floor,
+            "max_rate": self.max_rate,
         }
 
     @property
@@ -163,9 +176,7 @@ def outlived(session: Summary, skew: float, plan: Plan, now: float) -> bool:
 
 def wanted(offer: Summary, plan: Plan) -> bool:
     """Whether the plan asks for the details of `offer`."""
-    version = offer.info.version
-    fitting = (details for pattern, details in plan.versions.items() if fnmatchcase(version, pattern))
-    match next(fitting, plan.details):
+    match _details_of(offer.info.version, plan):
         case Details.ALL:
             return True
         case Details.ERRORS:
@@ -174,6 +185,34 @@ def wanted(offer: Summary, plan: Plan) -> bool:
             return place(offer.session_id) < plan.share
         case Details.NONE:
             return False
+
+
+def _details_of(version: str, plan: Plan) -> Details:
+    fitting = (details for pattern, details in plan.versions.items() if fnmatchcase(version, pattern))
+    return next(fitting, plan.details)
+
+
+_WISHES: Final = {
+    Details.ALL: Wish.ALL,
+    Details.ERRORS: Wish.ERRORS,
+    Details.SHARE: Wish.SOME,
+    Details.NONE: Wish.NONE,
+}
+
+
+def advice(asking: Iterable[tuple[Plan, str]]) -> Policy:
+    """What an agent is asked to keep to that offered sessions of these plans and versions of applications: the calmest
+    of the plans, and `Wish.SOME` where they want different things.
+    """
+    each = tuple(asking)
+    plans = [plan for plan, _ in each]
+    wishes = {_WISHES[_details_of(version, plan)] for plan, version in each}
+    return Policy(
+        sync_interval=max((plan.sync_interval for plan in plans if plan.sync_interval is not None), default=None),
+        backoff_floor=max((plan.backoff_floor for plan in plans), default=BACKOFF_FIRST),
+        max_rate=min((plan.max_rate for plan in plans if plan.max_rate is not None), default=None),
+        details=wishes.pop() if len(wishes) == 1 else Wish.SOME,
+    )
 
 
 def place(session_id: str) -> float:
@@ -221,11 +260,17 @@ def _days_or_none(name: str, value: object) -> float | None:
     return None if value is None else _number(name, value, 0.0, MAX_DAYS)
 
 
-def _whole(name: str, value: object) -> int | None:
+def _seconds_or_none(name: str, value: object) -> float | None:
+    return None if value is None else _number(name, value, 1.0, MAX_RETRY_AFTER)
+
+
+def _whole(name: str, value: object, low: int = 0) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_RECORDS:
-        raise ConfigError(f"plan.{name}={value!r:.80}: a whole number of at least 0 is needed, or null for any number")
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= _MAX_RECORDS:
+        raise ConfigError(
+            f"plan.{name}={value!r:.80}: a whole number of at least {low} is needed, or null for any number"
+        )
     return value
 
 

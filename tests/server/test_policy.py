@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailboat.protocol import ConfigError, Info, Summary
-from mailboat.protocol.negotiation import Reason
+from mailboat.protocol.negotiation import Policy, Reason, Wish
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import Status
 from mailboat.server.catalog import SessionState
-from mailboat.server.policy import DAY, Account, Details, Plan, month_of, place, rule
+from mailboat.server.policy import DAY, Account, Details, Plan, advice, month_of, place, rule
 from mailboat.server.products import changed, product_name
 from testkit.serverkit import AGENT, PRODUCT, fresh_session_id
 
@@ -132,6 +132,9 @@ def test_months_are_the_calendars() -> None:
         ("agents", [1]),
         ("oldest_agent", 2),
         ("oldest_agent", "newest"),
+        ("sync_interval", 0.1),
+        ("backoff_floor", -1),
+        ("max_rate", 100),
     ],
 )
 def test_an_impossible_plan_is_refused_by_its_field(name: str, value: object) -> None:
@@ -149,9 +152,23 @@ def test_a_plan_comes_back_from_its_plain_values() -> None:
         "history_days": 90.0,
         "agents": ["mailboat-python"],
         "oldest_agent": "0.1",
+        "sync_interval": 600.0,
+        "backoff_floor": 30.0,
+        "max_rate": 4096,
     }
     assert Plan.of(values).values() == values
     assert Plan.of(Plan().values()) == Plan()
+
+
+def test_agents_are_asked_to_keep_to_the_calmest_of_their_plans() -> None:
+    calm = Plan(sync_interval=600.0, max_rate=9000, details=Details.ERRORS)
+    calmer = Plan(sync_interval=60.0, backoff_floor=30.0, max_rate=4096, versions={"1.*": Details.ERRORS})
+    assert advice(()) == Policy(details=Wish.SOME)
+    assert advice([(Plan(), "1.0")]) == Policy()
+    assert advice([(calm, "2.0")]) == Policy(sync_interval=600.0, max_rate=9000, details=Wish.ERRORS)
+    assert advice([(calm, "1.0"), (calmer, "1.0")]) == Policy(600.0, 30.0, max_rate=4096, details=Wish.ERRORS)
+    assert advice([(calmer, "1.0"), (calmer, "2.0")]).details is Wish.SOME
+    assert advice([(Plan(details=Details.SHARE), "1.0")]).details is Wish.SOME
 
 
 def test_changing_a_plan_leaves_the_rest_of_it() -> None:

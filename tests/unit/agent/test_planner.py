@@ -7,17 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from mailboat.agent.entries import Entry, Fate, Phase
 from mailboat.agent.planner import (
     AFTER_REFUSAL,
     AGAIN,
     CONFIRM_AT,
     MOST_OFFERS,
     Busy,
-    Entry,
-    Fate,
     Idle,
     Negotiate,
-    Phase,
     Planner,
     Send,
     Wait,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mailboat.protocol import wire
 from mailboat.protocol.errors import WireError
 from mailboat.protocol.limits import BACKOFF_FIRST, MAX_OFFERS, MAX_RETRY_AFTER, MAX_SEGMENT
-from mailboat.protocol.negotiation import Decision, Policy, Reply, Request, SegmentDecision, Verdict
+from mailboat.protocol.negotiation import Decision, Policy, Reply, Request, SegmentDecision, Verdict, Wish
 from mailboat.protocol.segment import Preamble, Seal, SealReason
 from mailboat.protocol.summary import summarise
 from testkit.segments import SESSION
@@ -179,6 +179,8 @@ def test_no_more_is_taken_than_a_request_may_hold() -> None:
 def test_a_policy_is_as_the_server_said_or_as_usual() -> None:
     assert Reply.decode(wire.encode({"v": 1}, wire.JSON_MEDIA_TYPE), wire.JSON_MEDIA_TYPE).policy == Policy()
     assert Policy().backoff_floor == BACKOFF_FIRST
-    for wrong in ({"max_offers": 0}, {"backoff_floor": -1}, {"sync_interval": 10**9}, {"max_offers": 10**6}):
+    unheard = wire.encode({"v": 1, "policy": {"details": "tuesdays"}}, wire.JSON_MEDIA_TYPE)
+    assert Reply.decode(unheard, wire.JSON_MEDIA_TYPE).policy.details is Wish.SOME
+    for wrong in ({"max_offers": 0}, {"backoff_floor": -1}, {"sync_interval": 10**9}, {"max_rate": 5}):
         with pytest.raises(WireError, match=r"reply\.policy"):
             Reply.decode(wire.encode({"v": 1, "policy": wrong}, wire.JSON_MEDIA_TYPE), wire.JSON_MEDIA_TYPE)

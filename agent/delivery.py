@@ -1,0 +1,45 @@
+"""Puts together what delivers: connections, limits, synchronizer; for an agent, and for the command line."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from mailboat.agent.clocks import Clocks
+from mailboat.agent.config import AgentConfig
+from mailboat.agent.http import Http
+from mailboat.agent.rounds import Sources
+from mailboat.agent.store import Store
+from mailboat.agent.stores import Stores
+from mailboat.agent.synchronizer import Synchronizer
+from mailboat.agent.traffic import BudgetFile, Traffic
+from mailboat.agent.tus_sink import connect
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What delivers to the configured server: close `http` after `synchronizer.finish()`."""
+
+    http: Http
+    synchronizer: Synchronizer
+
+
+def stores_of(config: AgentConfig, own: Store) -> Stores:
+    """The stores to send for, as configured."""
+    return Stores(own, everyones=config.send_all_applications)
+
+
+def assemble(config: AgentConfig, agent: str, clocks: Clocks, sources: Sources) -> Delivery:
+    """Deliver what comes from `sources`; `agent` names the sender to the server. Within a running loop."""
+    stores, disk = sources.stores, sources.disk
+    traffic = _traffic(config, clocks, stores, disk)
+    http, sink = connect(config, agent, clocks, stores.own.files, disk, traffic)
+    return Delivery(http, Synchronizer(http, sources, clocks, config, agent=agent, traffic=traffic, sink=sink))
+
+
+def _traffic(config: AgentConfig, clocks: Clocks, stores: Stores, disk: Executor) -> Traffic:
+    file = None
+    if config.daily_bytes is not None:
+        folder = stores.own.folder.parent if config.send_all_applications else stores.own.folder
+        file = BudgetFile(stores.own.files, folder, config.daily_bytes)
+    return Traffic(clocks, config.max_upload_rate, file, disk)

@@ -1,0 +1,76 @@
+"""What lies in the folder of an ended session, read from its segments: they are the only truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mailboat.agent.files import FileSystem
+from mailboat.agent.segment_file import segment_paths
+from mailboat.protocol.errors import SegmentError, WireError
+from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL
+from mailboat.protocol.reader import SegmentReader
+from mailboat.protocol.segment import SKIPPABLE, Preamble, Seal
+from mailboat.protocol.summary import Summary, summarise
+
+_FIRST_READ: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An ended session that waits for the server."""
+
+    path: Path
+    summary: Summary
+
+
+def read_waiting(files: FileSystem, path: Path) -> Waiting:
+    """The summary of an ended session from its segments; `SegmentError` when one cannot be read."""
+    paths = segment_paths(files, path)
+    if not paths:
+        raise SegmentError(f"{path} holds no segment")
+    return Waiting(path, summarise([_ends_of(files, segment) for segment in paths]))
+
+
+def counts_of(files: FileSystem, path: Path) -> tuple[int, Mapping[str, int]]:
+    """Records and losses of an ended session; none of one that cannot be read."""
+    try:
+        summary = read_waiting(files, path).summary
+    except (OSError, SegmentError, WireError):
+        return 0, {}
+    return summary.records, summary.lost
+
+
+def legible_records(files: FileSystem, path: Path) -> int:
+    """How many records can be read of a session that is damaged."""
+    legible = 0
+    for segment in segment_paths(files, path):
+        try:
+            legible += sum(block.header.records for block in SegmentReader(files.read(segment)).blocks())
+        except (OSError, SegmentError):
+            continue  # nothing of this one
+    return legible
+
+
+def _ends_of(files: FileSystem, path: Path) -> tuple[Preamble, Seal, int]:
+    """Preamble, seal and size of a sealed segment, without reading what is in between."""
+    size = files.size(path)
+    sealed = Seal.at_end_of(files.read_range(path, max(0, size - _FIRST_READ), _FIRST_READ))
+    if sealed is None:
+        sealed = Seal.at_end_of(files.read_range(path, max(0, size - MAX_SEAL), MAX_SEAL))
+    if sealed is None:
+        raise SegmentError(f"{path.name} has no intact seal")
+    return read_preamble(files, path), sealed[0], size
+
+
+def read_preamble(files: FileSystem, path: Path) -> Preamble:
+    """The preamble of a segment file; `SegmentError` when it is damaged."""
+    head = files.read_range(path, 0, _FIRST_READ)
+    if len(head) < SKIPPABLE.size:
+        raise SegmentError(f"{path.name} is cut before its preamble")
+    length = SKIPPABLE.size + SKIPPABLE.unpack_from(head)[1]
+    if length > len(head):
+        head = files.read_range(path, 0, min(length, MAX_PREAMBLE + _FIRST_READ))
+    return Preamble.decode(head[:length])

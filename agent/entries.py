@@ -1,0 +1,96 @@
+"""What the planner knows of one session that is to be delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from mailboat.agent.link_policy import Priority
+from mailboat.protocol.records import COUNTERS
+from mailboat.protocol.summary import SegmentState, Status, Summary
+
+_ERROR: Final = COUNTERS.index("error")
+_CRITICAL: Final = COUNTERS.index("critical")
+
+
+class Phase(Enum):
+    """Where a session stands; see `planner`."""
+
+    OFFER = "offer"
+    SEND = "send"
+    ENDED = "ended"
+
+
+class Fate(Enum):
+    """How a session ended, or did not yet."""
+
+    PENDING = "pending"
+    ACCEPTED = "accepted"
+    DECLINED = "declined"
+    REJECTED = "rejected"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(slots=True)
+class Entry:
+    """What the planner knows of one session. It keeps `left`, the bytes that the server does not hold as far as is
+    known (none once the session has ended), and `best`, the most that it ever held.
+    """
+
+    summary: Summary
+    phase: Phase = Phase.OFFER
+    fate: Fate = Fate.PENDING
+    reason: str = ""
+    explanation: str = ""
+    priority: int = 0
+    not_before: float = 0.0
+    refusals: int = 0
+    stalls: int = 0
+    uploaded: bool = False
+    asked: bool = False
+    left: int = 0
+    best: int = 0
+    open: bool = False
+    urls: dict[int, str] = field(default_factory=dict)
+    held: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def running(self) -> bool:
+        """Whether the session still grows."""
+        return self.summary.status is Status.RUNNING
+
+    def due(self, now: float) -> bool:
+        """Whether it is to be offered now."""
+        return self.phase is Phase.OFFER and not self.asked and self.not_before <= now
+
+    @property
+    def urgency(self) -> Priority:
+        """How much it matters."""
+        counts = self.summary.counts
+        if counts[_ERROR] or counts[_CRITICAL]:
+            return Priority.URGENT
+        return Priority.WANTED if self.priority > 0 else Priority.ORDINARY
+
+    @property
+    def order(self) -> tuple[bool, bool, int, float]:
+        """What only has to be confirmed comes first, then errors, then what the server wants most, then the newest."""
+        urgent = self.urgency is Priority.URGENT
+        return (not self.uploaded, not urgent, -self.priority, -self.summary.started)
+
+    def unsent(self) -> Iterator[SegmentState]:
+        """The segments of which the server lacks something, or the end."""
+        for segment in self.summary.segments:
+            if segment.index in self.urls and (segment.sealed or self.held.get(segment.index, 0) < segment.size):
+                yield segment
+
+    @property
+    def lacking(self) -> int:
+        """Bytes that the server does not hold."""
+        return sum(max(0, segment.size - self.held.get(segment.index, 0)) for segment in self.summary.segments)
+
+    def grew_to(self, summary: Summary) -> None:
+        """The session has more now than it had."""
+        self.summary, self.phase, self.uploaded = summary, Phase.OFFER, False
+        self.stalls = self.refusals = 0
