@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -100,6 +100,9 @@ def show(product: str, data: Path, as_json: bool) -> None:
 @click.option("--history-days", metavar="DAYS", help="What is older is deleted; none keeps it for good.")
 @click.option("--agent", "agents", multiple=True, help="A kind of agent that may send; an empty text for any.")
 @click.option("--oldest-agent", help="The first version of agents that is taken; an empty text for any.")
+@click.option("--sync-interval", metavar="S", help="Seconds between an agent's negotiations, or none for its own.")
+@click.option("--backoff-floor", type=float, help="Seconds of an agent's shortest pause after a failure.")
+@click.option("--max-rate", metavar="BYTES", help="Bytes a second that one agent sends, or none for any number.")
 def set_plan(product: str, data: Path, as_json: bool, **given: Any) -> None:  # noqa: ANN401 - click's values
     """Make a product, or change its plan: what is not named stays as it is. A running server follows at once."""
     with needing("server"):
@@ -117,11 +120,19 @@ def set_plan(product: str, data: Path, as_json: bool, **given: Any) -> None:  # 
     _show(answer, as_json=as_json)
 
 
+_NUMBERS_OR_NONE: Final = (
+    ("records_per_month", int),
+    ("history_days", float),
+    ("sync_interval", float),
+    ("max_rate", int),
+)
+
+
 def _changes(given: dict[str, Any]) -> dict[str, Any]:
     """The plan's fields that the options name."""
-    changes = {name: given[name] for name in ("details", "share", "max_age_days", "oldest_agent")}
+    changes = {name: given[name] for name in ("details", "share", "max_age_days", "oldest_agent", "backoff_floor")}
     changes = {name: value for name, value in changes.items() if value is not None}
-    for name, kind in (("records_per_month", int), ("history_days", float)):
+    for name, kind in _NUMBERS_OR_NONE:
         if given[name] is not None:
             changes[name] = _or_number(name, given[name], kind)
     if given["agents"]:
@@ -168,6 +179,12 @@ def _show(answer: dict[str, Any], *, as_json: bool) -> None:
             ("kept for", "good" if plan["history_days"] is None else f"{plan['history_days']:g} days"),
             ("agents", ", ".join(plan["agents"]) or "any"),
             ("oldest agent", plan["oldest_agent"] or "any"),
+            (
+                "agents ask",
+                "as they are set" if plan["sync_interval"] is None else f"every {plan['sync_interval']:g} s",
+            ),
+            ("after a failure", f"not before {plan['backoff_floor']:g} s"),
+            ("bytes a second", str(_or_none(plan["max_rate"]))),
         ]
     )
 

@@ -43,6 +43,12 @@ def test_a_plan_is_set_field_by_field(data: Path) -> None:
         "mailboat-python",
         "--oldest-agent",
         "0.1",
+        "--sync-interval",
+        "600",
+        "--backoff-floor",
+        "30",
+        "--max-rate",
+        "4096",
     ]
     assert (
         run(
@@ -59,9 +65,13 @@ def test_a_plan_is_set_field_by_field(data: Path) -> None:
         "history_days": 90.0,
         "agents": ["mailboat-python"],
         "oldest_agent": "0.1",
+        "sync_interval": 600.0,
+        "backoff_floor": 30.0,
+        "max_rate": 4096,
     }
     back = ["--details", "all", "--share", "1", "--for-version", "", "--records-per-month", "none"]
     back += ["--history-days", "none", "--agent", "", "--oldest-agent", "", "--max-age-days", "30"]
+    back += ["--sync-interval", "none", "--backoff-floor", "1", "--max-rate", "none"]
     assert run("products", "set", "Acme Studio", "--data", data, *back).exit_code == 0
     assert plan_of(data) == before
 

@@ -47,6 +47,8 @@ policies = st.builds(
     sync_interval=st.none() | st.floats(0, MAX_RETRY_AFTER),
     backoff_floor=st.floats(0, MAX_RETRY_AFTER),
     max_offers=st.integers(1, MAX_OFFERS),
+    max_rate=st.none() | st.integers(1024, 2**40),
+    details=st.sampled_from(Wish),
 )
 replies = st.builds(
     Reply,
