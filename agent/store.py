@@ -34,12 +34,12 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Final
 
-from mailboat.agent.ended import Waiting, counts_of, legible_records, read_waiting
+from mailboat.agent.ended import Waiting, counts_of, legible_records, read_preamble, read_waiting
 from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_running
 from mailboat.agent.journal_place import JOURNAL, JOURNAL_AT, remove
 from mailboat.agent.ledger import ACCEPTED, DECLINED, LOST, REJECTED, RETURNED, Ending, LedgerFile
-from mailboat.agent.segment_file import UNFINISHED, SegmentFile
+from mailboat.agent.segment_file import UNFINISHED, SegmentFile, segment_paths
 from mailboat.protocol.errors import SegmentError, StoreError, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.sealing import Entropy
