@@ -83,6 +83,10 @@ MAX_NEGOTIATION: Final = 8 * MIB
 MAX_NEGOTIATION_WIRE: Final = 2 * MIB
 """Bytes of one negotiation message as sent."""
 
+MAX_CONTAINERS: Final = 250_000
+"""Maps and lists in one negotiation message: an empty map is one byte on the wire and 64 in memory. The largest honest
+message, of nothing but segments, has fewer."""
+
 MAX_PROPERTIES: Final = 64
 """Entries of a property map (of a session or an installation)."""
 

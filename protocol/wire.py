@@ -16,7 +16,7 @@ import zstandard
 
 from mailboat.protocol.errors import WireError
 from mailboat.protocol.ids import canonical
-from mailboat.protocol.limits import MAX_NEGOTIATION, MAX_PROPERTY_TEXT
+from mailboat.protocol.limits import MAX_CONTAINERS, MAX_NEGOTIATION, MAX_PROPERTY_TEXT
 
 MSGPACK_MEDIA_TYPE: Final = "application/vnd.mailboat+msgpack"
 JSON_MEDIA_TYPE: Final = "application/json"
@@ -37,11 +37,26 @@ def encode(message: object, media_type: str) -> bytes:
 def decode(body: bytes, media_type: str) -> object:
     """What `encode` made; `WireError` for anything else."""
     try:
+        count = _Counted()
         if media_type == MSGPACK_MEDIA_TYPE:
-            return msgpack.unpackb(body, strict_map_key=True)
-        return json.loads(body)
+            return msgpack.unpackb(body, strict_map_key=True, object_hook=count.each, list_hook=count.each)
+        return json.loads(body, object_hook=count.each)  # its lists take two bytes at least, and no hook
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"the body is no {media_type}: {error}") from error
+
+
+class _Counted:
+    """Ends a decoding that makes too many containers, before they fill the memory."""
+
+    def __init__(self) -> None:
+        self._left = MAX_CONTAINERS
+
+    def each(self, container: T) -> T:
+        """Count one."""
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"it has more than {MAX_CONTAINERS} maps and lists")
+        return container
 
 
 def compress(body: bytes) -> bytes:

@@ -7,6 +7,7 @@ a worker thread.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,11 @@ MAX_LEDGER: Final = 64 * KIB
 MAX_SOURCE: Final = 200
 """Characters of what tells one account from another."""
 
+MAX_DECODINGS: Final = 2
+"""Messages taken apart at the same time: one can take up 200 MiB while that lasts, and more at once are no faster."""
+
+DECODINGS: Final = web.AppKey("decodings", asyncio.Semaphore)
+
 _ZSTD: Final = "zstd"
 
 
@@ -80,6 +86,7 @@ class _Rulings:
 
 def add_routes(app: web.Application) -> None:
     """The one route of negotiation."""
+    app[DECODINGS] = asyncio.Semaphore(MAX_DECODINGS)
     app.router.add_post("/v1/negotiate", negotiate)
 
 
@@ -90,7 +97,8 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
     media_type = _media_type(request)
     compressed = _compressed(request)
     body = await read_whole(request, MAX_NEGOTIATION_WIRE, app[CONFIG].body_timeout)
-    asked = await run_in_worker(app, _decode, body, media_type, compressed)
+    async with app[DECODINGS]:
+        asked = await run_in_worker(app, _decode, body, media_type, compressed)
     plans = await _plans(request, principal, asked)
     now = app[CLOCK]()
     used = await _used(app[CATALOG], asked, plans, now)

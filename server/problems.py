@@ -42,6 +42,7 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 async def add_version(_: web.Request, response: web.StreamResponse) -> None:
     """Every answer says that it is mailboat's, so that agents can tell it from a captive portal's page."""
     response.headers[SERVER_HEADER] = VERSION
+    response.headers["Server"] = "mailboat"  # and not which interpreter and library it is made of
 
 
 @web.middleware

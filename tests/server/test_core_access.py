@@ -176,6 +176,31 @@ async def test_headers_without_end_are_refused(server: RunningServer) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /v1/sta", b"GET /v1/status HTTP/1.1\r\nHost: x\r\nX-Slow: "], ids=["nothing", "line", "headers"]
+)
+async def test_who_sends_no_whole_head_is_not_waited_for(config: ServerConfig, key: str, sent: bytes) -> None:
+    """Whatever it trickles meanwhile; and nobody else is kept waiting."""
+    async with running(replace(config, keepalive_timeout=0.3)) as server, wired(server.url, key) as client:
+        host, _, port = server.url.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+
+        async def trickle() -> None:
+            while True:
+                writer.write(b"x" if sent else b"")
+                await asyncio.sleep(0.02)
+
+        trickling = asyncio.create_task(trickle())
+        try:
+            assert (await client.ask("GET", "/v1/status")).status == 200
+            async with asyncio.timeout(20):
+                assert await reader.read() == b""
+        finally:
+            trickling.cancel()
+            writer.close()
+
+
 async def test_a_broken_chunk_keeps_what_came_before(server: RunningServer, client: Wire) -> None:
     data = make_segment(fresh_session_id())
     path = await client.upload_of(data)
