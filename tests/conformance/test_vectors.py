@@ -1,4 +1,7 @@
-"""The test vectors are what the protocol reads and writes, and what a real server answers."""
+"""The test vectors are what the protocol reads and writes, and what a real server answers.
+
+Whoever changes the wire, and means to, runs ``tests/vectors/regenerate.py`` and tells of it in ``docs/protocol.md``.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ def test_a_package_is_taken_apart() -> None:
 
 
 def test_negotiations_are_written_as_they_are_kept() -> None:
-    assert vectors.negotiations(WHOLE) == NEGOTIATIONS
+    assert vectors.negotiations(WHOLE) == NEGOTIATIONS, "the wire has changed: see above"
 
 
 @pytest.mark.parametrize(("suffix", "media_type"), [("json", vectors.JSON), ("msgpack", vectors.MSGPACK)])

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from ssl import SSLContext
 
 from mailboat.protocol import wire
 from mailboat.protocol.negotiation import SERVER_HEADER, Decision, Policy, Reply, Request
@@ -37,13 +38,14 @@ class Strange:
 
     answer: Answer
     port: int = 0
+    scheme: str = "http"
     reads_bodies: bool = True
     asked: list[Asked] = field(default_factory=list)
     came: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     async def been_asked(self, times: int, method: str = "", path: str = "") -> None:
         """Return when so many such requests have come."""
@@ -75,9 +77,9 @@ class Strange:
 
 
 @asynccontextmanager
-async def strange(answer: Answer, port: int = 0) -> AsyncIterator[Strange]:
-    """A server on loopback that answers each request on a connection of its own."""
-    made = Strange(answer)
+async def strange(answer: Answer, port: int = 0, tls: SSLContext | None = None) -> AsyncIterator[Strange]:
+    """A server on loopback that answers each request on a connection of its own; over TLS if it is given how."""
+    made = Strange(answer, scheme="http" if tls is None else "https")
     tasks: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -85,7 +87,7 @@ async def strange(answer: Answer, port: int = 0) -> AsyncIterator[Strange]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(connected, "127.0.0.1", port)
+    server = await asyncio.start_server(connected, "127.0.0.1", port, ssl=tls)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made
