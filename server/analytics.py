@@ -36,6 +36,7 @@ from mailboat.server.catalog import SegmentRow, SessionRow
 from mailboat.server.decoder import schemas_from
 from mailboat.server.decoding import Decoded
 from mailboat.server.json_text import encode
+from mailboat.server.skew import correction
 
 MEMORY: Final = 1024 * MIB
 """Memory of the engine; beyond it, it goes on in files beside its own."""
@@ -198,7 +199,8 @@ class Analytics:
             for step in steps
         ]
         self._writer.execute(
-            "CREATE OR REPLACE TEMP TABLE batch AS SELECT n.*, coalesce(s.internal, n.said, false) AS internal "
+            "CREATE OR REPLACE TEMP TABLE batch AS SELECT n.*, coalesce(s.internal, n.said, false) AS internal, "
+            "CAST(coalesce(s.skew, 0) * 1e6 AS BIGINT) AS shift "
             f"FROM {given(BATCH_COLUMNS)} n LEFT JOIN session s USING (product, session_id)",
             {"rows": _rows(rows)},
         )
@@ -223,6 +225,7 @@ class Analytics:
                 "ranges": json.dumps(progress.ranges),
                 "schemas": _schemas_text(progress.schemas),
                 "failed": progress.failed,
+                "arrived": _micros(segment.updated),
             }
             for segment, progress in found
         ]
@@ -263,7 +266,7 @@ class _Transaction:
 
 def session_columns(row: SessionRow) -> dict[str, Any]:
     """One row of ``session``."""
-    summary, info = row.summary, row.summary.info
+    summary, info, skew = row.summary, row.summary.info, correction(row.skew)
     return {
         "product": row.product,
         "session_id": summary.session_id,
@@ -274,11 +277,12 @@ def session_columns(row: SessionRow) -> dict[str, Any]:
         "properties": dict(info.properties),
         "installation": summary.installation,
         "installation_properties": dict(summary.installation_properties),
-        "started": _micros(summary.started),
-        "ended": _micros(summary.ended),
+        "started": _micros(summary.started + skew),
+        "ended": _micros(summary.ended + skew),
         "duration": summary.duration,
         "status": summary.status.value,
         "state": row.state.value,
+        "skew": skew,
         "records": summary.records,
         **{f"n_{name}": count for name, count in zip(COUNTERS, summary.counts, strict=True)},
     }

@@ -5,15 +5,17 @@
     session       one row a session, as its summary said last              (catalog -> here, by revision)
     feature, value, timing, event, exception, installation, other
                   one row a record, by kind; a session's records are numbered by `sequence`
-    loaded        one row an upload: the bytes taken over, the sequence numbers that got rows, declarations so far
+    loaded        one row an upload: the bytes taken over, the sequence numbers that got rows, declarations so far, when
+                  the last of these bytes came
     gap           what in an upload could not be read
     state         one row: layout of these tables, generation (grows with each load), revision (of the catalog's
                   sessions as copied last)
 
 Nothing here is the only copy: all of it is made again from the catalog and the segments, so a layout is changed by
-starting anew. There are no keys or indexes, since a DuckLake has none; one writer keeps rows unique. Times are UTC.
-`internal` repeats the session's `test` in each record, so that the default origin needs no join; as a column of one
-value it takes no room.
+starting anew. There are no keys or indexes, since a DuckLake has none; one writer keeps rows unique. Times are UTC, and
+corrected where a machine's clock was wrong (`skew`): those of a session as it was offered last, those of records as was
+known when they were loaded. `internal` repeats the session's `test` in each record, so that the default origin needs no
+join; as a column of one value it takes no room.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Final
 
 from mailboat.protocol.records import COUNTERS
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 
 _RECORD: Final = "product VARCHAR, session_id UUID, internal BOOLEAN, sequence BIGINT, time TIMESTAMP"
 _NAMED: Final = f"{_RECORD}, name VARCHAR, attributes JSON"
@@ -45,6 +47,7 @@ SESSION_COLUMNS: Final = {
     "duration": "DOUBLE",
     "status": "VARCHAR",
     "state": "VARCHAR",
+    "skew": "DOUBLE",
     "records": "BIGINT",
     **{f"n_{name}": "BIGINT" for name in COUNTERS},
 }
@@ -61,6 +64,7 @@ LOADED_COLUMNS: Final = {
     "ranges": "VARCHAR",
     "schemas": "VARCHAR",
     "failed": "VARCHAR",
+    "arrived": "TIMESTAMP",
 }
 """Columns of `loaded` and their types."""
 
@@ -126,10 +130,12 @@ _MAX_LINE: Final = 16 * 1024 * 1024
 def insert_rows(table: str) -> str:
     """The statement that fills a table of records: a parameter for the file; table ``batch`` names the segments."""
     columns = ROWS[table]
-    chosen = ", ".join("make_timestamp(r.t)" if name == "t" else f"r.{name}" for name in columns if name != "s")
+    chosen = ", ".join(
+        "make_timestamp(greatest(0, r.t + b.shift))" if name == "t" else f"r.{name}" for name in columns if name != "s"
+    )
     return (
         f"INSERT INTO {table} SELECT b.product, b.session_id, b.internal, {chosen} "  # noqa: S608 - names from above
-        f"FROM {_read(columns)} r JOIN batch b ON b.number = r.s"
+        f"FROM {_read(ROWS[table])} r JOIN batch b ON b.number = r.s"
     )
 
 

@@ -64,6 +64,7 @@ _SESSION: Final = {
     "locked": told(FLAG, "Whether it is sealed to a key that is not here"),
     "delivered": told(FLAG, "Whether all of it is here, and no more will come"),
     "skew": told(maybe(NUMBER), "Seconds to be added to its machine's clock"),
+    "corrected": told(made_of({"started": TIME, "ended": TIME}), "By the server's clock, where its machine's is wrong"),
     "first_seen": TIME,
     "updated": TIME,
     "bytes": COUNT,
@@ -222,6 +223,23 @@ EXCEPTIONS: Final = made_of(
             )
         ),
         "next": NEXT,
+    }
+)
+DELIVERY: Final = made_of(
+    {
+        "lateness": told(
+            made_of({"records": COUNT, "percentiles": _PERCENTILES}),
+            "Seconds from the end of a session to the last bytes of its records, and how many records that is of",
+        ),
+        "days": some(
+            made_of(
+                {
+                    "day": DAY,
+                    **dict.fromkeys(("sessions", "running", "announced", "here", "declined", "rejected"), COUNT),
+                    "complete": told(maybe(SHARE), "The likely part of the day's records that are here"),
+                }
+            )
+        ),
     }
 )
 TRIAGE: Final = made_of(

@@ -21,7 +21,7 @@ from aiohttp import web
 from mailboat.protocol.errors import Code, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.summary import Status
-from mailboat.server import answers, reports, triage
+from mailboat.server import answers, lateness, reports, triage
 from mailboat.server.catalog import Role, SegmentRow, SessionQuery, SessionRow, SessionState, Standing, TriageRow
 from mailboat.server.context import CATALOG, CLOCK, WORKERS, ProblemError
 from mailboat.server.ingest import PLAYBACK, REPORTS
@@ -33,6 +33,7 @@ from mailboat.server.parameters import CURSOR, LIMIT, MAX_TEXT, PAGING, PRODUCT,
 from mailboat.server.playback import Page, PageQuery, as_json
 from mailboat.server.reports import Answer, Question, TooSlow
 from mailboat.server.shapes import ANYTHING, one_of
+from mailboat.server.skew import correction
 from mailboat.server.unsealing import UNSEALING
 
 MAX_RECORDS: Final = 5000
@@ -119,7 +120,7 @@ async def _session(asked: Asked) -> SessionRow:
 
 def session_json(row: SessionRow) -> Answer:
     """A session as lists show it."""
-    summary = row.summary.to_wire()
+    summary, skew = row.summary.to_wire(), correction(row.skew)
     for box in ("boxed_info", "boxed_installation"):
         summary.pop(box, None)
     return {
@@ -135,6 +136,7 @@ def session_json(row: SessionRow) -> Answer:
         "explanation": row.explanation,
         "delivered": row.delivered,
         "skew": row.skew,
+        "corrected": {"started": row.summary.started + skew, "ended": row.summary.ended + skew},
         "first_seen": row.first_seen,
         "updated": row.updated,
         "bytes": sum(each.offset for each in row.segments),
@@ -192,6 +194,12 @@ async def put_exception(asked: Asked) -> web.StreamResponse:
     row = TriageRow(product, group, Standing(state), version, asked.app[CLOCK]())
     await asked.app[CATALOG].put_triage(row)
     return answered(asdict(row))
+
+
+async def show_delivery(asked: Asked) -> web.StreamResponse:
+    """How late records come, and for each day what was announced, what is here, and how complete it is likely to be."""
+    now = asked.app[CLOCK]()
+    return answered(await _ask(asked, functools.partial(lateness.delivery, asked.scope(), now)))
 
 
 async def show_ledger(asked: Asked) -> web.StreamResponse:
@@ -277,6 +285,7 @@ _OPERATIONS: Final = (
         body=answers.SAID_OF_EXCEPTION,
         refusals=(404, 413, 415),
     ),
+    Operation("GET", "/api/v1/delivery", show_delivery, answers.DELIVERY, SCOPE),
     Operation("GET", "/api/v1/ledger", show_ledger, answers.LEDGER, (PRODUCT,)),
     Operation("GET", "/api/v1/openapi.json", show_document, ANYTHING),
     Operation("GET", "/metrics", metrics, METRICS_TYPE),

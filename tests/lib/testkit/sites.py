@@ -26,6 +26,10 @@ from testkit.serverkit import Answer, Wire, fresh_session_id, summary_of, wired
 PRODUCT, OTHER = "Acme Studio", 'Other "Product\\'
 
 
+SERVER_TIME = START + 3600.0
+"""What its clock shows."""
+
+
 @dataclass
 class Site:
     """A server, its keys, and a client for each."""
@@ -75,7 +79,7 @@ async def site_in(folder: Path) -> AsyncIterator[Site]:
         create_key(config.data, OTHER, Role.READER),
     ]
     with blockbuster_ctx("mailboat.server"):
-        app = create_app(config, clock=lambda: START + 3600.0)
+        app = create_app(config, clock=lambda: SERVER_TIME)
         async with running(config, app) as server, wired(server.url, keys[0]) as agent:
             clients = [replace(agent, key=key) for key in keys]
             yield Site(server, *clients)
