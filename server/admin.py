@@ -128,6 +128,9 @@ _PLAN: Final[dict[str, Shape]] = {
     "history_days": maybe(NUMBER),
     "agents": some(TEXT),
     "oldest_agent": TEXT,
+    "sync_interval": maybe(NUMBER),
+    "backoff_floor": NUMBER,
+    "max_rate": maybe(COUNT),
 }
 _DELETION: Final = made_of(
     {"product": TEXT, "day": TIME, "sessions": COUNT, "segments": COUNT, "records": COUNT, "bytes": COUNT}
