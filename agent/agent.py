@@ -15,6 +15,7 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -30,13 +31,15 @@ from mailboat.agent.delivery import assemble, stores_of
 from mailboat.agent.eligibility import Eligibility
 from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.http import Http
+from mailboat.agent.integrations.hooks import Hooks
 from mailboat.agent.link_policy import LinkState
 from mailboat.agent.quota import Quota
+from mailboat.agent.recorded import mark
 from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport
 from mailboat.agent.rounds import Live, Sources
 from mailboat.agent.scrub import Scrubber
 from mailboat.agent.scrubbed import Recording, ScrubbedRecorder
-from mailboat.agent.session import Session, open_in_child, open_session
+from mailboat.agent.session import Session, end_unwanted, open_in_child, open_session, running_loop
 from mailboat.agent.store import Store
 from mailboat.agent.stores import Stores
 from mailboat.agent.synchronizer import Synchronizer
@@ -44,15 +47,11 @@ from mailboat.agent.timing import Timing
 from mailboat.agent.upkeep import Upkeep
 from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.records import Kind, Level
-from mailboat.protocol.segment import SealReason
 
 log = logging.getLogger("mailboat")
 
 LEAVE_TIMEOUT: Final = 1.0
 """Longest wait, at the end, for what the store's thread still does; it ends by itself."""
-
-SEAL_TIMEOUT: Final = 10.0
-"""Longest wait for the disk when a session is sealed; what is not done by then is left to recovery."""
 
 
 class Agent:
@@ -82,6 +81,8 @@ class Agent:
         self._tasks: list[asyncio.Task[None]] = []
         self._recovered: asyncio.Task[None]
         self._backlog = Backlog(self._running)
+        self._hooks = Hooks(self, enabled=self.config.hooks)
+        self._crashing = False
         self._parent: Session | None = None
         self._point_at(None)
 
@@ -95,7 +96,8 @@ class Agent:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """`stop`."""
+        """`stop`; an exception that leaves the block is recorded first, see `integrations.hooks`."""
+        self._hooks.left(error)
         await self.stop()
 
     async def start(self) -> None:
@@ -114,7 +116,7 @@ class Agent:
             session = await asyncio.shield(beginning)
         except asyncio.CancelledError:
             if self._parent is None:
-                beginning.add_done_callback(_end_unwanted)
+                beginning.add_done_callback(end_unwanted)
             disk.shutdown(wait=False)
             self._loop = None
             raise
@@ -122,6 +124,8 @@ class Agent:
         self._state = AgentState.RUNNING
         self._point_at(session)
         process.enter(self)
+        self._hooks.install(loop)
+        session.listen()
         self._deliver(session, store, disk)
 
     def _begin(self, store: Store) -> Session:
@@ -174,7 +178,7 @@ class Agent:
 
         Nothing is lost when the time runs out. Without effect when the agent does not run.
         """
-        if self._state is AgentState.RUNNING and self._loop is not _running_loop():
+        if self._state is AgentState.RUNNING and self._loop is not running_loop():
             await self._stop_elsewhere(timeout)
         elif self._state in (AgentState.RUNNING, AgentState.FORKED):
             configured = self.config.stop_timeout or 0.0
@@ -186,7 +190,7 @@ class Agent:
             if sync is not None:
                 await sync.close()
             if session is not None:
-                await self._seal(session)
+                await session.seal()
             if sync is not None and self.config.sender and seconds > 0:
                 await sync.last_window(seconds)
         finally:
@@ -211,18 +215,9 @@ class Agent:
             self._parent.recorder.stop()
         return self._session
 
-    async def _seal(self, session: Session) -> None:
-        sealing = session.end(SealReason.STOPPED)
-        if _running_loop() is None:
-            # A forked child, on its way out of what its parent's loop was just doing: there is nothing to wait with.
-            done = bool(wait([sealing], SEAL_TIMEOUT).done)
-        else:
-            done = bool((await asyncio.wait([asyncio.wrap_future(sealing)], timeout=SEAL_TIMEOUT))[0])
-        if not done or not sealing.result():
-            log.warning("session %s could not be sealed, a later run will: %s", session.id, session.writer.trouble)
-
     async def _let_go(self) -> None:
         self._alerts.leave()
+        self._hooks.remove()
         if self._eligibility is not None:
             self._eligibility.close()
         for task in self._tasks:
@@ -237,6 +232,8 @@ class Agent:
                     await self._sync.finish()
         if self._http is not None:
             await self._http.close()
+        if self._session is not None:
+            self._session.listen_no_more()
         left = self._give_way()
         if self._disk is not None:
             self._disk.shutdown(wait=False)
@@ -280,11 +277,19 @@ class Agent:
             self._recorder.event(name, level, message, **attributes)
 
     def exception(
-        self, error: BaseException | None = None, /, context: str | None = None, **attributes: object
+        self,
+        error: BaseException | None = None,
+        /,
+        context: str | None = None,
+        *,
+        level: int = Level.ERROR,
+        **attributes: object,
     ) -> None:
         """Record `error`, or the exception being handled; `context` says what was being done."""
-        if self._recorder is not None:
-            self._recorder.exception(error, context, attributes=attributes)
+        error = error if error is not None else sys.exc_info()[1]
+        if self._recorder is not None and error is not None:
+            self._recorder.exception(error, context, attributes, level)
+            mark(error, self.session_id)
 
     def set_installation(self, installation_id: str, /, **properties: object) -> None:
         """Say which installation this is, and what is known of it."""
@@ -451,11 +456,12 @@ class Agent:
         self._loop = self._http = self._sync = self._eligibility = self._upkeep = self._disk = self._stores = None
         self._tasks, self._backlog = [], Backlog(self._running)
         self._alerts.leave()
+        self._hooks.forget_loop()
         session, self._session = self._session, None
         self._parent = session if session is not None else self._parent
         if self._parent is None:
             return
-        self._parent.writer.forget_after_fork()
+        self._parent.forget_after_fork()
         if self._state in (AgentState.RUNNING, AgentState.FORKED):
             self._state = AgentState.FORKED
             self._parent.recorder.forget_after_fork(functools.partial(self._begin_in_child, self._parent))
@@ -467,25 +473,19 @@ class Agent:
         store = Store(self._files, self.config.store_root, self.config.product, self.config.application)
         opened = open_in_child(parent, self.config, store, self._clocks, os.getpid(), self._alerts.noted)
         self._session = opened.session
+        self._session.listen()
         process.enter(self)
 
     def leaving(self) -> Future[bool] | None:
         """The process is about to end, and nobody has stopped: have all on the disk."""
         running = self._state in (AgentState.RUNNING, AgentState.FORKED)
-        return self._session.leaving() if running and self._session is not None else None
+        return self._session.leaving(crashed=self._crashing) if running and self._session is not None else None
 
-
-def _end_unwanted(beginning: asyncio.Future[Session]) -> None:
-    """The start was cancelled while the session was being made: it ends as it began, empty."""
-    if not beginning.cancelled() and beginning.exception() is None:
-        beginning.result().end(SealReason.STOPPED)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+    def crashing(self) -> None:
+        """The process is about to die of an exception: have all on the disk, unless this is where the loop runs."""
+        self._crashing = True
+        if self._session is not None and running_loop() is None:
+            wait([self._session.writer.flush(durable=True)], process.EXIT_TIMEOUT)
 
 
 def _ignore(*_: object, **__: object) -> None:

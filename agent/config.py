@@ -82,6 +82,8 @@ class AgentConfig:
     """Whether an error makes the running session eligible at once."""
     alert_interval: float = 300.0
     """Between two sends on error."""
+    hooks: bool = True
+    """Record what nobody has handled (see `integrations.hooks`); False: nothing of the process is touched."""
     stop_timeout: float | None = None
     """How long `stop` tries to deliver; zero: not at all. None: 2 s, but zero where only `force_sync` sends."""
     save_interval: float = 5.0

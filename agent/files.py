@@ -79,6 +79,9 @@ class FileSystem(Protocol):
     def size(self, path: Path) -> int:
         """A file's size."""
 
+    def modified(self, path: Path) -> int:
+        """When a file was last written: nanoseconds since the Unix epoch."""
+
     def names(self, folder: Path) -> Sequence[str]:
         """The names in a folder, sorted; none if it does not exist."""
 
@@ -210,6 +213,10 @@ class OsFileSystem:
     def size(self, path: Path) -> int:
         """See `FileSystem`."""
         return path.stat().st_size
+
+    def modified(self, path: Path) -> int:
+        """See `FileSystem`."""
+        return path.stat().st_mtime_ns
 
     def names(self, folder: Path) -> Sequence[str]:
         """See `FileSystem`."""

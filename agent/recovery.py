@@ -4,9 +4,10 @@ In named passes, each of which may be cut short by another crash and is then don
 
 1. *read*: every segment block by block (checksums only, no decompression);
 2. *drain*: the journal's records that no block holds yet are appended as blocks;
-3. *seal*: unsealed segments get a seal, the last one with reason ``crashed`` (or ``stopped``, if the journal says that
+3. *conclude*: the last words of a process that died of a fatal signal become the session's last record;
+4. *seal*: unsealed segments get a seal, the last one with reason ``crashed`` (or ``stopped``, if the journal says that
    the process was leaving in order) and the time of the session's last record;
-4. *retire*: the session moves to ``waiting/`` and its journal is deleted.
+5. *retire*: the session moves to ``waiting/`` and its journal is deleted.
 
 The journal's halves are told from the segment's blocks by sequence numbers: a half becomes one block, so it is either
 in the segment as a whole or not at all, and a crash between append and release doubles nothing.
@@ -31,11 +32,14 @@ from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
+import msgpack
+
 from mailboat.agent.ended import read_preamble
 from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_same_boot
 from mailboat.agent.intake import Lost
 from mailboat.agent.journal_place import read_declared, read_journal
+from mailboat.agent.last_words import record_of
 from mailboat.agent.leftovers import Left, LeftBehind, left_behind
 from mailboat.agent.segment_file import SegmentFile, has_set_aside, segment_paths, set_aside
 from mailboat.agent.store import LIVE, SessionFolder, Store
@@ -85,7 +89,8 @@ def recover(
             require_library(f"session {session.path.name} is sealed")
             work.learn(left.halves, read_declared(files, session.path))
         work.drain(left.halves)
-        work.seal(SealReason.STOPPED if left.in_order else SealReason.CRASHED, _lost(left))
+        died = work.conclude(session.path)
+        work.seal(SealReason.STOPPED if left.in_order and not died else SealReason.CRASHED, _lost(left))
     finally:
         work.close()
     return store.retire_folder(session.path)
@@ -255,7 +260,30 @@ class _Recovery:
         first = self._segments[0].writer.description
         return first.started_wall - first.started_monotonic
 
-    # -- 3. seal -------------------------------------------------------------------------------------------------
+    # -- 3. conclude ---------------------------------------------------------------------------------------------
+
+    def conclude(self, folder: Path) -> bool:
+        """Append the last words that are in the session's `folder`, unless an earlier recovery has; whether there are
+        any.
+        """
+        last_words = record_of(self._files, folder, self._offset)
+        if last_words is None:
+            return False
+        self._look_back()
+        last_words[1] = max(last_words[1], self._last_time or 0)  # a file's time is a few milliseconds coarse
+        packed = msgpack.packb(last_words)
+        if self._segments[-1].ending not in _ENDINGS and not self._ends_with(packed):
+            self._open_segment().block(packed, self._count([last_words], {}), self._offset, self._next)
+            self._note([last_words])
+        return True
+
+    def _ends_with(self, packed: bytes) -> bool:
+        try:
+            return self._last_block is not None and decompress(self._last_block).endswith(packed)
+        except SegmentError:
+            return False  # it will show as a gap
+
+    # -- 4. seal -------------------------------------------------------------------------------------------------
 
     def seal(self, ending: SealReason, lost: Mapping[str, int]) -> None:
         """Seal what is not sealed yet, the last one with the reason `ending`. Nothing follows where the session, or an

@@ -36,7 +36,9 @@ class Recording(Protocol):
     def event(self, name: str, /, level: int = Level.INFO, message: str | None = None, **attributes: object) -> None:
         """Record anything else."""
 
-    def exception(self, error: BaseException | None, context: str | None, attributes: dict[str, Any]) -> None:
+    def exception(
+        self, error: BaseException | None, context: str | None, attributes: dict[str, Any], level: int = Level.ERROR
+    ) -> None:
         """Record an exception."""
 
     def set_installation(self, installation_id: str, properties: dict[str, Any]) -> None:
@@ -77,11 +79,13 @@ class ScrubbedRecorder:
         if kept is not None:
             self._recorder.event_of(name, level, message, kept)
 
-    def exception(self, error: BaseException | None, context: str | None, attributes: dict[str, Any]) -> None:
+    def exception(
+        self, error: BaseException | None, context: str | None, attributes: dict[str, Any], level: int = Level.ERROR
+    ) -> None:
         """See `Recording`."""
         kept = self._kept("exception", attributes)
         if kept is not None:
-            self._recorder.exception(error, context, kept)
+            self._recorder.exception(error, context, kept, level)
 
     def set_installation(self, installation_id: str, properties: dict[str, Any]) -> None:
         """See `Recording`."""

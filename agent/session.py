@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -13,6 +14,7 @@ from mailboat.agent.config import AgentConfig
 from mailboat.agent.host import boot_id, describe, process_start
 from mailboat.agent.journal import Journal
 from mailboat.agent.journal_place import InMemory, JournalPlace, OnDisk, memory_folder
+from mailboat.agent.last_words import LastWords
 from mailboat.agent.recorder import OnUrgent, Recorder
 from mailboat.agent.segment_file import SegmentFile
 from mailboat.agent.store import SessionFolder, Store
@@ -23,7 +25,12 @@ from mailboat.protocol.sealing import PublicKey
 from mailboat.protocol.segment import Preamble, SealReason
 from mailboat.protocol.summary import Info, Status, Summary
 
+log = logging.getLogger("mailboat")
+
 SALT_BYTES: Final = 4
+
+SEAL_TIMEOUT: Final = 10.0
+"""Longest wait for the disk when a session is sealed; what is not done by then is left to recovery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,9 @@ class Opened:
 class Session:
     """The session of this run of the application."""
 
-    def __init__(self, info: Info, preamble: Preamble, recorder: Recorder, writer: Writer, pid: int) -> None:
+    def __init__(
+        self, info: Info, preamble: Preamble, recorder: Recorder, writer: Writer, last_words: LastWords | None
+    ) -> None:
         """Use `open_session`. `info` is the whole description, of which the preamble of a sealed session tells a
         part.
         """
@@ -45,7 +54,7 @@ class Session:
         self.preamble = preamble
         self.recorder = recorder
         self.writer = writer
-        self.pid = pid
+        self.last_words = last_words
 
     @property
     def id(self) -> str:
@@ -61,13 +70,41 @@ class Session:
         self.recorder.stop()
         return self.writer.seal(reason)
 
-    def leaving(self) -> Future[bool]:
-        """The process is about to end in order, and nobody has stopped: have all on the disk that was recorded so far.
+    async def seal(self) -> None:
+        """`end` the session as stopped, and say so if that did not succeed in time."""
+        sealing = self.end(SealReason.STOPPED)
+        if running_loop() is None:
+            # A forked child, on its way out of what its parent's loop was just doing: there is nothing to wait with.
+            done = bool(wait([sealing], SEAL_TIMEOUT).done)
+        else:
+            done = bool((await asyncio.wait([asyncio.wrap_future(sealing)], timeout=SEAL_TIMEOUT))[0])
+        if not done or not sealing.result():
+            log.warning("session %s could not be sealed, a later run will: %s", self.id, self.writer.trouble)
+
+    def listen(self) -> None:
+        """Have last words written into the session's folder; on the main thread where possible."""
+        if self.last_words is not None:
+            self.last_words.listen()
+
+    def listen_no_more(self) -> None:
+        """The end of `listen`."""
+        if self.last_words is not None:
+            self.last_words.end()
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: the session is the parent's."""
+        self.writer.forget_after_fork()
+        if self.last_words is not None:
+            self.last_words.forget()
+
+    def leaving(self, *, crashed: bool) -> Future[bool]:
+        """The process is about to end, in order unless it `crashed`, and nobody has stopped: have all on the disk that
+        was recorded so far.
 
         Recording goes on; what comes now stays in the journal.
         """
         with self.recorder.lock:
-            if self.recorder.recording:
+            if self.recorder.recording and not crashed:
                 self.recorder.journal.note_leaving()
         return self.writer.flush(durable=True)
 
@@ -169,7 +206,9 @@ def _open(
         recorder.begin_anew(journal, on_full=writer.closed, on_urgent=on_urgent)
     writer.trouble = trouble
     writer.start(recorder)
-    return Opened(Session(info, preamble, recorder, writer, preamble.pid), trouble)
+    folder = writer.folder if config.hooks and config.seal_to is None else None  # they would lie there as they are
+    last_words = LastWords.prepare(store.files, folder) if folder is not None else None
+    return Opened(Session(info, preamble, recorder, writer, last_words), trouble)
 
 
 def _journal(
@@ -193,3 +232,17 @@ def _journal(
         if fd is not None:
             store.files.close(fd)
     return Journal(store.files, None, config.journal_bytes, boot, volatile=place.volatile), trouble
+
+
+def end_unwanted(beginning: asyncio.Future[Session]) -> None:
+    """The start was cancelled while the session was being made: it ends as it began, empty."""
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().end(SealReason.STOPPED)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -7,6 +7,7 @@
         live/ID/          a session whose process runs, or crashed
             lock          held (flock) by that process for life
             journal       see `journal`; that of a sealed session is in memory, and ``journal.at`` says where
+            last-words    see `last_words`
             000000.zst    its segments, see `mailboat.protocol.segment`
         waiting/ID/       an ended session that the server has not answered for
         sent/ID/          one that it has, kept until the space is wanted; with a `receipt` unless accepted
@@ -48,6 +49,7 @@ from mailboat.protocol.segment import Preamble
 log = logging.getLogger("mailboat")
 
 LOCK: Final = "lock"
+LAST_WORDS: Final = "last-words"
 REASON: Final = "reason"
 RECEIPT: Final = "receipt"
 """What the server said of a session that it did not take: the fate, and the reason in the next line."""
@@ -205,7 +207,7 @@ class Store:
             for name in self.files.names(path):
                 if name == JOURNAL_AT:
                     remove(self.files, path)
-                elif name in (JOURNAL, LOCK, RECEIPT) or name.endswith(UNFINISHED):
+                elif name in (JOURNAL, LAST_WORDS, LOCK, RECEIPT) or name.endswith(UNFINISHED):
                     self.files.remove(path / name)
 
     def crashed(self) -> Iterable[SessionFolder]:

@@ -25,6 +25,7 @@ async def use(agent: Agent) -> None:
     agent.event("cache.miss", level=Level.WARNING, message="text", key="k1")
     agent.exception()
     agent.exception(ValueError("no"), context="while importing", rows=1)
+    agent.exception(ValueError("odd"), "while reading", level=Level.WARNING)
     agent.set_installation("inst-42", plan="pro")
     placed: Callable[..., None] = agent.emitter("order.placed", "user_id", "price")
     placed(7, 9.5)

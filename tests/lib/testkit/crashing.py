@@ -1,0 +1,58 @@
+"""Programs that run an agent and come to a bad end, each in a process of its own, and what is found afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from mailboat.agent.host import boot_id
+from testkit.recording import Story, recovered
+
+_PROGRAM = """
+import asyncio, ctypes, faulthandler, gc, logging, os, signal, sys, threading
+from mailboat.agent import Agent
+
+def make(**settings):
+    return Agent(server=None, product="product", application="application", store=os.environ["STORE"], **settings)
+
+agent = make()
+"""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a program has ended; a negative status is the number of the signal that ended it."""
+
+    status: int
+    output: str
+    errors: str
+
+
+async def run(store: Path, program: str, **environment: str) -> End:
+    """Run `program`, in which `agent` is an agent that was not started yet, to its end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _PROGRAM + textwrap.dedent(program),
+        env={**os.environ, "STORE": str(store), **environment},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(60.0):
+            output, errors = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise
+    assert process.returncode is not None
+    return End(process.returncode, output.decode(), errors.decode())
+
+
+def stories(store: Path) -> list[Story]:
+    """What is in the store after all that ran there is dead, and was recovered."""
+    return recovered(store, boot_id())
