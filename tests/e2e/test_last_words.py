@@ -9,8 +9,9 @@ import pytest
 
 from mailboat.agent import Level
 from mailboat.protocol.segment import SealReason
-from testkit.crashing import run, stories
+from testkit.crashing import files_in, run, stories
 from testkit.recording import only
+from testkit.sealed import PRIVATE
 
 IN_A_LOOP = """
 async def main():
@@ -84,6 +85,15 @@ async def test_the_hosts_own_faulthandler_is_left_alone(tmp_path: Path) -> None:
     assert end.errors.startswith("Fatal Python error: Segmentation fault")
     story = only(stories(tmp_path))
     assert (story.names, story.reasons) == (["before"], [SealReason.CRASHED])
+
+
+async def test_a_sealed_session_has_none_for_they_would_lie_there_as_they_are(tmp_path: Path) -> None:
+    program = IN_A_LOOP.format("assert not faulthandler.is_enabled()\n    os.abort()")
+    end = await run(tmp_path, program, MAILBOAT_SEAL_TO=PRIVATE.public.text)
+    assert end.status == -signal.SIGABRT, end.errors
+    names = files_in(tmp_path)
+    assert "000000.zst" in names
+    assert "last-words" not in names
 
 
 async def test_a_faulthandler_that_the_host_enables_later_outlives_the_agent(tmp_path: Path) -> None:

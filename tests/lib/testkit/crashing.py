@@ -56,3 +56,8 @@ async def run(store: Path, program: str, **environment: str) -> End:
 def stories(store: Path) -> list[Story]:
     """What is in the store after all that ran there is dead, and was recovered."""
     return recovered(store, boot_id())
+
+
+def files_in(store: Path) -> set[str]:
+    """The names of all files that the store holds."""
+    return {path.name for path in store.rglob("*") if path.is_file()}
