@@ -1,4 +1,8 @@
-"""One line for each request, without anything secret: no header, no query, and nothing that looks like a key."""
+"""One line for each request, without anything secret: no header, no query, and nothing that looks like a key.
+
+Its parts are given to the log as members, too (`ACCESS`), for lines of JSON: ``remote``, ``key`` (its id), ``product``,
+``method``, ``path``, ``status``, ``bytes`` of the answer, ``seconds``.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,21 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 from mailboat.server.context import PRINCIPAL, Principal
 
-_KEY: Final = re.compile(r"mbk_[\w-]*", re.ASCII)
+_KEY: Final = re.compile(r"mbk_[\w-]+", re.ASCII)
 _LONGEST: Final = 200
+
+ACCESS: Final = "access"
+"""The attribute of a log record that holds a request's parts."""
+
+
+def without_keys(text: str) -> str:
+    """`text` with whatever looks like a key left out."""
+    return _KEY.sub("mbk_...", text)
 
 
 def harmless(text: str) -> str:
     """`text` fit for a log: cut, on one line, and without keys."""
-    plain = _KEY.sub("mbk_...", text[: 4 * _LONGEST])[:_LONGEST]
+    plain = without_keys(text[: 4 * _LONGEST])[:_LONGEST]
     return "".join(letter if letter.isprintable() else "?" for letter in plain)
 
 
@@ -26,17 +38,19 @@ class AccessLogger(AbstractAccessLogger):
     def log(self, request: BaseRequest, response: StreamResponse, time: float) -> None:
         """Log one answered request; `time` is seconds."""
         principal = request.get(PRINCIPAL)
-        who = principal.key_id if isinstance(principal, Principal) else "-"
-        self.logger.info(
-            "%s %s %s %s %d %d %.4f",
-            request.remote or "-",
-            who,
-            harmless(request.method),
-            harmless(request.path),
-            response.status,
-            response.body_length,
-            time,
-        )
+        known = principal if isinstance(principal, Principal) else None
+        parts = {
+            "remote": request.remote or "-",
+            "key": known.key_id if known else "-",
+            "product": known.product if known else None,
+            "method": harmless(request.method),
+            "path": harmless(request.path),
+            "status": response.status,
+            "bytes": response.body_length,
+            "seconds": round(time, 4),
+        }
+        told = "%(remote)s %(key)s %(method)s %(path)s %(status)d %(bytes)d %(seconds).4f"
+        self.logger.info(told, parts, extra={ACCESS: parts})
 
     @property
     def enabled(self) -> bool:

@@ -232,6 +232,18 @@ class LedgerRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """What the server has still to do: uploads that take more bytes, segments whose bytes are not loaded yet, how many
+    bytes those are, and since when the first of them has waited (None: none does).
+    """
+
+    unfinished: int = 0
+    segments: int = 0
+    bytes: int = 0
+    since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Doomed:
     """A session that was removed from the catalog: its rows in the analytics store and its uploads' blobs are to go."""
 
@@ -429,6 +441,9 @@ class Catalog(Protocol):
 
     async def all_uploads(self, after: str = "", limit: int = 500) -> tuple[UploadRow, ...]:
         """Uploads in whatever state, by id, from the one after `after` on."""
+
+    async def queue(self) -> Queue:
+        """How much is still to be done."""
 
     async def faults(self) -> tuple[str, ...]:
         """What the engine finds wrong with its own files, in sentences; nothing where all is well."""

@@ -11,6 +11,7 @@ from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.limits import MAX_SEGMENT, MIB
 
 MAX_PORT: Final = 65_535
+LOG_FORMATS: Final = ("json", "text")
 _ORIGIN: Final = re.compile(r"https?://[^/?#@\s]+")
 _ABOVE_ZERO: Final = (
     "body_timeout",
@@ -71,6 +72,8 @@ class ServerConfig:
     """
     cors_origins: tuple[str, ...] = ()
     """Origins (``https://app.example.com``, or ``*``) whose pages may upload; none unless told otherwise."""
+    log_format: str = "json"
+    """How the log is written to the standard error: ``json``, an object a line, or ``text``."""
     key_cache: float = 5.0
     """How long a key is believed before the catalog is asked again: a revoked one ends within this time."""
 
@@ -89,5 +92,7 @@ class ServerConfig:
         for origin in self.cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(f"cors_origins: {origin!r} is no origin such as https://app.example.com, nor *")
+        if self.log_format not in LOG_FORMATS:
+            raise ConfigError(f"log_format={self.log_format!r}: one of {', '.join(LOG_FORMATS)} is needed")
         if not self.first_product:
             raise ConfigError("first_product='': a name is needed")

@@ -263,7 +263,7 @@ class Dealings:
         self, reason: Exception, response: web.StreamResponse, verdict: Appended | Refused
     ) -> web.StreamResponse:
         """Answer a transfer that the server has ended, and close its connection: the rest of its body is not wanted."""
-        self._count(f"transfers_{type(reason).__name__.lower()}")
+        self._count(f"transfers_ended_{type(reason).__name__.lower()}")
         if isinstance(reason, Superseded):
             response = self._answer(Refused(Refusal.SUPERSEDED, str(reason), verdict.state))
         elif isinstance(reason, Stopping):

@@ -107,8 +107,8 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
     registrations = ruled.registrations  # none, and hence no commit, when the key reaches no product that was named
     held = await app[CATALOG].register(registrations, now, ruled.ledger) if registrations else ()
     accepts = _ZSTD in request.headers.get("Accept-Encoding", "")
-    content = await run_in_worker(app, _answer, ruled, held, media_type, accepts)
-    app[COUNTERS]["offers"] += len(ruled.offers)
+    decisions, content = await run_in_worker(app, _answer, ruled, held, media_type, accepts)
+    _count(app[COUNTERS], decisions)
     if held:
         notify_ingest(app)
     headers = {"Content-Encoding": _ZSTD} if accepts else {}
@@ -145,11 +145,20 @@ def _answer(
     held: Sequence[Sequence[SegmentRow]],
     media_type: str,
     compressed: bool,  # noqa: FBT001 - called through an executor
-) -> bytes:
+) -> tuple[tuple[Decision, ...], bytes]:
     known = iter(held)
     decisions = tuple(_decide(each, next(known) if each.product is not None else ()) for each in ruled.offers)
     content = Reply(decisions, policy=ruled.policy).encode(media_type)
-    return wire.compress(content) if compressed else content
+    return decisions, wire.compress(content) if compressed else content
+
+
+def _count(counters: Counter[str], decisions: Sequence[Decision]) -> None:
+    counters["negotiations"] += 1
+    counters["offers"] += len(decisions)
+    for each in decisions:
+        counters[f"decisions_{each.verdict}"] += 1
+        if each.verdict is Verdict.REJECT:
+            counters[f"rejections_{each.reason}"] += 1
 
 
 # -- deciding ----------------------------------------------------------------------------------------------------------

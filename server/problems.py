@@ -39,8 +39,9 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
     )
 
 
-async def add_version(_: web.Request, response: web.StreamResponse) -> None:
+async def add_version(request: web.Request, response: web.StreamResponse) -> None:
     """Every answer says that it is mailboat's, so that agents can tell it from a captive portal's page."""
+    request.app[COUNTERS][f"requests_{response.status}"] += 1
     response.headers[SERVER_HEADER] = VERSION
     response.headers["Server"] = "mailboat"  # and not which interpreter and library it is made of
 

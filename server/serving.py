@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from mailboat.server.catalog import Catalog, Role
 from mailboat.server.config import ServerConfig
 from mailboat.server.context import CATALOG
 from mailboat.server.keys import make_key
+from mailboat.server.logs import set_up
 
 Echo = Callable[[str], object]
 
@@ -41,7 +41,7 @@ def run(config: ServerConfig, *, echo: Echo = print) -> int:
     On the first start an admin token and a key of the first product are made and told through `echo`, as is the
     address. Raises `StoreError` when the data folder cannot be used, or is in use; `OSError` when the address cannot.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    set_up(config.log_format)
     return asyncio.run(_serve(config, echo))
 
 

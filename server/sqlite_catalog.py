@@ -29,6 +29,7 @@ from mailboat.server.catalog import (
     KeyRow,
     LedgerRow,
     ProductRow,
+    Queue,
     Registration,
     SegmentRow,
     SessionPage,
@@ -222,6 +223,10 @@ class SqliteCatalog:
     async def all_uploads(self, after: str = "", limit: int = 500) -> tuple[UploadRow, ...]:
         """See `Catalog.all_uploads`."""
         return await self._engine.read(partial(sqlite_uploads.all_uploads, after=after, limit=limit))
+
+    async def queue(self) -> Queue:
+        """See `Catalog.queue`."""
+        return await self._engine.read(sqlite_uploads.queue)
 
     async def faults(self) -> tuple[str, ...]:
         """See `Catalog.faults`."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from mailboat.protocol.uploads.state import UploadState
-from mailboat.server.catalog import SegmentRow, SessionState, UploadRow, Verification
+from mailboat.server.catalog import Queue, SegmentRow, SessionState, UploadRow, Verification
 from mailboat.server.sqlite_rows import (
     SEGMENT_COLUMNS,
     UPLOAD_COLUMNS,
@@ -115,6 +115,17 @@ def has_upload(db: sqlite3.Connection, product: str, session_id: str, index: int
 def segments_to_load(db: sqlite3.Connection, limit: int) -> tuple[SegmentRow, ...]:
     """See `Catalog.segments_to_load`."""
     return tuple(segment_row(columns) for columns in fetch(db, _TO_LOAD, limit))
+
+
+def queue(db: sqlite3.Connection) -> Queue:
+    """See `Catalog.queue`."""
+    ((unfinished,),) = fetch(db, "SELECT count(*) FROM uploads WHERE phase = 'open'")
+    ((segments, size, since),) = fetch(
+        db,
+        'SELECT count(*), coalesce(sum("offset" - loaded), 0), min(updated) FROM uploads '
+        "WHERE session_id IS NOT NULL AND loaded < \"offset\" AND verification != 'rejected'",
+    )
+    return Queue(unfinished, segments, size, since)
 
 
 def mark_loaded(db: sqlite3.Connection, loaded: Mapping[str, int]) -> None:

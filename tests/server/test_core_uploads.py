@@ -265,7 +265,7 @@ async def test_a_sender_of_next_to_nothing_is_cut_and_its_bytes_kept(config: Ser
             await slow.ended()
         await slow.close()
         assert (await client.ask("HEAD", path)).offset == 500
-        assert server.app[COUNTERS]["transfers_tooslow"] == 1
+        assert server.app[COUNTERS]["transfers_ended_tooslow"] == 1
 
 
 # -- what is no segment ------------------------------------------------------------------------------------------------
