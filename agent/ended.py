@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from mailboat.agent.files import FileSystem
-from mailboat.agent.segment_file import segment_paths
+from mailboat.agent.segment_file import segment_paths, segments_among
 from mailboat.protocol.errors import SegmentError, WireError
-from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL
+from mailboat.protocol.limits import KIB, MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.segment import SKIPPABLE, Preamble, Seal
 from mailboat.protocol.summary import Summary, summarise
 
 _FIRST_READ: Final = 4096
+_SMALL: Final = 32 * KIB
+"""A segment below this is read at once: one call costs less than three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +28,11 @@ class Waiting:
     summary: Summary
 
 
-def read_waiting(files: FileSystem, path: Path) -> Waiting:
-    """The summary of an ended session from its segments; `SegmentError` when one cannot be read."""
-    paths = segment_paths(files, path)
+def read_waiting(files: FileSystem, path: Path, names: Sequence[str] | None = None) -> Waiting:
+    """The summary of an ended session from its segments; `SegmentError` when one cannot be read. `names` are those in
+    its folder, where they are known.
+    """
+    paths = segments_among(path, files.names(path) if names is None else names)
     if not paths:
         raise SegmentError(f"{path} holds no segment")
     return Waiting(path, summarise([_ends_of(files, segment) for segment in paths]))
@@ -56,18 +60,24 @@ def legible_records(files: FileSystem, path: Path) -> int:
 
 def _ends_of(files: FileSystem, path: Path) -> tuple[Preamble, Seal, int]:
     """Preamble, seal and size of a sealed segment, without reading what is in between."""
-    size = files.size(path)
-    sealed = Seal.at_end_of(files.read_range(path, max(0, size - _FIRST_READ), _FIRST_READ))
+    head = files.read_range(path, 0, _SMALL)
+    size = len(head) if len(head) < _SMALL else files.size(path)
+    tail = head if len(head) < _SMALL else files.read_range(path, max(0, size - _FIRST_READ), _FIRST_READ)
+    sealed = Seal.at_end_of(tail[-_FIRST_READ:])
     if sealed is None:
         sealed = Seal.at_end_of(files.read_range(path, max(0, size - MAX_SEAL), MAX_SEAL))
     if sealed is None:
         raise SegmentError(f"{path.name} has no intact seal")
-    return read_preamble(files, path), sealed[0], size
+    return _preamble_in(head[:_FIRST_READ], files, path), sealed[0], size
 
 
 def read_preamble(files: FileSystem, path: Path) -> Preamble:
     """The preamble of a segment file; `SegmentError` when it is damaged."""
-    head = files.read_range(path, 0, _FIRST_READ)
+    return _preamble_in(files.read_range(path, 0, _FIRST_READ), files, path)
+
+
+def _preamble_in(head: bytes, files: FileSystem, path: Path) -> Preamble:
+    """The preamble that begins with `head`, at most `_FIRST_READ` bytes of the file."""
     if len(head) < SKIPPABLE.size:
         raise SegmentError(f"{path.name} is cut before its preamble")
     length = SKIPPABLE.size + SKIPPABLE.unpack_from(head)[1]

@@ -35,8 +35,9 @@ class Fate(Enum):
 
 @dataclass(slots=True)
 class Entry:
-    """What the planner knows of one session. It keeps `left`, the bytes that the server does not hold as far as is
-    known (none once the session has ended), and `best`, the most that it ever held.
+    """What the planner knows of one session. It `rode` once it was aboard of a request, and is `wanted` once the server
+    said so. It keeps `left`, the bytes that the server does not hold as far as is known (none once the session has
+    ended), and `best`, the most that it ever held.
     """
 
     summary: Summary
@@ -50,6 +51,8 @@ class Entry:
     stalls: int = 0
     uploaded: bool = False
     asked: bool = False
+    rode: bool = False
+    wanted: bool = False
     left: int = 0
     best: int = 0
     open: bool = False
@@ -92,5 +95,5 @@ class Entry:
 
     def grew_to(self, summary: Summary) -> None:
         """The session has more now than it had."""
-        self.summary, self.phase, self.uploaded = summary, Phase.OFFER, False
+        self.summary, self.phase, self.uploaded, self.rode = summary, Phase.OFFER, False, False
         self.stalls = self.refusals = 0

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from mailboat.agent.clocks import Clocks
-from mailboat.agent.http import TRANSPORT_FAILURES, Answer, Http, told
+from mailboat.agent.http import TRANSPORT_FAILURES, Answer, Body, Http, told
 from mailboat.agent.ledger import Ledger
 from mailboat.agent.report import one_line
 from mailboat.agent.traffic import Held, Traffic
 from mailboat.protocol import wire
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE, WireError
 from mailboat.protocol.limits import KIB, MAX_REPLY
-from mailboat.protocol.negotiation import SERVER_HEADER, Reply, Request
+from mailboat.protocol.negotiation import SERVER_HEADER, Reply, Request, Rider
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.http_dates import retry_after
 from mailboat.protocol.uploads.outcomes import NotOurs, Refused, Retry, Unauthorised
@@ -56,28 +56,47 @@ async def probe(http: Http, clocks: Clocks) -> Retry | NotOurs | None:
 
 
 async def negotiate(
-    http: Http, clocks: Clocks, agent: str, offers: tuple[Summary, ...], ledger: Ledger, traffic: Traffic
+    http: Http,
+    clocks: Clocks,
+    agent: str,
+    offers: tuple[Summary, ...],
+    ledger: Ledger,
+    traffic: Traffic,
+    riders: tuple[Rider, ...] = (),
 ) -> Outcome | Held:
-    """Offer sessions; never raises but for cancellation. `Held`: the day's budget has no room for that many."""
-    request = Request(agent, offers, sent=clocks.wall() / 1e9, ledger=ledger.to_wire())
-    body = wire.compress(request.encode())
+    """Offer sessions, with the segments that ride along; never raises but for cancellation. `Held`: the day's budget
+    has no room for that many.
+    """
+    request = Request(agent, offers, sent=clocks.wall() / 1e9, ledger=ledger.to_wire(), riders=riders)
+    body = request.compressed()
     granted = await traffic.grant(len(body), least=len(body))
     if isinstance(granted, Held):
         return granted
-    await traffic.pace(len(body))
     headers = {
         "Content-Type": wire.MSGPACK_MEDIA_TYPE,
         "Content-Encoding": "zstd",
         "Accept": wire.MSGPACK_MEDIA_TYPE,
         "Accept-Encoding": "zstd",
+        "Content-Length": str(len(body)),
     }
     url, limit = http.url(PATH), most_of_a_reply(offers)
     assert url is not None  # noqa: S101 - a path of our own is always of this server
     try:
-        answer = await http.request("POST", url, headers, body, limit)
+        answer = await http.request("POST", url, headers, _pieces(body, traffic), limit)
     except TRANSPORT_FAILURES as error:
         return Retry(0.0, told(error))
     return understand(answer, clocks.wall() / 1e9, limit)
+
+
+async def _pieces(content: bytes, traffic: Traffic) -> Body:
+    """A body in pieces, at its rate: each one that is taken shows that the line lives, and aiohttp is slow with large
+    bytes.
+    """
+    view, piece = memoryview(content), traffic.piece
+    for at in range(0, len(content), piece):
+        part = view[at : at + piece]
+        await traffic.pace(len(part))
+        yield part
 
 
 def most_of_a_reply(offers: tuple[Summary, ...]) -> int:

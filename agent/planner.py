@@ -20,6 +20,8 @@ later, gone, failed, wanted again though all was sent) makes the pause before th
 the server never held before make it short again. A *refusal* is the session's own fault, and after a few of them, far
 enough apart to outlast a server's short illness, it is put aside.
 
+Small sessions that have ended may ride along with their offers (`riding`): then they go from OFFER to ENDED at once.
+
 A running session never ends here: what it has so far is sent, and the next `refresh` brings what came since.
 
 What is asked for often (`next`, `sent`, `progressed`) costs the same whether ten sessions wait or ten thousand.
@@ -34,6 +36,7 @@ from typing import Final
 
 from mailboat.agent.entries import Entry, Fate, Phase
 from mailboat.agent.link_policy import Priority
+from mailboat.agent.riding import Room
 from mailboat.protocol.limits import BACKOFF_LONGEST, MAX_RETRY_AFTER, POISON_ATTEMPTS
 from mailboat.protocol.negotiation import Decision, Reply, Verdict
 from mailboat.protocol.summary import SegmentState, Summary
@@ -59,6 +62,10 @@ MOST_OFFERS: Final = 200
 """Sessions offered in one request: few enough that building it and reading the answer hold the event loop for no more
 than two or three milliseconds (500 took 3.4 and 5.0)."""
 
+BESIDE: Final = 2
+"""Negotiations at the same time while sessions ride along: the agent reads and packs one while the server looks into
+the other. More would only wait there."""
+
 CONFIRM_AT: Final = 50
 """So many sessions are sent before they are confirmed together: a window that closes loses little, and requests stay
 few."""
@@ -66,9 +73,10 @@ few."""
 
 @dataclass(frozen=True, slots=True)
 class Negotiate:
-    """Ask the server about these sessions."""
+    """Ask the server about these sessions, those in `aboard` with all their bytes."""
 
     offers: tuple[Summary, ...]
+    aboard: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +128,12 @@ class Planner:
         self.held = 0
         self.open = 0
         self.left = 0
-        self._negotiating = False
+        self._negotiating = 0
         self._max_offers = MOST_OFFERS
         self._understood = False
         self._alone = 0
+        self._room = Room()
+        self._aboard: set[str] = set()
         self._unmet: set[str] = set()
         self._to_confirm: set[str] = set()
         self._flights: set[tuple[str, int]] = set()
@@ -143,7 +153,10 @@ class Planner:
 
     def begin(self) -> None:
         """Begin a `refresh` in pieces: then `meet` all sessions, some at a time, and `forget_absent` ones."""
-        self._negotiating, self.held = False, 0
+        self._negotiating = self.held = 0
+        if self._aboard:
+            self._room = self._room.broke()
+            self._aboard.clear()
         self._unmet = set(self.entries)
         self._to_confirm.clear()
         self._flights.clear()
@@ -189,16 +202,17 @@ class Planner:
 
     def next(self, now: float) -> Task:
         """The next task. `Negotiate` and `Send` count as under way until their result is told."""
-        if self._negotiating:
+        if self._negotiating >= (BESIDE if self._aboard else 1):
             return Busy()
         sending = self._next_send() if len(self._to_confirm) < CONFIRM_AT else None
         if sending is not None:
             self._flights.add((sending.session_id, sending.segment.index))
             return sending
-        offers = self._offers(now)
+        offers, aboard = self._offers(now)
         if offers:
-            self._negotiating = True
-            return Negotiate(offers)
+            self._negotiating += 1
+            self._aboard |= aboard
+            return Negotiate(offers, aboard)
         return self._waiting()
 
     def _next_send(self) -> Send | None:
@@ -222,18 +236,33 @@ class Planner:
             if (entry.summary.session_id, segment.index) not in self._flights:
                 yield segment
 
-    def _offers(self, now: float) -> tuple[Summary, ...]:
+    def _offers(self, now: float) -> tuple[tuple[Summary, ...], frozenset[str]]:
+        """What to offer, and which of it rides along; the rest of what may ride waits for the next request."""
         while self._later and self._later[0][0] <= now:
             session_id = heapq.heappop(self._later)[1]
             if session_id in self.entries:
                 heapq.heappush(self._asking, (self.entries[session_id].order, session_id))
         offers: dict[str, Summary] = {}
+        aboard: set[str] = set()
+        room = self._room.size
         while self._asking and len(offers) < self._max_offers:
-            session_id = heapq.heappop(self._asking)[1]
+            order, session_id = heapq.heappop(self._asking)
             entry = self.entries.get(session_id)
-            if entry is not None and entry.due(now) and self._permitted(entry):
-                offers[session_id] = entry.summary
-        return tuple(offers.values())
+            if entry is None or session_id in offers or not entry.due(now) or not self._permitted(entry):
+                continue
+            if self._may_ride(entry):
+                if entry.summary.size > room:
+                    heapq.heappush(self._asking, (order, session_id))
+                    break
+                room -= entry.summary.size
+                aboard.add(session_id)
+                entry.rode = True
+            offers[session_id] = entry.summary
+        return tuple(offers.values()), frozenset(aboard)
+
+    def _may_ride(self, entry: Entry) -> bool:
+        fresh = not (entry.rode or entry.uploaded or any(entry.held.values()))
+        return fresh and (entry.wanted or self._room.wants(entry.summary)) and self._room.takes(entry.summary)
 
     def _permitted(self, entry: Entry) -> bool:
         """Whether anything may be said of it now; if not, it waits for the next `refresh`."""
@@ -244,7 +273,7 @@ class Planner:
         return False
 
     def _waiting(self) -> Task:
-        if self._flights:
+        if self._flights or self._negotiating:
             return Busy()
         while self._later:
             until, session_id = self._later[0]
@@ -260,9 +289,13 @@ class Planner:
         """The server answered; returns the sessions that ended by it. An offer without an answer is asked about with
         the next `refresh`.
         """
-        self._negotiating = False
+        self._negotiating -= 1
         self._understood, self._alone = True, 0
         self._max_offers = min(reply.policy.max_offers, MOST_OFFERS)
+        self._room = self._room.under(reply.policy)
+        if task.aboard:
+            self._room = self._room.went_through()
+            self._aboard -= task.aboard
         decisions = {decision.session_id: decision for decision in reply.decisions}
         ended = []
         for offer in task.offers:
@@ -277,11 +310,15 @@ class Planner:
         return ended
 
     def offer_fewer(self, task: Negotiate) -> bool:
-        """The request is too large to be sent; False when it could not be smaller."""
-        self._negotiating = False
-        self._max_offers = max(1, len(task.offers) // 2)
-        if len(task.offers) == 1:
-            return False
+        """The request is too large to be sent; False when it could not be smaller. First of all nobody rides."""
+        self._negotiating -= 1
+        if task.aboard:
+            self._room = self._room.broke()
+            self._aboard -= task.aboard
+        else:
+            self._max_offers = max(1, len(task.offers) // 2)
+            if len(task.offers) == 1:
+                return False
         for offer in task.offers:
             if offer.session_id in self.entries:
                 self._offer(self.entries[offer.session_id])
@@ -326,12 +363,19 @@ class Planner:
             return self._refuse(entry, "the server claims more bytes of a segment than there are", now)
         if entry.uploaded:
             self._stall(entry, "the server wants again what was sent", now)
+        elif self._rides_next(entry):
+            self._offer(entry)
         elif any(True for _ in entry.unsent()):
             entry.phase, entry.reason = Phase.SEND, ""
             heapq.heappush(self._sending, (entry.order, entry.summary.session_id))
         elif not entry.running:
             self._stall(entry, "the server wants it, and does not say where to", now)
         return False
+
+    def _rides_next(self, entry: Entry) -> bool:
+        """Whether it is sent with its next offer, at once, rather than by an upload of its own."""
+        entry.wanted = True
+        return not entry.not_before and self._may_ride(entry)
 
     def _confirmed(self, entry: Entry, decision: Decision, now: float) -> bool:
         theirs = {each.index: (each.complete, each.offset, each.sha256) for each in decision.segments}

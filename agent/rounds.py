@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
+from mailboat.agent import riding
 from mailboat.agent.backlog import Backlog, Running, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.entries import Entry, Fate
@@ -32,7 +33,7 @@ from mailboat.agent.traffic import Held, Traffic
 from mailboat.agent.tus_sink import TusSink
 from mailboat.agent.uploader import Broken, Uploader
 from mailboat.agent.window import Window, outcome_of
-from mailboat.protocol.negotiation import Policy, Wish
+from mailboat.protocol.negotiation import Policy, Rider, Wish
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.outcomes import Exhausted, NotOurs, Outcome, Refused, Retry, Unauthorised
 
@@ -241,6 +242,8 @@ class Rounds:
                 await self._landed.wait()
                 continue
             match self.planner.next(self.clocks.now()):
+                case Negotiate() as task if task.aboard:
+                    group.create_task(self._negotiate(task, window)).add_done_callback(lambda _: self._landed.set())
                 case Negotiate() as task:
                     await self._negotiate(task, window)
                 case Send() as task:
@@ -261,8 +264,10 @@ class Rounds:
         if self.sink is not None:
             outcome = await self.sink.negotiate(task.offers, self._folders)
         else:
-            ledger = self.backlog.ledger
-            outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, ledger, self.traffic)
+            ledger, riders = self.backlog.ledger, await self._riders(task)
+            outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, ledger, self.traffic, riders)
+            if isinstance(outcome, Replied):
+                self._count_riders(riders, window)
         match outcome:
             case Replied(reply):
                 self.reached()
@@ -280,6 +285,18 @@ class Rounds:
                 raise LinkDown(down)
         await self._finish(ended, window)
         window.tell(self.planner)
+
+    async def _riders(self, task: Negotiate) -> tuple[Rider, ...]:
+        """The segments that ride along."""
+        if not task.aboard:
+            return ()
+        aboard = [offer for offer in task.offers if offer.session_id in task.aboard]
+        return await self._on_disk(riding.read, self.sources.stores.own.files, self._folders, aboard)
+
+    def _count_riders(self, riders: Iterable[Rider], window: Window) -> None:
+        for rider in riders:
+            self._sent[rider.session_id] += len(rider.content)
+            window.sent[rider.session_id] += len(rider.content)
 
     async def _take_back(self, wanted: Sequence[str]) -> None:
         """The server asks for sessions that it had declined; those that are still kept wait again."""

@@ -25,6 +25,7 @@ from mailboat.protocol.segment import SKIPPABLE, BlockHeader, Preamble, Seal, Se
 from mailboat.protocol.summary import SegmentState
 
 SUFFIX: Final = ".zst"
+_NAME: Final = re.compile(rf"\d{{6}}\{SUFFIX}")
 DAMAGED: Final = ".damaged"
 UNFINISHED: Final = ".part"
 """How the name of a segment ends that is of no account before it is whole; see `SegmentFile.create`."""
@@ -39,7 +40,12 @@ def segment_name(index: int) -> str:
 
 def segment_paths(files: FileSystem, folder: Path) -> list[Path]:
     """The segments in a session's folder, in order."""
-    return [folder / name for name in files.names(folder) if re.fullmatch(rf"\d{{6}}\{SUFFIX}", name)]
+    return segments_among(folder, files.names(folder))
+
+
+def segments_among(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The segments in a session's folder that holds these `names`, in order of them."""
+    return [folder / name for name in names if _NAME.fullmatch(name)]
 
 
 def _seal_of(content: bytes) -> Seal | None:

@@ -101,6 +101,7 @@ class Store:
         self._ledger: LedgerFile | None = None
         self._known: dict[str, Waiting] = {}
         self._settled = False
+        self._moved: set[str] = set()
 
     @classmethod
     def at(cls, files: FileSystem, folder: Path) -> Store:
@@ -201,10 +202,12 @@ class Store:
         self._strip(target)
         return target
 
-    def _strip(self, path: Path) -> None:
-        """Remove from an ended session what only a live one needs. What does not go now, `look` will remove."""
+    def _strip(self, path: Path, names: Sequence[str] | None = None) -> None:
+        """Remove from an ended session what only a live one needs. What does not go now, `look` will remove. `names`:
+        what its folder holds, if that is known.
+        """
         with contextlib.suppress(OSError):
-            for name in self.files.names(path):
+            for name in self.files.names(path) if names is None else names:
                 if name == JOURNAL_AT:
                     remove(self.files, path)
                 elif name in (JOURNAL, LAST_WORDS, LOCK, RECEIPT) or name.endswith(UNFINISHED):
@@ -288,9 +291,11 @@ class Store:
         unreadable: dict[str, str] = {}
         for name in names:
             if name not in self._known:
+                path = self.folder / WAITING / name
                 try:
-                    self._known[name] = read_waiting(self.files, self.folder / WAITING / name)
-                    self._strip(self.folder / WAITING / name)
+                    held = self.files.names(path)
+                    self._known[name] = read_waiting(self.files, path, held)
+                    self._strip(path, held)
                 except (SegmentError, WireError) as error:
                     unreadable[name] = str(error)
                 except FileNotFoundError:
@@ -318,12 +323,13 @@ class Store:
         and counts nothing twice. Of one that cannot be read, whatever can be counts.
         """
         if self.ledger.unmoved.get(ending.session_id, RETURNED) == RETURNED:
-            waiting = self.files.names(self.folder / WAITING)
             if ending.fate == LOST:
                 records = legible_records(self.files, self.folder / WAITING / ending.session_id)
                 ending = replace(ending, records=records)
-            self.ledger.add([ending], self._still_unmoved(waiting))
+            self.ledger.add([ending], self._still_unmoved())
+            self._moved.clear()
         self.quarantine(ending.session_id, ending.why or ending.reason)
+        self._moved.add(ending.session_id)
 
     # -- the one process that sends ------------------------------------------------------------------------------
 
@@ -340,6 +346,7 @@ class Store:
         try:
             self._ledger = LedgerFile(self.files, self.folder)
             self._ledger.clean_up()
+            self._moved.clear()
             self._complete_moves()
         except BaseException:
             self.files.close(fd)
@@ -393,6 +400,7 @@ class Store:
                 self.quarantine(session_id, "")
             elif session_id in waiting:
                 self._move_to_sent(session_id, fate, "")
+            self._moved.add(session_id)
 
     def finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
         """Enter the ends of waiting sessions into the ledger, then move them to sent, or delete them. Raises
@@ -400,29 +408,40 @@ class Store:
         """
         if not endings:
             return
-        waiting = self.files.names(self.folder / WAITING)
         counted = {each: fate for each, fate in self.ledger.unmoved.items() if fate != RETURNED}
         fresh = [ending for ending in endings if ending.session_id not in counted]
         if fresh:
-            self.ledger.add(fresh, unmoved=self._still_unmoved(waiting))
+            self.ledger.add(fresh, unmoved=self._still_unmoved())
+            self._moved.clear()
         for ending in endings:
             self._known.pop(ending.session_id, None)
             if purge:
                 self.files.remove_tree(self.folder / WAITING / ending.session_id)
-            elif ending.session_id in waiting:
+            else:
                 self._move_to_sent(ending.session_id, ending.fate, ending.reason)
+            self._moved.add(ending.session_id)
 
-    def _still_unmoved(self, waiting: Sequence[str]) -> dict[str, str]:
-        """The moves that the ledger asked for and that are still to be made."""
-        return {each: fate for each, fate in self.ledger.unmoved.items() if (each in waiting) is not (fate == RETURNED)}
+    def _still_unmoved(self) -> dict[str, str]:
+        """The moves that the ledger asked for and that this process has not made; `_moved` begins anew once the ledger
+        has been written.
+        """
+        return {each: fate for each, fate in self.ledger.unmoved.items() if each not in self._moved}
 
     def _move_to_sent(self, session_id: str, fate: str, reason: str) -> None:
-        target = self.folder / SENT / session_id
-        if session_id in self.files.names(target.parent):
-            self.files.remove_tree(target)
+        """Move it, if it still waits. No folder is listed for that: there may be thousands in either."""
+        source, target = self.folder / WAITING / session_id, self.folder / SENT / session_id
         if fate != ACCEPTED:
-            self._note_receipt(self.folder / WAITING / session_id / RECEIPT, fate, reason)
-        self.files.rename(self.folder / WAITING / session_id, target)
+            self._note_receipt(source / RECEIPT, fate, reason)
+        try:
+            self.files.rename(source, target)
+        except FileNotFoundError:
+            if session_id in self.files.names(source.parent):
+                raise
+        except OSError:
+            if session_id not in self.files.names(target.parent):
+                raise
+            self.files.remove_tree(target)
+            self.files.rename(source, target)
 
     def _note_receipt(self, path: Path, fate: str, reason: str) -> None:
         """Not durably, and not at any price: it is for whoever asks later, and the ledger has counted already."""
@@ -459,8 +478,10 @@ class Store:
         if said is None or said.fate != DECLINED:
             return False
         if self.ledger.unmoved.get(session_id) != RETURNED:
-            self.ledger.take_back(said, self._still_unmoved(self.files.names(self.folder / WAITING)))
+            self.ledger.take_back(said, self._still_unmoved())
+            self._moved.clear()
         self._move_back(session_id)
+        self._moved.add(session_id)
         return True
 
     def _move_back(self, session_id: str) -> None:

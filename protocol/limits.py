@@ -87,6 +87,13 @@ MAX_CONTAINERS: Final = 250_000
 """Maps and lists in one negotiation message: an empty map is one byte on the wire and 64 in memory. The largest honest
 message, of nothing but segments, has fewer."""
 
+MAX_RIDER: Final = 64 * KIB
+"""Bytes of a segment that may ride along with its offer: larger ones are worth an upload that can be resumed."""
+
+MAX_RIDING: Final = 1 * MIB
+"""Bytes of all segments that ride along in one request: requests of half a megabyte to one are the fastest, and what a
+cut costs is at most this."""
+
 MAX_PROPERTIES: Final = 64
 """Entries of a property map (of a session or an installation)."""
 

@@ -13,6 +13,11 @@ The verdicts:
 ``reject``   the session will never be taken, for the ``reason`` given
 ``later``    ask again, not before ``after`` seconds
 ===========  ===================================================================================================
+
+Small segments may *ride along*: where the server has said that it wants the details anyway (`Policy.details` and
+`riding`, in an earlier reply), a request carries whole segments beside the offers (`Rider`). The server keeps them as
+durably as uploads, and its reply says ``have`` of each session that is complete by that. A server that knows nothing of
+riders passes them over and answers ``send``, and so does one that cannot use them: nothing is lost, but sent once more.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ from mailboat.protocol.limits import (
     BACKOFF_FIRST,
     MAX_OFFERS,
     MAX_RETRY_AFTER,
+    MAX_RIDER,
+    MAX_RIDING,
     MAX_SEGMENT,
     MAX_SEGMENTS,
     SLOWEST_RATE,
@@ -72,13 +79,33 @@ class Wish(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Riding:
+    """How much may ride along: `segment` bytes of each segment, `request` bytes in one request. Nothing may where a
+    server does not say so.
+    """
+
+    segment: int = 0
+    request: int = 0
+
+    def to_wire(self) -> dict[str, Any]:
+        """The terms as a map of plain values."""
+        return {"segment": self.segment, "request": self.request}
+
+    @classmethod
+    def read(cls, fields: Fields) -> Riding:
+        """What `to_wire` made."""
+        return cls(min(fields.whole("segment", 0), MAX_RIDER), min(fields.whole("request", 0), MAX_RIDING))
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What the server asks of its agents, so that it can calm them. Times are seconds.
 
     `sync_interval` is how often to negotiate while something waits (None: as the agent is set); `backoff_floor` the
     shortest pause after a failure; `max_offers` the most sessions in one request; `max_rate` the most bytes a second
     that one agent sends (None: as it is set); `details` says beforehand which sessions will be wanted in full, so that
-    a running one that will not be need not be offered before it has ended.
+    a running one that will not be need not be offered before it has ended, and small ones that will be may come along
+    at once, as `riding` allows.
     """
 
     sync_interval: float | None = None
@@ -86,6 +113,7 @@ class Policy:
     max_offers: int = MAX_OFFERS
     max_rate: int | None = None
     details: Wish = Wish.ALL
+    riding: Riding = field(default_factory=Riding)
 
     def to_wire(self) -> dict[str, Any]:
         """The policy as a map of plain values."""
@@ -95,6 +123,7 @@ class Policy:
             "max_offers": self.max_offers,
             "max_rate": self.max_rate,
             "details": self.details.value,
+            "riding": self.riding.to_wire(),
         }
 
     @classmethod
@@ -108,6 +137,7 @@ class Policy:
             max_offers=fields.whole("max_offers", MAX_OFFERS, low=1, high=MAX_OFFERS),
             max_rate=fields.whole("max_rate", low=SLOWEST_RATE) if "max_rate" in fields else None,
             details=Wish(details) if details in list(Wish) else Wish.SOME,
+            riding=Riding.read(Fields(fields.mapping("riding"), fields.place("riding"))),
         )
 
 
@@ -191,22 +221,54 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Rider:
+    """A whole segment of an offered session, with all its bytes."""
+
+    session_id: str
+    index: int
+    content: bytes
+
+    def to_wire(self) -> dict[str, Any]:
+        """The rider as a map of plain values."""
+        return {"session": self.session_id, "index": self.index, "bytes": self.content}
+
+    @classmethod
+    def read(cls, fields: Fields) -> Rider:
+        """What `to_wire` made."""
+        return cls(fields.id("session"), fields.whole("index", high=MAX_SEGMENTS), fields.content("bytes"))
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What an agent says: `agent` is its kind and version (``mailboat-python/0.1.0``), `offers` the sessions that
     wait, `sent` the wall clock in seconds when this was sent (the server measures the machine's clock by it),
-    `ledger` the account of its records.
+    `ledger` the account of its records, `riders` segments of the offers.
     """
 
     agent: str
     offers: tuple[Summary, ...]
     sent: float = 0.0
     ledger: Mapping[str, Any] = field(default_factory=dict)
+    riders: tuple[Rider, ...] = ()
 
     def encode(self, media_type: str = wire.MSGPACK_MEDIA_TYPE) -> bytes:
         """The message, uncompressed."""
+        riders = {"riders": [rider.to_wire() for rider in self.riders]} if self.riders else {}
+        return wire.encode({**self._brief(), **riders}, media_type)
+
+    def compressed(self) -> bytes:
+        """The message in msgpack, compressed but for the riders, which are already."""
+        brief = wire.encode(self._brief(), wire.MSGPACK_MEDIA_TYPE)
+        if not self.riders:
+            return wire.compress(brief)
+        # One more member, behind the others: a small map's first byte counts them.
+        riders = wire.encode({"riders": [rider.to_wire() for rider in self.riders]}, wire.MSGPACK_MEDIA_TYPE)
+        return wire.compress(bytes((brief[0] + 1,)) + brief[1:], stored=riders[1:])
+
+    def _brief(self) -> dict[str, Any]:
+        """All members but the riders."""
         offers = [offer.to_wire() for offer in self.offers]
-        message = {"v": VERSION, "agent": self.agent, "sent": self.sent, "offers": offers, "ledger": dict(self.ledger)}
-        return wire.encode(message, media_type)
+        return {"v": VERSION, "agent": self.agent, "sent": self.sent, "offers": offers, "ledger": dict(self.ledger)}
 
     @classmethod
     def decode(cls, body: bytes, media_type: str = wire.MSGPACK_MEDIA_TYPE) -> Request:
@@ -217,6 +279,7 @@ class Request:
             offers=fields.each("offers", MAX_OFFERS, Summary.read),
             sent=fields.number("sent", 0.0),
             ledger=fields.mapping("ledger"),
+            riders=fields.each("riders", MAX_OFFERS, Rider.read),
         )
 
 

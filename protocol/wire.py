@@ -7,6 +7,7 @@ either side may learn to say more.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -24,6 +25,11 @@ MEDIA_TYPES: Final = (MSGPACK_MEDIA_TYPE, JSON_MEDIA_TYPE)
 
 _MAX_WINDOW: Final = 8 * 1024 * 1024
 
+_STORED_HEAD: Final = b"\x28\xb5\x2f\xfd\xa0"
+"""A zstd frame's magic, then: one segment, whose length follows in four bytes (RFC 8878, 3.1.1)."""
+_STORED_BLOCK: Final = 128 * 1024
+"""The largest block of a zstd frame."""
+
 T = TypeVar("T")
 
 
@@ -31,7 +37,14 @@ def encode(message: object, media_type: str) -> bytes:
     """`message`, made of maps, sequences and scalars, in the encoding that `media_type` names."""
     if media_type == MSGPACK_MEDIA_TYPE:
         return bytes(msgpack.packb(message))
-    return json.dumps(message, separators=(",", ":")).encode()
+    return json.dumps(message, separators=(",", ":"), default=_base64).encode()
+
+
+def _base64(value: object) -> str:
+    """Bytes as JSON has them."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"{type(value).__name__} has no place in a message")
+    return base64.b64encode(value).decode()
 
 
 def decode(body: bytes, media_type: str) -> object:
@@ -59,15 +72,30 @@ class _Counted:
         return container
 
 
-def compress(body: bytes) -> bytes:
-    """`body` as one zstd frame, to be sent with ``Content-Encoding: zstd``."""
-    return zstandard.ZstdCompressor(level=3).compress(body)
+def compress(body: bytes, stored: bytes = b"") -> bytes:
+    """`body` and then `stored` as zstd frames, to be sent with ``Content-Encoding: zstd``.
+
+    `stored`, which is compressed already, becomes a frame of its own whose blocks are taken as they are (RFC 8878,
+    3.1.1.2.2): to look for something in it that could be made smaller would cost more than all the rest.
+    """
+    frame = zstandard.ZstdCompressor(level=3).compress(body)
+    return frame + _stored(stored) if stored else frame
+
+
+def _stored(content: bytes) -> bytes:
+    pieces = [_STORED_HEAD, len(content).to_bytes(4, "little")]
+    for at in range(0, len(content), _STORED_BLOCK):
+        block = content[at : at + _STORED_BLOCK]
+        last = at + len(block) == len(content)
+        pieces += [(last | len(block) << 3).to_bytes(3, "little"), block]
+    return b"".join(pieces)
 
 
 def decompress(body: bytes, limit: int = MAX_NEGOTIATION) -> bytes:
-    """What `compress` made, at most `limit` bytes; `WireError` for more, or for anything else."""
+    """What `compress` made (or any frames), at most `limit` bytes; `WireError` for more, or for anything else."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
     try:
-        with zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(body) as stream:
+        with decompressor.stream_reader(body, read_across_frames=True) as stream:
             content = stream.read(limit + 1)
     except zstandard.ZstdError as error:
         raise WireError(f"the body does not decompress: {error}") from error
@@ -125,6 +153,16 @@ class Fields:
         if not isinstance(value, bool):
             raise self._wrong(name, "true or false", value)
         return value
+
+    def content(self, name: str) -> bytes:
+        """Bytes; in JSON, base64."""
+        value = self._get(name, None)
+        if isinstance(value, bytes):
+            return value
+        try:
+            return base64.b64decode(value if isinstance(value, str) else "?", validate=True)
+        except ValueError as error:
+            raise self._wrong(name, "bytes, or a text of base64", value) from error
 
     def id(self, name: str) -> str:
         """A canonical UUID."""

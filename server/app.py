@@ -20,7 +20,7 @@ from aiohttp import web
 
 from mailboat.protocol import negotiation as said
 from mailboat.protocol.limits import MAX_NEGOTIATION_WIRE, MAX_OFFERS
-from mailboat.server import admin, api, expiry, ingest, negotiation, quarantine, retention, uploads
+from mailboat.server import admin, api, expiry, ingest, negotiation, quarantine, retention, riding, uploads
 from mailboat.server.allowance import TRANSFERS, Transfers
 from mailboat.server.blobs import Blobs, LocalBlobs
 from mailboat.server.catalog import Catalog
@@ -139,6 +139,7 @@ async def _store(
         app[UNSEALING] = Unsealing(config.data)
         await asyncio.to_thread(app[UNSEALING].refresh)
         app[COUNTERS]["uploads_recovered"] += await recover(catalog, blobs, app[CLOCK]())
+        app[COUNTERS]["packs_removed"] += await riding.sweep(catalog, blobs)
         yield
     finally:
         await catalog.close()

@@ -1,4 +1,4 @@
-"""Segment bytes: one file for each upload, in a local folder, behind a narrow interface.
+"""Segment bytes: one file for each upload, and packs of small ones that came together, behind a narrow interface.
 
 A blob is named by its upload's id, which must be a canonical UUID (`ids.canonical`) and so can never lead out of the
 folder; files are spread over 256 folders by the last two digits of the id (the first ones are its time).
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,6 +21,9 @@ from typing import Final, Protocol
 from mailboat.protocol.errors import StoreError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.limits import MIB
+from mailboat.server.packs import Packs, is_packed, sync_folder
+
+PACKS_FOLDER: Final = "packs"
 
 _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
@@ -60,6 +64,11 @@ class Blobs(Protocol):
         (of a transfer whose end was never announced) are cut off. `BlobLost` when it holds less.
         """
 
+    def put(self, contents: Sequence[bytes]) -> tuple[str, ...]:
+        """Keep whole small blobs (up to `limits.MAX_RIDER` bytes), all of them durable on return; their ids, which are
+        of the store's choosing. They take no more bytes. Raises `OSError`; nothing was kept then.
+        """
+
     def append_tentatively(self, blob_id: str, offset: int) -> BlobWriter:
         """`append`, of bytes that are not to be trusted before `confirm`, a kill in between included."""
 
@@ -88,7 +97,7 @@ class Blobs(Protocol):
         """Delete the blob, if it is there."""
 
     def ids(self) -> Iterator[str]:
-        """Names of all blobs, in no order; one that comes or goes meanwhile may be among them or not."""
+        """Names of all blobs but packed ones, in no order; one that comes or goes meanwhile may be among them."""
 
     def lay_aside(self, blob_id: str) -> str:
         """Move a blob out of the store, to where people can look at it; tells where. `FileNotFoundError`."""
@@ -105,7 +114,8 @@ class LocalBlobs:
         self._folder = folder
         self._named: set[Path] = set()  # the subfolders whose own names are known to be durable
         folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
+        self.packs = Packs(folder / PACKS_FOLDER, sync_data, lambda: time.time_ns() // 1_000_000)
 
     def append(self, blob_id: str, offset: int) -> LocalBlobWriter:
         """See `Blobs.append`."""
@@ -113,7 +123,7 @@ class LocalBlobs:
         created = offset == 0 and not path.exists()
         if created and path.parent not in self._named:
             path.parent.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
             self._named.add(path.parent)
         flags = os.O_WRONLY | _CLOEXEC | _BINARY | (os.O_CREAT if offset == 0 else 0)
         try:
@@ -127,12 +137,16 @@ class LocalBlobs:
             if size > offset:
                 os.ftruncate(fd, offset)
             if created:
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             _mark(path).unlink(missing_ok=True)
         except BaseException:
             os.close(fd)
             raise
         return LocalBlobWriter(fd, offset)
+
+    def put(self, contents: Sequence[bytes]) -> tuple[str, ...]:
+        """See `Blobs.put`."""
+        return self.packs.put(contents)
 
     def append_tentatively(self, blob_id: str, offset: int) -> LocalBlobWriter:
         """See `Blobs.append_tentatively`."""
@@ -171,6 +185,8 @@ class LocalBlobs:
 
     def read(self, blob_id: str, offset: int, length: int) -> bytes:
         """See `Blobs.read`."""
+        if self._in_pack(blob_id):
+            return self.packs.read(blob_id, offset, length)
         with self.path(blob_id).open("rb") as file:
             file.seek(offset)
             return file.read(length)
@@ -183,6 +199,8 @@ class LocalBlobs:
 
     def size(self, blob_id: str) -> int:
         """See `Blobs.size`."""
+        if self._in_pack(blob_id):
+            return self.packs.size(blob_id)
         try:
             return self.path(blob_id).stat().st_size
         except FileNotFoundError:
@@ -197,12 +215,18 @@ class LocalBlobs:
             os.fsync(fd)
         finally:
             os.close(fd)
-        _sync_folder(self.path(blob_id).parent)
+        sync_folder(self.path(blob_id).parent)
 
     def remove(self, blob_id: str) -> None:
         """See `Blobs.remove`."""
+        if self._in_pack(blob_id):
+            self.packs.remove(blob_id)
         self.path(blob_id).unlink(missing_ok=True)
         self.confirm(blob_id)
+
+    def _in_pack(self, blob_id: str) -> bool:
+        """Whether the blob lies in a pack; a backup makes files of those, too."""
+        return is_packed(blob_id) and self.packs.has(blob_id)
 
     def ids(self) -> Iterator[str]:
         """See `Blobs.ids`."""
@@ -217,7 +241,7 @@ class LocalBlobs:
         target = aside / blob_id
         self.path(blob_id).replace(target)
         self.confirm(blob_id)
-        _sync_folder(aside)
+        sync_folder(aside)
         return str(target)
 
     def free(self) -> int:
@@ -257,14 +281,3 @@ class LocalBlobWriter:
 def _mark(path: Path) -> Path:
     """What stands beside a blob as long as it ends with something tentative."""
     return path.with_name(f"{path.name}.tentative")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable (a file whose name is lost is lost)."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows has no such descriptor, and keeps names with the file's own flush
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -195,10 +195,26 @@ class SessionPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """A whole segment that came with its offer: `size` durable bytes in blob `upload_id`, and what they were found to
+    be; see `UploadRow`.
+    """
+
+    upload_id: str
+    size: int
+    verification: Verification
+    sha256: str = ""
+    records: int = 0
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Registration:
     """One offer as the policy has decided it: to be kept, and, if wanted, to be given an upload per listed segment.
 
-    With `fresh_uploads` False no new upload is made (the disk is nearly full).
+    With `fresh_uploads` False no new upload is made (the disk is nearly full). `arrivals` are segments that came with
+    it, by index.
     """
 
     product: str
@@ -208,6 +224,7 @@ class Registration:
     explanation: str = ""
     skew: float | None = None
     fresh_uploads: bool = True
+    arrivals: Mapping[int, Arrival] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +346,9 @@ class Catalog(Protocol):
         For each offer: the segments that the server knows of that session, in order of index. An upload that was
         cancelled, expired or lost no longer counts as the segment's, nor does an unfinished one that holds more bytes
         than its sealed segment has (the machine lost what it had sent): a fresh one is made.
+
+        A segment that arrived with its offer takes the place of an unfinished upload, and becomes a complete one; where
+        the segment is here already, that one stays, and the blob that has arrived is the caller's to remove.
         """
 
     async def usage(self, product: str, month: int, session_ids: Sequence[str] = ()) -> Usage:
@@ -356,6 +376,9 @@ class Catalog(Protocol):
 
     async def finish_upload(self, row: UploadRow) -> bool:
         """Like `store`, with the outcome of the verification. A rejection noted before stays."""
+
+    async def any_upload(self, first: str, beyond: str) -> bool:
+        """Whether there is an upload with an id from `first` on and before `beyond`."""
 
     async def open_uploads(self) -> tuple[UploadRow, ...]:
         """The uploads that take more bytes."""

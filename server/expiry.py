@@ -17,6 +17,7 @@ from typing import Final
 
 from aiohttp import web
 
+from mailboat.server import riding
 from mailboat.server.catalog import CatalogError, Verification
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, run_in_worker
 from mailboat.server.turns import TURNS
@@ -65,6 +66,7 @@ async def sweep(app: web.Application) -> int:
         for upload_id in gone:
             await run_in_worker(app, app[BLOBS].remove, upload_id)
         await app[CATALOG].forget_uploads(gone)
+    app[COUNTERS]["packs_removed"] += await riding.sweep(app[CATALOG], app[BLOBS])
     if removed:
         _LOG.info("%d uploads have expired and are removed", removed)
     return removed

@@ -11,7 +11,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aiohttp import web
@@ -19,8 +19,18 @@ from aiohttp import web
 from mailboat.protocol import wire
 from mailboat.protocol.errors import Code, ConfigError, WireError
 from mailboat.protocol.limits import KIB, MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE
-from mailboat.protocol.negotiation import Decision, Policy, Reason, Reply, Request, SegmentDecision, Verdict
+from mailboat.protocol.negotiation import (
+    Decision,
+    Policy,
+    Reason,
+    Reply,
+    Request,
+    Rider,
+    SegmentDecision,
+    Verdict,
+)
 from mailboat.protocol.summary import Summary
+from mailboat.server import riding
 from mailboat.server.bodies import read_whole
 from mailboat.server.catalog import (
     Catalog,
@@ -105,7 +115,11 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
     room = await run_in_worker(app, app[BLOBS].free) >= app[CONFIG].min_free_bytes
     ruled = await run_in_worker(app, _rule_all, asked, plans, used, now, room, app[UNSEALING])
     registrations = ruled.registrations  # none, and hence no commit, when the key reaches no product that was named
+    if asked.riders:
+        registrations = await _board(app, asked.riders, registrations)
     held = await app[CATALOG].register(registrations, now, ruled.ledger) if registrations else ()
+    if asked.riders:
+        await run_in_worker(app, riding.remove, app[BLOBS], riding.unused(registrations, held))
     accepts = _ZSTD in request.headers.get("Accept-Encoding", "")
     decisions, content = await run_in_worker(app, _answer, ruled, held, media_type, accepts)
     _count(app[COUNTERS], decisions)
@@ -113,6 +127,17 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
         notify_ingest(app)
     headers = {"Content-Encoding": _ZSTD} if accepts else {}
     return web.Response(body=content, content_type=media_type, headers={**headers, "Cache-Control": "no-store"})
+
+
+async def _board(
+    app: web.Application, riders: Sequence[Rider], registrations: tuple[Registration, ...]
+) -> tuple[Registration, ...]:
+    """The registrations with the segments that came with them, which are durable by then."""
+    boarded = await run_in_worker(app, riding.board, riders, registrations, app[BLOBS])
+    app[COUNTERS]["bytes_received"] += boarded.size
+    app[COUNTERS]["riders"] += boarded.arrived
+    app[COUNTERS]["riders_passed_over"] += boarded.refused
+    return boarded.registrations
 
 
 # -- reading and writing -----------------------------------------------------------------------------------------------
@@ -224,8 +249,10 @@ def _rule_all(
                 Registration(product, opened, ruling.state, reason, ruling.explanation, skew, fresh_uploads=room)
             )
     asking = {(each.product, each.offer.info.version) for each in offers if each.product is not None}
-    policy = advice((plans[product], version) for product, version in asking)
-    return _Rulings(tuple(offers), tuple(registrations), _ledger(asked, offers, now), policy)
+    advised = advice((plans[product], version) for product, version in asking)
+    return _Rulings(
+        tuple(offers), tuple(registrations), _ledger(asked, offers, now), replace(advised, riding=riding.TERMS)
+    )
 
 
 def _ledger(asked: Request, ruled: Sequence[_Ruled], now: float) -> LedgerRow | None:

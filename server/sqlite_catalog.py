@@ -138,6 +138,10 @@ class SqliteCatalog:
         """See `Catalog.finish_upload`."""
         return await self._engine.write(partial(sqlite_uploads.finish_upload, row=row))
 
+    async def any_upload(self, first: str, beyond: str) -> bool:
+        """See `Catalog.any_upload`."""
+        return await self._engine.read(partial(sqlite_uploads.any_upload, first=first, beyond=beyond))
+
     async def open_uploads(self) -> tuple[UploadRow, ...]:
         """See `Catalog.open_uploads`."""
         return await self._engine.read(sqlite_uploads.open_uploads)

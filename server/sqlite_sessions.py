@@ -21,6 +21,7 @@ from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.protocol.uploads.values import Limits
 from mailboat.server import sqlite_usage
 from mailboat.server.catalog import (
+    Arrival,
     LedgerRow,
     Origin,
     Registration,
@@ -41,7 +42,7 @@ from mailboat.server.sqlite_rows import (
     session_row,
     storable,
 )
-from mailboat.server.sqlite_uploads import insert_uploads, new_revisions
+from mailboat.server.sqlite_uploads import insert_uploads, new_revisions, reject_session
 
 # A session that ended does not run again: a summary that says so was overtaken on its way. And a session found corrupt
 # stays so, whatever the policy says of it.
@@ -86,15 +87,16 @@ def register(
         if offer.state is not SessionState.WANTED:
             continue
         for state in offer.summary.segments:
-            held = segments.get(state.index)
-            if held is not None and _outgrown(held, state):
+            held, arrival = segments.get(state.index), offer.arrivals.get(state.index)
+            if held is not None and not held.complete and (arrival is not None or _outgrown(held, state)):
                 _detach(db, held, now)
                 held = None
-            if held is None and offer.fresh_uploads:
-                made = _fresh(offer, state.index, new_id(), now)
+            if held is None and (offer.fresh_uploads or arrival is not None):
+                made = _made(offer, state.index, arrival, new_id, now)
                 fresh.append(made)
                 segments[state.index] = _as_segment(made, offer.summary.session_id, state.index)
     insert_uploads(db, fresh)
+    _reject_corrupted(db, fresh)
     return tuple(_in_order(known[offer.product, offer.summary.session_id]) for offer in offers)
 
 
@@ -219,7 +221,7 @@ def _outgrown(held: SegmentRow, state: SegmentState) -> bool:
     """Whether more bytes are here than the sealed segment has: what was sent got lost on the machine, and it sealed
     something else.
     """
-    return not held.complete and state.sealed and held.offset > state.size
+    return state.sealed and held.offset > state.size
 
 
 def _detach(db: sqlite3.Connection, held: SegmentRow, now: float) -> None:
@@ -229,9 +231,31 @@ def _detach(db: sqlite3.Connection, held: SegmentRow, now: float) -> None:
     )
 
 
-def _fresh(offer: Registration, index: int, upload_id: str, now: float) -> UploadRow:
-    state = UploadState(id=upload_id, limits=Limits(max_size=MAX_SEGMENT), dialect=CURRENT.tag)
-    return UploadRow(state, offer.product, offer.summary.session_id, index, created=now, updated=now)
+def _made(offer: Registration, index: int, arrival: Arrival | None, new_id: Callable[[], str], now: float) -> UploadRow:
+    """A fresh upload, or what has arrived as one that is complete."""
+    session_id, limits = offer.summary.session_id, Limits(max_size=MAX_SEGMENT)
+    if arrival is None:
+        state = UploadState(id=new_id(), limits=limits, dialect=CURRENT.tag)
+        return UploadRow(state, offer.product, session_id, index, created=now, updated=now)
+    return UploadRow(
+        UploadState(arrival.upload_id, arrival.size, arrival.size, Phase.COMPLETE, limits=limits, dialect=CURRENT.tag),
+        offer.product,
+        session_id,
+        index,
+        verification=arrival.verification,
+        sha256=arrival.sha256,
+        reason=arrival.reason,
+        detail=arrival.detail,
+        records=arrival.records,
+        created=now,
+        updated=now,
+    )
+
+
+def _reject_corrupted(db: sqlite3.Connection, made: Sequence[UploadRow]) -> None:
+    for row in made:
+        if row.verification is Verification.REJECTED:
+            reject_session(db, row.id, row.reason, row.detail, row.updated)
 
 
 def _as_segment(row: UploadRow, session_id: str, index: int) -> SegmentRow:
@@ -240,14 +264,14 @@ def _as_segment(row: UploadRow, session_id: str, index: int) -> SegmentRow:
         product=row.product,
         session_id=session_id,
         index=index,
-        offset=0,
-        complete=False,
-        verification=Verification.PENDING,
-        sha256="",
-        reason="",
-        detail="",
-        records=0,
-        loaded=0,
+        offset=row.state.offset,
+        complete=row.state.complete,
+        verification=row.verification,
+        sha256=row.sha256,
+        reason=row.reason,
+        detail=row.detail,
+        records=row.records,
+        loaded=row.loaded,
         created=row.created,
         updated=row.updated,
     )

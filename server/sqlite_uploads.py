@@ -63,6 +63,11 @@ def upload(db: sqlite3.Connection, upload_id: str) -> UploadRow | None:
     return upload_row(found[0]) if found else None
 
 
+def any_upload(db: sqlite3.Connection, first: str, beyond: str) -> bool:
+    """See `Catalog.any_upload`."""
+    return bool(fetch(db, "SELECT 1 FROM uploads WHERE id >= ? AND id < ? LIMIT 1", first, beyond))
+
+
 def open_uploads(db: sqlite3.Connection) -> tuple[UploadRow, ...]:
     """See `Catalog.open_uploads`."""
     found = fetch(db, f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE phase = 'open'")
@@ -102,7 +107,7 @@ def finish_upload(db: sqlite3.Connection, row: UploadRow) -> bool:
     }
     finished = db.execute(_FINISH, values).rowcount == 1
     if finished and row.verification is Verification.REJECTED:
-        _reject_session(db, row.id, row.reason, row.detail, row.updated)
+        reject_session(db, row.id, row.reason, row.detail, row.updated)
     return finished
 
 
@@ -147,7 +152,7 @@ def mark_rejected(db: sqlite3.Connection, upload_id: str, reason: str, detail: s
         "UPDATE uploads SET verification = ?, reason = ?, detail = ?, updated = ? WHERE id = ?",
         (Verification.REJECTED.value, reason, storable(detail), now, upload_id),
     )
-    _reject_session(db, upload_id, reason, detail, now)
+    reject_session(db, upload_id, reason, detail, now)
 
 
 def new_revisions(db: sqlite3.Connection, number: int) -> int:
@@ -157,7 +162,8 @@ def new_revisions(db: sqlite3.Connection, number: int) -> int:
     return int(last) - number + 1
 
 
-def _reject_session(db: sqlite3.Connection, upload_id: str, reason: str, detail: str, now: float) -> None:
+def reject_session(db: sqlite3.Connection, upload_id: str, reason: str, detail: str, now: float) -> None:
+    """The session whose segment this upload carries is rejected."""
     db.execute(
         "UPDATE sessions SET state = ?, reason = ?, explanation = ?, updated = ?, revision = ? "
         "WHERE (product, session_id) = (SELECT product, session_id FROM uploads WHERE id = ?)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from mailboat.protocol.errors import SegmentError, WireError
 from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL, MAX_SEGMENT, MAX_SEGMENTS, MIB
@@ -21,7 +21,6 @@ from mailboat.protocol.segment import (
 )
 from mailboat.protocol.summary import Info, Summary, summarise
 from mailboat.protocol.uploads.digests import Algorithm
-from mailboat.server.blobs import Blobs
 from mailboat.server.catalog import UploadRow, Verification
 
 _READ: Final = MIB
@@ -29,6 +28,13 @@ _READ: Final = MIB
 
 _HEAD: Final = 18
 """Bytes of a segment up to and including its format version."""
+
+
+class Readable(Protocol):
+    """What `Blobs` gives to those who read."""
+
+    def read(self, blob_id: str, offset: int, length: int, /) -> bytes:
+        """See `Blobs.read`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class Finding:
     summary: Summary | None = None
 
 
-def verify(blobs: Blobs, row: UploadRow) -> Finding:
+def verify(blobs: Readable, row: UploadRow) -> Finding:
     """Read the whole upload `row`, and say what it is. Blocks; for a thread. Raises `OSError` when it cannot be read.
 
     Memory: one block and `_READ` bytes, whatever the upload's size. Checksums and the digest are checked; records are
@@ -68,7 +74,7 @@ def verify(blobs: Blobs, row: UploadRow) -> Finding:
     return _found(row, reader.preamble, reader.seal)
 
 
-def _whole(blobs: Blobs, blob_id: str, size: int) -> tuple[Preamble, Seal] | None:
+def _whole(blobs: Readable, blob_id: str, size: int) -> tuple[Preamble, Seal] | None:
     """Preamble and seal of a segment whose bytes are those that were sealed; None when anything at all is amiss.
 
     The digest vouches for every byte before the seal, so the blocks' own checksums need not be computed as well, which
@@ -95,7 +101,7 @@ def _whole(blobs: Blobs, blob_id: str, size: int) -> tuple[Preamble, Seal] | Non
     return (preamble, seal) if digest_of(blobs, blob_id, end, Algorithm.SHA256) == seal.sha256 else None
 
 
-def _first_frame(blobs: Blobs, blob_id: str) -> int:
+def _first_frame(blobs: Readable, blob_id: str) -> int:
     """The length of the first frame as it says itself; `SegmentError` if no preamble has that."""
     head = blobs.read(blob_id, 0, SKIPPABLE.size)
     length = SKIPPABLE.size + SKIPPABLE.unpack_from(head)[1] if len(head) == SKIPPABLE.size else 0
@@ -104,7 +110,7 @@ def _first_frame(blobs: Blobs, blob_id: str) -> int:
     return length
 
 
-def digest_of(blobs: Blobs, blob_id: str, size: int, algorithm: Algorithm) -> bytes:
+def digest_of(blobs: Readable, blob_id: str, size: int, algorithm: Algorithm) -> bytes:
     """The digest of the first `size` bytes of a blob. Blocks; for a thread."""
     hasher = algorithm.hasher()
     for offset in range(0, size, _READ):
@@ -112,13 +118,13 @@ def digest_of(blobs: Blobs, blob_id: str, size: int, algorithm: Algorithm) -> by
     return hasher.digest()
 
 
-def whole_frames(blobs: Blobs, blob_id: str, size: int) -> int:
+def whole_frames(blobs: Readable, blob_id: str, size: int) -> int:
     """The offset up to which the first `size` bytes of a blob are whole frames that check, without a gap."""
     reader = _read(blobs, blob_id, size)
     return reader.gaps[0].offset if reader.gaps else reader.offset
 
 
-def _read(blobs: Blobs, blob_id: str, size: int) -> SegmentReader:
+def _read(blobs: Readable, blob_id: str, size: int) -> SegmentReader:
     reader = SegmentReader()
     for offset in range(0, size, _READ):
         reader.feed(blobs.read(blob_id, offset, min(_READ, size - offset)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from mailboat.agent import SessionState
-from mailboat.protocol.negotiation import Decision, SegmentDecision, Verdict
+from mailboat.protocol.limits import MAX_RIDER, MAX_RIDING
+from mailboat.protocol.negotiation import Decision, Policy, Riding, SegmentDecision, Verdict
 from mailboat.protocol.summary import SegmentState, Summary
 from testkit.agents import AgentMaker, left_behind
 from testkit.servers import Given, digests, stored
@@ -45,6 +47,7 @@ class Liar:
 
     decide: Callable[[Summary], Decision | None]
     upload: bytes = http(204, Upload_Offset="0", Upload_Complete="?0")
+    policy: Policy | None = None
     negotiations: list[Asked] = field(default_factory=list)
 
     async def __call__(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -52,7 +55,7 @@ class Liar:
             return await saying(self.upload)(asked, writer)
         self.negotiations.append(asked)
         decisions = [self.decide(offer) for offer in asked.offers.offers]
-        return await saying(replied(each for each in decisions if each is not None))(asked, writer)
+        return await saying(replied((each for each in decisions if each is not None), self.policy))(asked, writer)
 
 
 def changed(**lie: object) -> Callable[[SegmentState], SegmentDecision]:
@@ -69,6 +72,27 @@ def changed(**lie: object) -> Callable[[SegmentState], SegmentDecision]:
         return SegmentDecision(**{**truth, **lie})  # type: ignore[arg-type] # a lie may have any shape
 
     return say
+
+
+MISREAD: dict[str, dict[str, object]] = {
+    "another digest": {"sha256": "00" * 32},
+    "another size": {"offset": 1},
+    "no completeness": {"complete": False},
+    "another segment": {"index": 7},
+}
+
+
+def _letting_ride(after: Callable[[Summary], Decision | None]) -> Liar:
+    """Wants what is offered first, so that it comes along the next time; then it lies."""
+    told: set[str] = set()
+
+    def decide(offer: Summary) -> Decision | None:
+        if offer.session_id in told:
+            return after(offer)
+        told.add(offer.session_id)
+        return send()(offer)
+
+    return Liar(decide, policy=Policy(riding=Riding(MAX_RIDER, MAX_RIDING)))
 
 
 LIES: dict[str, Callable[[], Liar]] = {
@@ -103,6 +127,10 @@ LIES: dict[str, Callable[[], Liar]] = {
     "has always more than it had": lambda: Liar(send(), http(409, Upload_Offset="999999", Upload_Complete="?0")),
     "answers uploads without end": lambda: Liar(send(), http(204, b"x" * 1000, Content_Length=str(2**40))),
     "complete, and wants it": lambda: Liar(send(10, complete=True)),
+    **{f"lets ride, and has {lie}": partial(_letting_ride, have(changed(**told))) for lie, told in MISREAD.items()},
+    "lets ride, and takes nothing": lambda: _letting_ride(send()),
+    "lets ride, and says nothing": lambda: _letting_ride(lambda _: None),
+    "lets ride, later": lambda: _letting_ride(lambda offer: Decision(offer.session_id, Verdict.LATER)),
 }
 
 

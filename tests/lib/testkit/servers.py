@@ -13,7 +13,10 @@ from typing import Any
 
 import aiohttp
 
+from mailboat.protocol.limits import MAX_SEGMENT
+from mailboat.server.blobs import LocalBlobs
 from mailboat.server.catalog import Role
+from mailboat.server.folder import BLOBS_FOLDER
 from mailboat.server.keys import create_key
 from testkit.serverkit import PRODUCT, ServerProcess
 
@@ -79,8 +82,7 @@ class Given:
         return [await asyncio.to_thread(self._blob, row["upload_id"]) for row in rows]
 
     def _blob(self, upload_id: str) -> bytes:
-        (path,) = self.data.glob(f"**/{upload_id}")
-        return path.read_bytes()
+        return LocalBlobs(self.data / BLOBS_FOLDER).read(upload_id, 0, MAX_SEGMENT)
 
 
 @asynccontextmanager

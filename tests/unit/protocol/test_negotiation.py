@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 from typing import Any
 
 import msgpack
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mailboat.protocol import wire
 from mailboat.protocol.errors import WireError
-from mailboat.protocol.limits import BACKOFF_FIRST, MAX_OFFERS, MAX_RETRY_AFTER, MAX_SEGMENT
-from mailboat.protocol.negotiation import Decision, Policy, Reply, Request, SegmentDecision, Verdict, Wish
+from mailboat.protocol.limits import BACKOFF_FIRST, MAX_OFFERS, MAX_RETRY_AFTER, MAX_RIDER, MAX_RIDING, MAX_SEGMENT
+from mailboat.protocol.negotiation import (
+    Decision,
+    Policy,
+    Reply,
+    Request,
+    Rider,
+    Riding,
+    SegmentDecision,
+    Verdict,
+    Wish,
+)
 from mailboat.protocol.segment import Preamble, Seal, SealReason
 from mailboat.protocol.summary import summarise
 from testkit.segments import SESSION
@@ -186,3 +199,62 @@ def test_a_policy_is_as_the_server_said_or_as_usual() -> None:
     for wrong in ({"max_offers": 0}, {"backoff_floor": -1}, {"sync_interval": 10**9}, {"max_rate": 5}):
         with pytest.raises(WireError, match=r"reply\.policy"):
             Reply.decode(wire.encode({"v": 1, "policy": wrong}, wire.JSON_MEDIA_TYPE), wire.JSON_MEDIA_TYPE)
+
+
+# -- segments that ride along ------------------------------------------------------------------------------------------
+
+RIDERS = (
+    Rider(SESSION, 0, bytes(range(256)) * 2),
+    Rider(SESSION, 1, os.urandom(300_000)),  # more than one stored block
+    Rider(SESSION, 2, b"x"),
+)
+
+
+@pytest.mark.parametrize("media_type", wire.MEDIA_TYPES)
+def test_riders_go_round(media_type: str) -> None:
+    request = Request("mailboat-python/0.1.0", (), 1.5, {"accepted": 3}, RIDERS)
+    assert Request.decode(request.encode(media_type), media_type) == request
+
+
+@pytest.mark.parametrize("riders", [(), RIDERS[:1], RIDERS])
+def test_riders_are_compressed_with_the_rest_but_not_again(riders: tuple[Rider, ...]) -> None:
+    request = Request("mailboat-python/0.1.0", (), 1.5, {"accepted": 3}, riders)
+    body = request.compressed()
+    assert wire.decompress(body) == request.encode()
+    assert all(rider.content[:1000] in body for rider in riders)
+    assert zstandard.ZstdDecompressor().decompressobj(read_across_frames=True).decompress(body) == request.encode()
+
+
+@pytest.mark.parametrize("value", [None, 7, [1], "%", "QQ"])
+def test_a_rider_without_bytes_is_named(value: object) -> None:
+    message = {"v": 1, "offers": [], "riders": [{"session": SESSION, "index": 0, "bytes": value}]}
+    with pytest.raises(WireError, match=r"request\.riders\[0\]\.bytes"):
+        Request.decode(json.dumps(message).encode(), wire.JSON_MEDIA_TYPE)
+
+
+def test_frames_beyond_the_limit_are_refused() -> None:
+    body = wire.compress(b"a" * 600, stored=b"b" * 600)
+    assert wire.decompress(body, 1200) == b"a" * 600 + b"b" * 600
+    with pytest.raises(WireError, match="more than 1199"):
+        wire.decompress(body, 1199)
+
+
+@pytest.mark.parametrize("cut", [1, 100, 700])
+def test_a_cut_stored_frame_is_no_message(cut: int) -> None:
+    request = Request("mailboat-python/0.1.0", (), riders=(Rider(SESSION, 0, bytes(1000)),))
+    with pytest.raises(WireError):
+        Request.decode(wire.decompress(request.compressed()[:-cut]))
+
+
+@pytest.mark.parametrize(
+    ("told", "understood"),
+    [
+        (None, Riding()),
+        ({}, Riding()),
+        ({"segment": 5, "request": 9}, Riding(5, 9)),
+        ({"segment": 10**9, "request": 10**9, "colour": "blue"}, Riding(MAX_RIDER, MAX_RIDING)),
+    ],
+)
+def test_terms_of_other_versions(told: object, understood: Riding) -> None:
+    message = {"v": 1, "decisions": [], "policy": {"riding": told}}
+    assert Reply.decode(json.dumps(message).encode(), wire.JSON_MEDIA_TYPE).policy.riding == understood
