@@ -452,6 +452,8 @@ class Agent:
 
     def forked(self) -> None:
         """In a forked child: the session is the parent's, and so is all that belongs to its loop."""
+        if self._loop is not None:
+            process.part_from_parent(self._loop)
         _PARENTS.append((self._loop, self._http, self._sync, self._tasks, self._eligibility, self._upkeep, self._disk))
         self._loop = self._http = self._sync = self._eligibility = self._upkeep = self._disk = self._stores = None
         self._tasks, self._backlog = [], Backlog(self._running)
@@ -494,5 +496,5 @@ def _ignore(*_: object, **__: object) -> None:
 
 _PARENTS: Final[list[object]] = []
 """In a forked child, what belongs to its parent's loop. It is never let go of: to close a connection here would end the
-parent's, for both have the same one, and the same selector.
+parent's, for both have the same one.
 """

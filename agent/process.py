@@ -7,13 +7,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import contextlib
 import os
+import select
+import selectors
 import sys
 import time
 import weakref
 from concurrent.futures import Future
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 EXIT_TIMEOUT: Final = 2.0
 """Seconds that the end of the process is put off for a disk that is slow; what is in the journal's file can wait."""
@@ -42,6 +46,29 @@ def enter(inhabitant: Inhabitant) -> None:
 def leave(inhabitant: Inhabitant) -> None:
     """Tell it no more."""
     _INHABITANTS.discard(inhabitant)
+
+
+def part_from_parent(loop: asyncio.AbstractEventLoop) -> None:
+    """In a forked child: let nothing that becomes of its copy of the parent's loop reach the parent's.
+
+    Both have the same epoll, so whoever closes the copy (`asyncio.run` on its way out, or the end of the interpreter)
+    takes out of it what wakes the parent's loop: for ever after, no thread could tell that loop anything. The copy gets
+    an epoll of its own, in which the same is registered. Other kinds of selectors are not shared by a fork.
+    """
+    selector: Any = getattr(loop, "_selector", None)
+    if not isinstance(selector, getattr(selectors, "EpollSelector", ())) or selector.get_map() is None:
+        return
+    own = select.epoll()
+    try:
+        for key in selector.get_map().values():
+            wanted = (key.events & selectors.EVENT_READ and select.EPOLLIN) | (
+                key.events & selectors.EVENT_WRITE and select.EPOLLOUT
+            )
+            with contextlib.suppress(OSError):  # it was closed without having been taken out
+                own.register(key.fd, wanted)
+        os.dup2(own.fileno(), selector.fileno(), inheritable=False)
+    finally:
+        own.close()
 
 
 def _after_fork_in_child() -> None:

@@ -19,8 +19,8 @@ seen = []
 watching = False
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CALLS = {
-    "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "mmap.__new__",
-    "shutil.rmtree", "tempfile.mkstemp", "tempfile.mkdtemp", "os.mkfifo", "subprocess.Popen", "os.fork", "sqlite3.connect",
+    "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.fork",
+    "mmap.__new__", "shutil.rmtree", "tempfile.mkstemp", "tempfile.mkdtemp", "subprocess.Popen", "sqlite3.connect",
     "socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname",
     "http.client.connect", "urllib.Request",
 }

@@ -1,0 +1,612 @@
+"""Programs that fork, spawn, thread and end in every way, with a real agent; and the oracle that knows what each of
+their processes and threads was told.
+
+Run as a program (``python -m testkit.families SCENARIO SETTINGS PIPE``), this file plays one scenario. Whoever records
+has a name, and after each recording call that has returned one line is written to the pipe: name, number, session.
+What came out of the pipe is the truth that the store is compared with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Self
+
+from mailboat.agent import Agent
+from mailboat.agent.files import OsFileSystem
+from mailboat.agent.segment_file import segment_paths
+from mailboat.protocol import SegmentReader
+from mailboat.protocol.sealing import Keyring, PrivateKey
+
+PRODUCT, APPLICATION = "family", "tree"
+KEY = PrivateKey(bytes(range(32)))
+"""Of the server that sealed families seal to."""
+
+
+# -- in the processes ------------------------------------------------------------------------------------------------
+
+
+class Teller:
+    """Records, and tells what it was told."""
+
+    def __init__(self, settings: dict[str, Any], pipe: int) -> None:
+        self.settings, self.pipe = settings, pipe
+        os.set_inheritable(pipe, True)
+
+    def agent(self, **more: object) -> Agent:
+        usual: dict[str, Any] = {
+            "product": PRODUCT,
+            "application": APPLICATION,
+            "journal_bytes": 128 * 1024,
+            "synchronize_automatically": False,
+            "stop_timeout": 0.0,
+        }
+        return Agent(**{**usual, **self.settings, **more})
+
+    def say(self, line: str) -> None:
+        os.write(self.pipe, f"{line}\n".encode())
+
+    def record(self, agent: Agent, who: str, count: int, first: int = 0) -> None:
+        """`count` records of `who`, the first with the number `first`."""
+        for number in range(first, first + count):
+            agent.feature("told", who=who, n=number)
+            self.say(f"R {who} {number}")
+
+    def pid(self, who: str) -> None:
+        """Say which process is `who`, so that the test may kill it, or see it end."""
+        self.say(f"P {who} {os.getpid()}")
+
+
+def forked(child: Callable[[], object], end: Callable[[int], object] = os._exit) -> int:
+    """Fork; the child does its part and ends by `end`."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        child()
+        status = 0
+    finally:
+        if end is os._exit or status:
+            os._exit(status)
+    end(0)
+    raise AssertionError("it has ended")
+
+
+def waited(*pids: int, status: int = 0) -> None:
+    for pid in pids:
+        _, ended = os.waitpid(pid, 0)
+        assert ended == status, f"process {pid} ended with {ended}"
+
+
+Scenario = Callable[[Teller], object]
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def scenario(play: Scenario) -> Scenario:
+    SCENARIOS[play.__name__] = play
+    return play
+
+
+@scenario
+def fork(teller: Teller) -> None:
+    """Children that end in every way, and a grandchild; the parent records before and after."""
+    agent, loop = teller.agent(), asyncio.new_event_loop()
+    loop.run_until_complete(agent.start())
+    emit = agent.emitter("emitted", "who", "n")
+    teller.record(agent, "parent", 50)
+
+    def with_emitter(who: str) -> None:
+        emit(who, 0)
+        teller.say(f"R {who} 0")
+        teller.record(agent, who, 40, 1)
+
+    def parent_itself() -> None:
+        teller.record(agent, "child", 30)
+        waited(forked(lambda: teller.record(agent, "grandchild", 30)))
+        teller.record(agent, "child", 30, 30)
+
+    def killed() -> None:
+        teller.record(agent, "killed", 40)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pids = [
+        forked(lambda: with_emitter("exits-hard")),
+        forked(lambda: with_emitter("exits-in-order"), sys.exit),
+        forked(parent_itself),
+        forked(lambda: None),
+    ]
+    teller.record(agent, "parent", 50, 50)
+    waited(forked(killed), status=signal.SIGKILL)
+    waited(*pids)
+    teller.record(agent, "parent", 50, 100)
+    loop.run_until_complete(agent.stop())
+    loop.close()
+
+
+@scenario
+def fork_inside_the_loop(teller: Teller) -> None:
+    """Children that leave through the parent's loop, which is at work meanwhile and afterwards."""
+
+    async def parent() -> None:
+        async with teller.agent() as agent:
+            teller.record(agent, "parent", 20)
+            waited(forked(lambda: teller.record(agent, "raises", 20), sys.exit))
+            waited(forked(lambda: teller.record(agent, "exits-hard", 20)))
+            await agent.flush(durable=True)  # for which a thread must reach the loop
+            teller.say("P flushed 0")
+            teller.record(agent, "parent", 20, 20)
+
+    asyncio.run(parent())
+
+
+@scenario
+def preload(teller: Teller) -> None:
+    """A web server that loads the application, starts its agent, and only then forks its workers; each runs a loop of
+    its own, starts the copy that it has got, serves, and stops. One worker is replaced after it was killed.
+    """
+
+    async def load() -> Agent:
+        agent = teller.agent()
+        await agent.start()
+        teller.record(agent, "parent", 20)
+        return agent
+
+    async def serve(agent: Agent, who: str) -> None:
+        await agent.start()
+        teller.record(agent, who, 60)
+        await agent.flush(durable=True)
+        await agent.stop()
+
+    async def serve_until_killed(agent: Agent) -> None:
+        await agent.start()
+        teller.record(agent, "killed", 60)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    loop = asyncio.new_event_loop()
+    agent = loop.run_until_complete(load())
+    pids = [forked(lambda who=who: asyncio.run(serve(agent, who))) for who in ("w1", "w2", "w3")]  # type: ignore[misc]
+    waited(forked(lambda: asyncio.run(serve_until_killed(agent))), status=signal.SIGKILL)
+    waited(*pids, forked(lambda: asyncio.run(serve(agent, "w4"))))
+    teller.record(agent, "parent", 20, 20)
+    loop.run_until_complete(agent.stop())
+    loop.close()
+
+
+@scenario
+def preload_before_start(teller: Teller) -> None:
+    """The parent only makes the agent: each worker starts it."""
+    agent = teller.agent()
+
+    async def serve(who: str) -> None:
+        async with agent:
+            teller.record(agent, who, 40)
+
+    waited(*[forked(lambda who=who: asyncio.run(serve(who))) for who in ("w1", "w2", "w3")])  # type: ignore[misc]
+
+
+@scenario
+def fork_among_threads(teller: Teller) -> None:
+    """Threads record as fast as they can, hence hold the lock now and then; the process forks meanwhile, again and
+    again. Each child records from its own thread and from another.
+    """
+
+    async def parent() -> None:
+        async with teller.agent() as agent:
+            going = True
+
+            def busily(who: str) -> None:
+                number = 0
+                while going:
+                    agent.feature("told", who=who, n=number, noise=os.urandom(2000))
+                    teller.say(f"R {who} {number}")
+                    number += 1
+
+            threads = [threading.Thread(target=busily, args=(f"thread-{at}",)) for at in range(3)]
+            for thread in threads:
+                thread.start()
+
+            def child(who: str) -> None:
+                beside = threading.Thread(target=teller.record, args=(agent, f"{who}-thread", 20))
+                beside.start()
+                teller.record(agent, who, 20)
+                beside.join()
+
+            for at in range(12):
+                waited(forked(lambda at=at: child(f"child-{at}")))  # type: ignore[misc]
+            going = False
+            for thread in threads:
+                thread.join()
+
+    asyncio.run(parent())
+
+
+@scenario
+def fork_with_the_lock_held(teller: Teller) -> None:
+    """Another thread holds the recorder's lock, for good, at the moment of the fork."""
+
+    async def parent() -> None:
+        async with teller.agent() as agent:
+            teller.record(agent, "parent", 10)
+            assert agent._session is not None
+            held, release, lock = threading.Event(), threading.Event(), agent._session.recorder.lock
+
+            def hold() -> None:
+                with lock:
+                    held.set()
+                    release.wait()
+
+            holder = threading.Thread(target=hold)
+            holder.start()
+            held.wait()
+            pid = forked(lambda: teller.record(agent, "child", 40))
+            waited(pid)  # it does not wait for a thread that it does not have
+            release.set()
+            holder.join()
+            teller.record(agent, "parent", 10, 10)
+
+    asyncio.run(parent())
+
+
+def orphaned(parent: int) -> None:
+    """Wait until this process has lost its parent."""
+    while os.getppid() == parent:
+        time.sleep(0.005)
+
+
+@scenario
+def child_outlives_parent(teller: Teller) -> None:
+    """The parent is killed while the child records on, until the test lets it end."""
+
+    async def parent() -> None:
+        async with teller.agent() as agent:
+            teller.record(agent, "parent", 40)
+            pid = os.fork()
+            if not pid:
+                teller.record(agent, "child", 20)
+                orphaned(started)
+                teller.record(agent, "child", 20, 20)
+                teller.pid("child")
+                sys.stdin.readline()
+                teller.record(agent, "child", 20, 40)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    started = os.getpid()
+    asyncio.run(parent())
+
+
+def spawned(command: list[str]) -> int:
+    return os.posix_spawn(command[0], command, os.environ)
+
+
+@scenario
+def execute(teller: Teller) -> None:
+    """Programs that are executed by fork and exec, and one by spawn, have agents of their own; a program that knows of
+    no agent outlives the parent, and holds none of its locks.
+    """
+
+    async def parent() -> None:
+        async with teller.agent() as agent:
+            teller.record(agent, "parent", 20)
+            command = [sys.executable, "-m", MODULE, "alone", json.dumps(teller.settings), str(teller.pipe)]
+            pid = os.fork()
+            if not pid:
+                os.execv(sys.executable, [*command, "executed"])
+            waited(pid, spawned([*command, "spawned"]))
+            bystander = os.fork()
+            if not bystander:
+                os.close(teller.pipe)
+                os.execv("/bin/cat", ["cat"])
+            teller.say(f"P bystander {bystander}")
+            teller.record(agent, "parent", 20, 20)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    asyncio.run(parent())
+
+
+@scenario
+def alone(teller: Teller) -> None:
+    """A program with an agent, which ends in order."""
+
+    async def live() -> None:
+        async with teller.agent() as agent:
+            teller.record(agent, sys.argv[4], 30)
+
+    asyncio.run(live())
+
+
+def _work(settings: dict[str, Any], pipe: Connection, who: str) -> None:
+    """What a child of multiprocessing does where nothing was inherited."""
+    teller = Teller(settings, pipe.fileno())
+
+    async def live() -> None:
+        agent = teller.agent()
+        await agent.start()
+        teller.record(agent, who, 30)
+
+    asyncio.run(live())  # and does not stop
+
+
+_inherited: list[tuple[Teller, Agent]] = []
+
+
+def _work_on(who: str) -> None:
+    """What a forked child of multiprocessing does: it records with the agent that it has inherited."""
+    teller, agent = _inherited[0]
+    teller.record(agent, who, 30)
+
+
+@scenario
+def multiprocess(teller: Teller) -> None:
+    """Children of `multiprocessing`, forked ones in a pool and alone, and a spawned one; none stops its agent."""
+
+    async def parent() -> None:
+        async with teller.agent() as agent:
+            teller.record(agent, "parent", 20)
+            _inherited.append((teller, agent))
+            pipe = Connection(os.dup(teller.pipe), readable=False)
+            forking, spawning = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
+            children: list[Any] = [forking.Process(target=_work_on, args=(f"forked-{at}",)) for at in range(2)]
+            children.append(spawning.Process(target=_work, args=(teller.settings, pipe, "spawned")))
+            for child in children:
+                child.start()
+            for child in children:
+                child.join()
+                assert child.exitcode == 0, f"{child} ended with {child.exitcode}"
+            with forking.Pool(2) as pool:
+                pool.map(_work_on, ["pooled-0", "pooled-1", "pooled-2", "pooled-3"], chunksize=1)
+            teller.record(agent, "parent", 20, 20)
+
+    asyncio.run(parent())
+
+
+# -- ends ------------------------------------------------------------------------------------------------------------
+
+
+@scenario
+def closed_loop(teller: Teller) -> None:
+    """Nobody stops; the loop is closed, and recording goes on until the interpreter ends."""
+
+    async def live() -> Agent:
+        agent = teller.agent()
+        await agent.start()
+        teller.record(agent, "loop", 30)
+        return agent
+
+    agent = asyncio.run(live())
+    teller.record(agent, "later", 30)
+
+
+@scenario
+def stopped_in_another_loop(teller: Teller) -> None:
+    """Started in a loop that is closed, stopped in another one."""
+    agent = teller.agent()
+
+    async def live() -> None:
+        await agent.start()
+        teller.record(agent, "loop", 30)
+
+    asyncio.run(live())
+    teller.record(agent, "between", 30)
+    asyncio.run(agent.stop())
+    agent.feature("after.stop")
+
+
+@scenario
+def daemon_threads(teller: Teller) -> None:
+    """Daemon threads record until the very end of the interpreter."""
+
+    async def live() -> Agent:
+        agent = teller.agent()
+        await agent.start()
+        return agent
+
+    agent = asyncio.run(live())
+    begun = threading.Barrier(4)
+
+    def on_and_on(who: str) -> None:
+        teller.record(agent, who, 10)
+        begun.wait()
+        teller.record(agent, who, 10**9, 10)
+
+    for at in range(3):
+        threading.Thread(target=on_and_on, args=(f"daemon-{at}",), daemon=True).start()
+    begun.wait()
+
+
+@scenario
+def exit_handlers(teller: Teller) -> None:
+    """Handlers that were registered before and after the agent's record at exit; so does a finalizer."""
+    import atexit
+    import weakref
+
+    agent = teller.agent()
+    atexit.register(teller.record, agent, "first-handler", 10)
+
+    async def live() -> None:
+        await agent.start()
+        teller.record(agent, "loop", 10)
+
+    asyncio.run(live())
+    atexit.register(teller.record, agent, "last-handler", 10)
+    weakref.finalize(agent, teller.say, "F")
+
+
+@scenario
+def signalled(teller: Teller) -> None:
+    """Records until a signal comes, and does what its name says then."""
+    how = teller.settings.pop("how")
+
+    async def live() -> None:
+        loop, asked = asyncio.get_running_loop(), asyncio.Event()
+        if how == "loop":
+            loop.add_signal_handler(signal.SIGTERM, asked.set)
+        if how == "exit":
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+        async with teller.agent() as agent:
+            number = 0
+            teller.pid("parent")
+            while not asked.is_set():
+                teller.record(agent, "parent", 20, number)
+                number += 20
+                if how == "cancelled":
+                    await agent.flush(durable=True)
+                await asyncio.sleep(0)
+            teller.record(agent, "parent", 5, number)
+
+    asyncio.run(live())
+
+
+# -- the oracle ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Family:
+    """What a family was told, and how it ended. `pids` are those that were named."""
+
+    status: int
+    told: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    pids: dict[str, int] = field(default_factory=dict)
+    errors: str = ""
+
+    def take(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                continue  # the last word of a process that was killed while it wrote
+            what, *rest = line.decode().split()
+            if what == "R":
+                who, number = rest[0], int(rest[1])
+                assert number == self.told[who], f"the pipe gives {line!r} after {self.told[who]}"
+                self.told[who] += 1
+            elif what == "P":
+                self.pids[rest[0]] = int(rest[1])
+
+
+class Play:
+    """A scenario being played, as a context: its process group is killed when that ends."""
+
+    def __init__(self, name: str, store: Path, *more: str, sealed: bool = False, **settings: object) -> None:
+        reading, writing = os.pipe()
+        # No pipe: whoever outlives the family has it open, too.
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the context
+        chosen = {"store": str(store), **({"seal_to": KEY.public.text} if sealed else {}), **settings}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "testkit.families", name, json.dumps(chosen), str(writing), *more],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            pass_fds=[writing],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+            start_new_session=True,
+        )
+        os.close(writing)
+        self.pipe = os.fdopen(reading, "rb")
+        self.family = Family(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.pipe, self.process.stdin, self.errors):
+            if stream is not None:
+                stream.close()
+
+    def until(self, who: str) -> int:
+        """Read on until `who` has said which process it is."""
+        while who not in self.family.pids:
+            line = self.pipe.readline()
+            assert line, f"it ended before {who} came: {self.process.wait()}"
+            self.family.take([line])
+        return self.family.pids[who]
+
+    def until_told(self, who: str, count: int) -> None:
+        """Read on until so many calls of `who` have returned."""
+        while self.family.told[who] < count:
+            line = self.pipe.readline()
+            assert line, f"it ended before {who} had recorded {count}: {self.process.wait()}"
+            self.family.take([line])
+
+    def to_the_end(self) -> Family:
+        """Read until all of the family have ended."""
+        self.family.take(self.pipe)
+        self.family.status = self.process.wait()
+        self.errors.seek(0)
+        self.family.errors = self.errors.read().decode()
+        return self.family
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One session of the store, as read back: who recorded in it how often; `reason` is its last segment's."""
+
+    session_id: str
+    parent: str | None
+    counts: dict[str, int]
+    reason: str
+    records: int
+
+
+def kept(store: Path, states: Sequence[str] = ("waiting",)) -> list[Kept]:
+    """All sessions of the family in those folders; fails unless each is whole, and each one's records are in order."""
+    folder, keys, found = store / PRODUCT / APPLICATION, Keyring([KEY]), []
+    for session in sorted(path for state in states for path in (folder / state).glob("*-*")):
+        counts: dict[str, int] = defaultdict(int)
+        last, total, parent = "", 0, None
+        for path in segment_paths(OsFileSystem(), session):
+            reader = SegmentReader(path.read_bytes(), keys.unlock)
+            for record in reader:
+                assert record.sequence == total, f"{path}: {record}"
+                total += 1
+                if "who" in record.attributes:
+                    who = record.attributes["who"]
+                    assert record.attributes["n"] >= counts[who], f"{path}: {record}"
+                    counts[who] += 1
+            assert reader.intact, f"{path}: {reader.gaps}"
+            assert reader.seal is not None
+            assert reader.preamble is not None
+            last, parent = reader.seal.reason.value, reader.preamble.info.get("parent")
+        found.append(Kept(session.name, parent, dict(counts), last, total))
+    return found
+
+
+def assert_all_kept(family: Family, sessions: Sequence[Kept]) -> None:
+    """What was told is there, once; of calls under way at a death one more record each may be."""
+    sums: dict[str, int] = defaultdict(int)
+    for session in sessions:
+        for who, count in session.counts.items():
+            sums[who] += count
+    for who in {*sums, *family.told}:
+        told, here = family.told[who], sums[who]
+        assert told <= here <= told + 1, f"{who}: {told} calls had returned, {here} records are here; {family.errors}"
+
+
+async def recover_all(store: Path) -> None:
+    """Have an agent take up whatever dead processes have left, and end its own session."""
+    agent = Agent(store=store, product=PRODUCT, application=APPLICATION, server=None)
+    async with agent:
+        await agent._recovered
+        assert agent.status.trouble == ""
+
+
+MODULE = "testkit.families"
+
+if __name__ == "__main__":
+    SCENARIOS[sys.argv[1]](Teller(json.loads(sys.argv[2]), int(sys.argv[3])))
