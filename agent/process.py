@@ -56,7 +56,8 @@ def part_from_parent(loop: asyncio.AbstractEventLoop) -> None:
     an epoll of its own, in which the same is registered. Other kinds of selectors are not shared by a fork.
     """
     selector: Any = getattr(loop, "_selector", None)
-    if not isinstance(selector, getattr(selectors, "EpollSelector", ())) or selector.get_map() is None:
+    epoll = hasattr(selectors, "EpollSelector") and isinstance(selector, selectors.EpollSelector)
+    if not epoll or selector.get_map() is None:
         return
     own = select.epoll()
     try:
