@@ -8,13 +8,14 @@ ever becomes part of it.
 
 There is no lock. The interpreter lets another thread run, calls a signal handler or a finalizer, and raises an
 exception from outside at the entry of a Python function, after the call of a C function and when a loop jumps back,
-and nowhere else; what stands between two such places is one step. All calls of one recorder share their cells (but
-for the count of each), so that turning to another half is one step, too: `Surroundings` shows the four cells for it.
-Line by line:
+and nowhere else; what stands between two such places is one step. (Up to Python 3.11 a finalizer is also called where
+a container is made; none is made within a step.) All calls of one recorder share their cells (but for the count of
+each), so that turning to another half is one step, too: `Surroundings` shows the four cells for it. Line by line:
 
-* The packer is taken out of its cell for the time of packing. Whoever records meanwhile finds the spare one there:
-  another thread, a signal handler, or the values being packed. A packer that is entered twice mixes two records. (Two
-  threads may so leave the spare one behind, which is slower; `restore_packer` is called once a half.)
+* A record *fits* if it may be packed as it stands: plain values under names that are known to be harmless (see
+  `_fit_of_attributes`). Packing it runs nobody's code, and ``pack`` keeps nothing from one call to the next, so whoever
+  records meanwhile (another thread, a signal handler) is not in its way. Anything else goes to ``odd``, which takes the
+  secrets out of it first.
 * ``count`` and ``write`` are one step: of every half it is known what it holds. `ValueError` is how a mapping says that
   it has no room; any other exception came in after the step, and the record is there.
 * Between ``tell`` and the last line others may have recorded: then the end that they have stored is the larger one. Or
@@ -25,30 +26,30 @@ Where other interpreters, or builds without the interpreter lock, know no such s
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from mailboat.agent.journal import Half
+from mailboat.agent.scrub import names_secret, names_token
 from mailboat.protocol.records import Kind, Schema
 
 _TEMPLATE: Final = """
-def make(acquire, clock, commit, count, counted, end, odd, pack, release, slow, spare, tell, words, write):
+def make(
+    acquire, clock, commit, count, counted, end, known, odd, pack, plain, release, slow, tell, tracked, words, write
+):
     def call({parameters}):
-        nonlocal count, end, pack
-        mine, pack = pack, spare
+        nonlocal count, end
         try:
-            packed = mine(({fields}))
-        except BaseException as error:
-            pack = mine
+            packed = pack(({fields})) if {fits} else odd(({fields}))
+        except Exception as error:
             packed = odd(({fields}), error)
-            if packed is None:
-                return
-        else:
-            pack = mine
+        if packed is None:
+            return
         try:
             {acquire}
             count += 1; write(packed)
@@ -70,8 +71,20 @@ _LOCKED: Final = {"acquire": "acquire()", "release": "finally: release()"}
 STEPS: Final = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 """Whether this interpreter has the steps that the template relies on."""
 
+PLAIN: Final = frozenset({bool, bytes, float, int, str, type(None)})
+"""The types whose values hold nothing that has a name, and are packed without running anybody's code."""
+
 Pack = Callable[[object], bytes]
-Odd = Callable[[Sequence[Any], BaseException], bytes | None]
+Known = Callable[[Mapping[str, Any]], bool]
+
+
+class Odd(Protocol):
+    """See `Surroundings`."""
+
+    def __call__(self, fields: Sequence[Any], error: Exception | None = None, /) -> bytes | None:
+        """The packed record of `fields`, or None when there is none."""
+
+
 Slow = Callable[[bytes, BaseException, Sequence[Any], CellType], None]
 
 
@@ -97,38 +110,42 @@ class Surroundings:
         self,
         *,
         pack: Pack,
-        spare: Pack,
+        known: Known,
         clock: Callable[[], int],
         lock: threading.RLock,
         odd: Odd,
         slow: Slow,
         steps: bool = STEPS,
     ) -> None:
-        """`spare` packs while `pack` is in use, and may be used by any number of callers at once.
+        """`pack` may be called by anybody at any time, and `known` tells whether all keys of a map are harmless names.
 
-        `odd` takes over when a record does not pack: it gives the packed record, or None when there is none. `slow`
-        takes over when it cannot be written; it is given the cell in which the record is to be counted. Both get the
-        error, and raise it again if it is none of ours.
+        `odd` takes over when a record does not fit, or does not pack (it is given the error then): it gives the packed
+        record, or None when there is none. `slow` takes over when it cannot be written; it is given the error and the
+        cell in which the record is to be counted. Both raise the error again if it is none of ours.
         """
         self._locking = _UNLOCKED if steps else _LOCKED
         self.refuse = _refuse
         self.write, self.tell = CellType(_refuse), CellType(int)
         self.words, self.end = CellType(None), CellType(0)
-        self._pack, self._spare = CellType(pack if steps else spare), CellType(spare)
         self._acquire, self._release = CellType(), CellType()
         self.lock(lock)
         self._others = {
             "clock": CellType(clock),
             "commit": CellType(self.commit),
+            "known": CellType(known),
             "odd": CellType(odd),
+            "pack": CellType(pack),
+            "plain": CellType(PLAIN),
             "slow": CellType(slow),
+            "tracked": CellType(gc.is_tracked),
         }
 
-    def make(self, counters: tuple[int, ...], parameters: str, fields: str) -> HotPath:
-        """A call that takes `parameters` and records `fields`."""
+    def make(self, counters: tuple[int, ...], parameters: str, fields: str, fits: str) -> HotPath:
+        """A call that takes `parameters` and records `fields`, directly if `fits`."""
         names: dict[str, Any] = {}
-        exec(_TEMPLATE.format(parameters=parameters, fields=fields, **self._locking), {}, names)  # noqa: S102 - see above
-        made = names["make"](*[None] * 14)
+        source = _TEMPLATE.format(parameters=parameters, fields=fields, fits=fits, **self._locking)
+        exec(source, {}, names)  # noqa: S102 - see above
+        made = names["make"](*[None] * 16)
         count = CellType(0)
         cells = {
             **self._others,
@@ -136,9 +153,7 @@ class Surroundings:
             "count": count,
             "counted": CellType(count),
             "end": self.end,
-            "pack": self._pack,
             "release": self._release,
-            "spare": self._spare,
             "tell": self.tell,
             "words": self.words,
             "write": self.write,
@@ -171,24 +186,37 @@ class Surroundings:
         """In a forked child, whose lock may be held for ever by a thread that is no more: do without."""
         self._acquire.cell_contents = self._release.cell_contents = _nothing
 
-    def repack(self, pack: Pack) -> None:
-        """Pack with another packer from now on."""
-        self._pack.cell_contents = pack if self._locking is _UNLOCKED else self._spare.cell_contents
 
-    def restore_packer(self, make: Callable[[], Pack]) -> None:
-        """Pack with a new packer from now on if the spare one was left in its place."""
-        if self._pack.cell_contents is self._spare.cell_contents:
-            self.repack(make())
+def _fit_of_attributes() -> str:
+    """Whether `attributes` are plain values under known names.
+
+    CPython up to 3.13 documents (see `gc.is_tracked`) that it does not track maps without any containers, which is by
+    far the cheapest way to tell. What is untracked and not of `PLAIN` either, as dates are, has no names in it.
+    """
+    lazily = not gc.is_tracked({"plain": "text"}) and gc.is_tracked({"holding": [{}]})
+    plain = "not tracked(attributes)" if lazily else "plain.issuperset(map(type, attributes.values()))"
+    return f"{plain} and known(attributes)"
+
+
+_FIT: Final = _fit_of_attributes()
 
 
 def feature(around: Surroundings, counters: tuple[int, ...]) -> HotPath:
     """Record a feature: ``call(name, /, **attributes)``."""
-    return around.make(counters, "name, /, **attributes", f"{Kind.FEATURE:d}, clock(), name, attributes")
+    return around.make(counters, "name, /, **attributes", f"{Kind.FEATURE:d}, clock(), name, attributes", _FIT)
 
 
-def plain(around: Surroundings, counters: tuple[int, ...], kind: Kind) -> HotPath:
-    """Record any other kind: ``call(*fields)`` with the fields of `kind` after its time."""
-    return around.make(counters, "*fields", f"{kind:d}, clock(), *fields")
+def attributed(around: Surroundings, counters: tuple[int, ...], kind: Kind, *, plain: bool = False) -> HotPath:
+    """Record any other kind that has attributes: ``call(name, attributes, *fields)`` with the fields of `kind` after
+    those. `plain`: these may be anything, and have to be looked at; otherwise they are made by mailboat.
+    """
+    fits = f"{_FIT} and plain.issuperset(map(type, fields))" if plain else _FIT
+    return around.make(counters, "name, attributes, *fields", f"{kind:d}, clock(), name, attributes, *fields", fits)
+
+
+def declaration(around: Surroundings, counters: tuple[int, ...]) -> HotPath:
+    """Record the declaration of an emitter: ``call(name, fields, number, kind)``."""
+    return around.make(counters, "*fields", f"{Kind.SCHEMA:d}, clock(), *fields", "True")
 
 
 def emitter(around: Surroundings, counters: tuple[int, ...], schema: Schema) -> HotPath:
@@ -199,7 +227,14 @@ def emitter(around: Surroundings, counters: tuple[int, ...], schema: Schema) -> 
     """
     values = "".join(f"v{at}, " for at in range(len(schema.fields)))
     parameters = f"{values}/" if values else ""
-    return around.make(counters, parameters, f"{Kind.POSITIONAL:d}, clock(), {schema.number:d}, {values}")
+    fits = " and ".join(_fit_of_value(f"v{at}", field) for at, field in enumerate(schema.fields)) or "True"
+    return around.make(counters, parameters, f"{Kind.POSITIONAL:d}, clock(), {schema.number:d}, {values}", fits)
+
+
+def _fit_of_value(value: str, field: str) -> str:
+    if names_secret(field):
+        return "False"
+    return f"type({value}) in {'(int, float)' if names_token(field) else 'plain'}"
 
 
 def _refuse(*_: object) -> int:

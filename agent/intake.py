@@ -14,7 +14,6 @@ and then finished (the closed half is counted and given to the writer). What may
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,15 +23,17 @@ from types import CellType
 from typing import Any, Final, TypeVar
 
 import msgpack
+import msgspec
 
-from mailboat.agent.hotpaths import HotPath, Pack, Surroundings
+from mailboat.agent.hotpaths import HotPath, Surroundings
 from mailboat.agent.intrusion import from_outside, value_at_fault, write_refused
 from mailboat.agent.journal import Half, Journal
-from mailboat.agent.values import pack_any
+from mailboat.agent.scrub import Scrubber, scrubbed_entry
+from mailboat.agent.values import pack_any, simple
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_RECORD, PACE
 from mailboat.protocol.reader import unpack
-from mailboat.protocol.records import COUNTERS, Schema, count_raw, records_counted
+from mailboat.protocol.records import COUNTERS, Kind, Schema, count_raw, records_counted
 
 T = TypeVar("T")
 
@@ -93,8 +94,14 @@ class Intake:
         self._freed = threading.Lock()  # no Event: a signal handler that records would wait for its inner lock for ever
         self._freed.acquire()
         self._paced = False
+        self._scrubber = Scrubber()
         self._around = Surroundings(
-            pack=_packer(), spare=msgpack.packb, clock=clock, lock=self.lock, odd=self._odd, slow=self._slow
+            pack=msgspec.msgpack.Encoder().encode,
+            known=self._scrubber.harmless.issuperset,
+            clock=clock,
+            lock=self.lock,
+            odd=self._odd,
+            slow=self._slow,
         )
         self._paths: list[HotPath] = []
         self._around.bind(journal.active)
@@ -205,8 +212,7 @@ class Intake:
             self.journal.release(closing)
 
     def _catch_up(self) -> None:
-        """What has to be done once in a while."""
-        self._around.restore_packer(_packer)
+        """What was put off until there is room; for those that put something off."""
 
     def _count_anew(self, half: Half, otherwise: list[int]) -> list[int]:
         counts = [0] * len(COUNTERS)
@@ -230,25 +236,49 @@ class Intake:
 
     # -- out of the ordinary -------------------------------------------------------------------------------------
 
-    def _odd(self, fields: Sequence[Any], error: BaseException) -> bytes | None:
-        """The packed record of `fields`, which did not pack; None if it is not to be had."""
+    def _odd(self, fields: Sequence[Any], error: Exception | None = None, /) -> bytes | None:
+        """The packed record of `fields`, which does not fit, or did not pack; None if it is not to be had."""
         packed, again = None, None
-        if isinstance(error, Exception):
-            try:
-                packed = msgpack.packb(fields)
-            except Exception as second:  # noqa: BLE001 - looked at below
-                again = second
-        if not value_at_fault(error, again):
+        try:
+            packed = self._packed(fields)
+        except Exception as second:
+            if error is None:
+                raise  # to the call, which comes back with it
+            again = second
+        if error is not None and not value_at_fault(error, again):
             raise error
-        if not self.recording or (packed is not None and len(packed) <= MAX_RECORD):
+        if packed is not None and len(packed) <= MAX_RECORD:
             return packed
         try:
-            return pack_any(fields)
+            return pack_any(fields, self._without_secrets)
         except Exception as fault:
             if from_outside(fault):
                 raise
             self._lose(Lost.UNPACKABLE)
             return None
+
+    def _packed(self, fields: Sequence[Any]) -> bytes | None:
+        """The packed record of `fields` without its secrets, as long as that is quickly said."""
+        if not all(map(simple, fields)):
+            return None
+        packed: bytes = msgpack.packb(self._without_secrets(fields))
+        return packed
+
+    def _without_secrets(self, fields: Sequence[Any]) -> Sequence[Any]:
+        """The fields of a record, which must be bounded, without what is secret among them."""
+        kind, time, name, *rest = fields
+        if kind == Kind.SCHEMA:
+            return fields
+        if kind == Kind.POSITIONAL:
+            return [kind, time, name, *map(scrubbed_entry, self.schemas[name].fields, rest)]
+        attributes, *others = rest
+        return [
+            kind,
+            time,
+            name,
+            self._scrubber.scrub(name, attributes),
+            *(scrubbed_entry("", each) for each in others),
+        ]
 
     def _slow(self, packed: bytes, error: BaseException, fields: Sequence[Any], counted: CellType) -> None:
         """Keep a record that could not be written; `counted` counts it then."""
@@ -261,8 +291,7 @@ class Intake:
                 self._lose(Lost.FORKED)
                 return
             if len(packed) > MAX_RECORD:
-                packed = pack_any(fields)
-                self._around.repack(_packer())  # the one that packed it has grown with it
+                packed = pack_any(fields, self._without_secrets)
             with self.lock:
                 self._finish()
                 kept = not self.recording or self._put(packed, counted)
@@ -417,12 +446,6 @@ class Intake:
         self._around.lock(self.lock)
         self._forked, self.recording = False, True
         self._around.bind(journal.active)
-
-
-def _packer() -> Pack:
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        return msgpack.packb  # without the interpreter lock, taking a packer out of its cell is not one step
-    return msgpack.Packer(use_bin_type=True).pack
 
 
 def _sum(left: Sequence[int], right: Sequence[int]) -> list[int]:

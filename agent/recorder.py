@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from mailboat.agent.hotpaths import emitter, feature, plain
+from mailboat.agent.hotpaths import attributed, declaration, emitter, feature
 from mailboat.agent.intake import Intake
 from mailboat.agent.journal import Half, Journal
 from mailboat.agent.values import exception_fields, text_of
@@ -60,14 +60,14 @@ class Recorder(Intake):
         self._emitters: dict[tuple[str, tuple[str, ...], int], Callable[..., None]] = {}
         around, by_level = self._around, [level_counter(level) for level in LEVELS]
         self.feature = self._add(feature(around, (counter(Kind.FEATURE),)))
-        self._value = self._add(plain(around, (counter(Kind.VALUE),), Kind.VALUE))
-        self._timing = self._add(plain(around, (counter(Kind.TIMING),), Kind.TIMING))
-        self._installation = self._add(plain(around, (counter(Kind.INSTALLATION),), Kind.INSTALLATION))
+        self._value = self._add(attributed(around, (counter(Kind.VALUE),), Kind.VALUE, plain=True))
+        self._timing = self._add(attributed(around, (counter(Kind.TIMING),), Kind.TIMING, plain=True))
+        self._installation = self._add(attributed(around, (counter(Kind.INSTALLATION),), Kind.INSTALLATION))
         self._events, self._exceptions = (
-            [self._add(plain(around, (counter(kind), level), kind)) for level in by_level]
+            [self._add(attributed(around, (counter(kind), level), kind)) for level in by_level]
             for kind in (Kind.EVENT, Kind.EXCEPTION)
         )
-        self._schema = plain(around, (SCHEMA_COUNTER,), Kind.SCHEMA)
+        self._schema = declaration(around, (SCHEMA_COUNTER,))
         self._add(self._schema)
 
     # -- the calls that are not closures -------------------------------------------------------------------------

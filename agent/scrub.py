@@ -9,7 +9,7 @@ The application's own callable comes on top, and sees what is left. If it raises
 dropped and counted: better none than one with a secret in it.
 
 On the hot path nothing of this runs. Each name of a keyword is judged once and remembered; a record all of whose
-names are known to be harmless, and none of whose values is a container, passes by two calls into C (see `Harmless`).
+names are known to be harmless, and none of whose values is a container, passes by two calls into C (see `hotpaths`).
 """
 
 from __future__ import annotations
@@ -77,10 +77,11 @@ def scrubbed(attributes: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
     """`attributes` without secrets; containers within are gone through, those nested deeper than `MAX_DEPTH` are
     taken out.
     """
-    return {key: _scrubbed_entry(key, value, depth) for key, value in attributes.items()}
+    return {key: scrubbed_entry(key, value, depth) for key, value in attributes.items()}
 
 
-def _scrubbed_entry(key: object, value: object, depth: int) -> object:
+def scrubbed_entry(key: object, value: object, depth: int = 0) -> object:
+    """`value` without secrets, as it stands under `key`; see `scrubbed`."""
     if isinstance(key, str) and (names_secret(key) or (names_token(key) and not isinstance(value, int | float))):
         return REDACTED
     return _scrubbed_value(value, depth + 1)

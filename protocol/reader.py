@@ -45,6 +45,9 @@ SHORTEST_RECORD: Final = 3
 
 PairsHook = Callable[[Iterable[tuple[Any, Any]]], dict[Any, Any]]
 
+_TIMESTAMPS: Final = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")
+"""How a timestamp begins in msgpack."""
+
 _MAX_FRAME: Final = {PREAMBLE_MAGIC: MAX_PREAMBLE + 1024, SEAL_MAGIC: MAX_SEAL + 1024}
 _KEEP_IN_SEARCH: Final = MAX_SEAL + 1024 + SKIPPABLE.size
 
@@ -148,7 +151,26 @@ def _whole_records(raw: bytes, pairs_hook: PairsHook | None) -> tuple[list[list[
             end = unpacker.tell()
     except (ValueError, msgpack.UnpackException, RecursionError):
         pass  # that is where the records end
+    if any(mark in raw for mark in _TIMESTAMPS):
+        records = [_with_dates(record) for record in records]
     return records, end
+
+
+def _with_dates(value: Any) -> Any:  # noqa: ANN401 - whatever a record holds
+    if isinstance(value, msgpack.Timestamp):
+        return _date(value)
+    if isinstance(value, list):
+        return [_with_dates(each) for each in value]
+    if isinstance(value, dict):
+        return {_with_dates(key): _with_dates(each) for key, each in value.items()}
+    return value
+
+
+def _date(timestamp: msgpack.Timestamp) -> str | int:
+    try:
+        return timestamp.to_datetime().isoformat().replace("+00:00", "Z")
+    except OverflowError:  # no agent says a year beyond 9999
+        return timestamp.to_unix_nano()
 
 
 def _is_record(value: object) -> bool:

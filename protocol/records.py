@@ -13,6 +13,8 @@ Every record is one msgpack array that begins with ``[kind, time, name, attribut
 
 * *time* is nanoseconds of the monotonic clock of the recording machine; the block that holds the record knows how far
   the wall clock was from it (see `segment`).
+* A date with a time zone, anywhere in the attributes, is a timestamp of msgpack (the extension -1); it is read back as
+  text by ISO 8601, in UTC, like all other dates.
 * *duration* is nanoseconds; *unit*, *message* and *context* are text or nil; *level* is a `Level`.
 * *stack* is an array of ``[file, line, function]``, outermost call first; *causes* an array of
   ``[relation, type, message, stack]`` with the relation ``cause`` or ``context`` (PEP 3134).

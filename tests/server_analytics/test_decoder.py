@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -306,3 +308,14 @@ def test_memory_stays_bounded_for_maps_that_are_nothing_but_overhead(
     assert outcomes[0].loaded == [(0, 2)]
     assert outcomes[0].gaps == []
     assert rows_in(into) == {"feature": 2}
+
+
+def test_dates_are_read_as_they_are_by_everybody_else() -> None:
+    aware = datetime(2026, 11, 25, 7, 30, 0, 25, tzinfo=UTC)
+    segment = Segment()
+    segment.block([feature("a", made=msgpack.Timestamp.from_datetime(aware))])
+    data = segment.seal()
+    _, files = decoded(Task(1, complete=True), data)
+    [row] = map(json.loads, files.lines["feature"].splitlines())
+    [record] = SegmentReader(data)
+    assert row["a"] == record.attributes == {"made": "2026-11-25T07:30:00.000025Z"}

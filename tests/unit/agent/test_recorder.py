@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from enum import IntEnum
 from itertools import count
 from pathlib import Path
 from types import FrameType
+from typing import Any
+from uuid import UUID
 
 import pytest
 
 from mailboat.protocol.limits import MIB
+from mailboat.agent.scrub import REDACTED
 from mailboat.protocol.records import Kind
 from testkit.disk import Unsynced
 from testkit.recording import Rig, only, waiting
@@ -164,3 +172,122 @@ def test_nothing_is_recorded_after_the_end_and_nothing_raised(rig: Rig) -> None:
     assert rig.recorder.turn()
     assert only(waiting(rig.store)).names == ["in.time"]
     assert rig.recorder.recorded == 1
+
+
+AT_EIGHT = datetime(2026, 11, 25, 8, 30, tzinfo=timezone(timedelta(hours=1)))
+
+
+class Price(float):
+    pass
+
+
+class Colour(IntEnum):
+    RED = 3
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        (AT_EIGHT, "2026-11-25T07:30:00Z"),
+        (AT_EIGHT.replace(microsecond=25), "2026-11-25T07:30:00.000025Z"),
+        (AT_EIGHT.replace(year=1900), "1900-11-25T07:30:00Z"),
+        (AT_EIGHT.replace(tzinfo=None), "2026-11-25T08:30:00"),
+        (AT_EIGHT.date(), "2026-11-25"),
+        (timedelta(seconds=90), "PT90S"),
+        (Decimal("1.50"), "1.50"),
+        (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        (Price(1.5), 1.5),
+        (Colour.RED, 3),
+        (("a", 1), ["a", 1]),
+        ({"deep": [{"er": None}]}, {"deep": [{"er": None}]}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_reads_alike_by_keyword_by_position_and_nested(rig: Rig, value: object, read: object) -> None:
+    placed = rig.recorder.emitter("placed", ["value"])
+    for _ in range(2):  # the name is judged at first, and known then
+        rig.recorder.feature("by keyword", value=value)
+    placed(value)
+    assert rig.end()
+    found = [record.attributes["value"] for record in only(waiting(rig.store)).records]
+    assert found == [read] * 3
+
+
+def test_secrets_are_taken_out_of_every_kind_of_record_before_they_reach_the_journal(rig: Rig) -> None:
+    recorder, planted = rig.recorder, "hunter2"
+    hidden = [
+        {"password": planted},
+        {"a": [{"b": {"api_key": planted}}]},
+        ({"Cookie": planted},),
+        Hashable(pin=planted),
+    ]
+    for _ in range(2):
+        for value in hidden:
+            recorder.feature("f", note=value)
+            recorder.value("v", 1.5, note=value)
+            recorder.value("v", value)  # type: ignore[arg-type] # that is the point
+            recorder.event("e", note=value)
+            recorder.timing("t", 5, {"note": value})
+            recorder.emitter("placed", ["note", "passphrase", "token"])(value, planted, planted)
+        recorder.feature("f", password=planted, access_token=planted, n=1)
+        recorder.value("v", 1.5, secret=planted)
+        recorder.event("e", authorization=planted)
+        recorder.exception(ValueError("boom"), None, {"session_id": planted})
+        recorder.set_installation("inst", {"jwt": planted})
+        recorder.feature("f", note={1, 2}, big={"cvv": planted, "text": "x" * 3_000_000})
+    held = b"".join(bytes(half.memory) for half in rig.journal.halves)
+    assert planted.encode() not in held
+    assert rig.end()
+    story = only(waiting(rig.store))
+    assert len(story.records) == 2 * (4 * 6 + 6)
+    assert planted not in repr(story.records)
+    assert repr(story.records).count(REDACTED) > 2 * 24
+
+
+class Hashable(dict[str, str]):
+    def __hash__(self) -> int:  # type: ignore[override]
+        return 1
+
+
+def test_numbers_of_tokens_stay_and_declared_secrets_do_not(rig: Rig) -> None:
+    emit = rig.recorder.emitter("said", ["tokens_used", "password"])
+    emit(812, "hunter2")
+    emit(True, "hunter2")
+    emit("abc", None)
+    assert rig.end()
+    found = [tuple(record.attributes.values()) for record in only(waiting(rig.store)).records]
+    assert found == [(812, REDACTED), (True, REDACTED), (REDACTED, REDACTED)]
+
+
+def test_a_plain_record_under_known_names_takes_the_direct_way(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd: list[object] = []
+    keep = rig.recorder._without_secrets
+
+    def noted(fields: Sequence[Any]) -> Sequence[Any]:
+        odd.append(fields[2])
+        return keep(fields)
+
+    monkeypatch.setattr(rig.recorder, "_without_secrets", noted)
+    emit = rig.recorder.emitter("placed", ["a", "b", "c"])
+    for _ in range(3):
+        rig.recorder.feature("plain", a=1, b="x", c=None, d=1.5, e=True, f=b"y")
+        rig.recorder.value("plain", 3, "bytes", a=1)
+        rig.recorder.event("plain", a=1)
+        emit(1, None, "x")
+    assert odd == ["plain"]
+    rig.recorder.feature("listed", a=[1])
+    assert odd == ["plain", "listed"]
+    assert rig.end()
+
+
+def test_recording_causes_no_garbage_collection(rig: Rig) -> None:
+    emit = rig.recorder.emitter("placed", ["a", "b"])
+    for step in range(2):
+        before = [generation["collections"] for generation in gc.get_stats()]
+        for number in range(1000):  # more than the threshold of the youngest generation, if each left one container
+            rig.recorder.feature("plain", a=number, b="x", c=1.5)
+            emit(number, "x")
+        after = [generation["collections"] for generation in gc.get_stats()]
+        if step:  # the first time names are judged
+            assert after == before
+    assert rig.end()
