@@ -17,8 +17,8 @@ from uuid import UUID
 
 import pytest
 
-from mailboat.protocol.limits import MIB
 from mailboat.agent.scrub import REDACTED
+from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import Kind
 from testkit.disk import Unsynced
 from testkit.recording import Rig, only, waiting
