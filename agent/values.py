@@ -109,8 +109,7 @@ class _Shaping:
         if isinstance(value, bytes | bytearray | memoryview):
             return bytes(value[: self._text_limit])
         if type(value) in _DATES:
-            aware = isinstance(value, datetime) and value.tzinfo is not None
-            return msgspec.to_builtins(value.astimezone(UTC) if aware else value)
+            return _date(value)
         return text_of(value, self._text_limit)
 
     def _container(self, value: Any, depth: int) -> object:  # noqa: ANN401 - a container of the host's
@@ -142,6 +141,12 @@ class _Shaping:
 
     def _key(self, key: object) -> object:
         return text_of(key, self._text_limit) if self._is_container(key) else self._scalar(key)
+
+
+def _date(value: object) -> object:
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return msgspec.to_builtins(value.astimezone(UTC))  # as msgpack's timestamps are read back
+    return msgspec.to_builtins(value)
 
 
 def text_of(value: object, limit: int = MAX_TEXT) -> str:
