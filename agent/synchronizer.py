@@ -42,7 +42,8 @@ SHORTEST_REST: Final = 0.05
 
 
 LONGEST_REST: Final = 3600.0
-"""Seconds after which a spent budget is looked at again: the clock on the wall may have been set."""
+"""Seconds after which a spent budget is looked at again: the clock on the wall may have been set. And the rest of who
+has nothing to do but to be woken."""
 
 ONLY_RECORDS: Final = "this agent only records (sender=False); another one sends"
 
@@ -98,8 +99,7 @@ class Synchronizer:
 
     async def run(self, startup_delay: float) -> None:
         """Send by itself, until cancelled."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wanted.wait(), startup_delay)
+        await self._until_wanted(startup_delay)
         while True:
             self._wanted.clear()
             if self.link.open_at(self._clocks.now()):
@@ -181,14 +181,23 @@ class Synchronizer:
     async def _rest(self) -> None:
         """Until something is wanted, or time has come."""
         pause, now = self._rounds.policy.sync_interval or self._config.sync_interval, self._clocks.now()
-        if self.link.until is not None and self.link.until > now:
+        if self.link.link is Link.PAUSED:
+            pause = LONGEST_REST  # who paused it will resume it, and wakes this
+        elif self.link.until is not None and self.link.until > now:
             pause = self.link.until - now
         elif self._spent_until is not None:
             pause = min(max(pause, self._spent_until - now), LONGEST_REST)
         elif self._due is not None:
             pause = min(pause, self._due - now)
+        await self._until_wanted(max(SHORTEST_REST, pause))
+
+    async def _until_wanted(self, seconds: float) -> None:
+        """Until a round is wanted, for so many seconds at most. Up to Python 3.11, `wait_for` would lose the end of the
+        agent that comes in the very moment in which a round is wanted.
+        """
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wanted.wait(), max(SHORTEST_REST, pause))
+            async with asyncio.timeout(seconds):
+                await self._wanted.wait()
 
     def wake(self, *, include_live: bool = False) -> None:
         """Something is to be sent; begin a round soon. The running session is offered too if `include_live`."""
