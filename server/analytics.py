@@ -283,6 +283,7 @@ def session_columns(row: SessionRow) -> dict[str, Any]:
         "status": summary.status.value,
         "state": row.state.value,
         "skew": skew,
+        "source": row.source,
         "records": summary.records,
         **{f"n_{name}": count for name, count in zip(COUNTERS, summary.counts, strict=True)},
     }

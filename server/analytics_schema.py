@@ -24,7 +24,7 @@ from typing import Final
 
 from mailboat.protocol.records import COUNTERS
 
-LAYOUT: Final = 2
+LAYOUT: Final = 3
 
 _RECORD: Final = "product VARCHAR, session_id UUID, internal BOOLEAN, sequence BIGINT, time TIMESTAMP"
 _NAMED: Final = f"{_RECORD}, name VARCHAR, attributes JSON"
@@ -48,6 +48,7 @@ SESSION_COLUMNS: Final = {
     "status": "VARCHAR",
     "state": "VARCHAR",
     "skew": "DOUBLE",
+    "source": "VARCHAR",
     "records": "BIGINT",
     **{f"n_{name}": "BIGINT" for name in COUNTERS},
 }

@@ -242,6 +242,28 @@ DELIVERY: Final = made_of(
         ),
     }
 )
+ACCOUNTS: Final = made_of(
+    {
+        "stores": some(
+            made_of(
+                {
+                    "product": TEXT,
+                    "source": TEXT,
+                    "agent": TEXT,
+                    "updated": TIME,
+                    "said": made_of(
+                        dict.fromkeys(
+                            ("recorded", "accepted", "declined", "rejected", "evicted", "lost", "pending"), COUNT
+                        )
+                    ),
+                    "here": made_of(dict.fromkeys(("sessions", "records", "declined", "rejected"), COUNT)),
+                    "balanced": told(FLAG, "Whether what the store says accounts for each of its records"),
+                    "missing": told(maybe(COUNT), "Records that the store was told are here, and are not"),
+                }
+            )
+        )
+    }
+)
 TRIAGE: Final = made_of(
     {"product": TEXT, "group": TEXT, "standing": one_of(*Standing), "version": TEXT, "changed": TIME}
 )

@@ -21,7 +21,7 @@ from aiohttp import web
 from mailboat.protocol.errors import Code, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.summary import Status
-from mailboat.server import answers, lateness, reports, triage
+from mailboat.server import answers, lateness, reconciling, reports, triage
 from mailboat.server.catalog import Role, SegmentRow, SessionQuery, SessionRow, SessionState, Standing, TriageRow
 from mailboat.server.context import CATALOG, CLOCK, WORKERS, ProblemError
 from mailboat.server.ingest import PLAYBACK, REPORTS
@@ -210,6 +210,18 @@ async def show_ledger(asked: Asked) -> web.StreamResponse:
     return answered({"reported": [asdict(row) for row in rows], "here": here["products"]})
 
 
+async def list_accounts(asked: Asked) -> web.StreamResponse:
+    """What each store of an agent says of its records, beside what is here of them.
+
+    `missing` are records that an agent was told are here, and are not: there should never be any. It is null where some
+    were deleted for their age.
+    """
+    product, catalog = asked.product(), asked.app[CATALOG]
+    rows, deletions = await catalog.ledgers(product), await catalog.deletions(product)
+    deleted = {row.product for row in deletions}
+    return answered(await _ask(asked, functools.partial(reconciling.reconcile, rows, product, deleted)))
+
+
 async def show_document(asked: Asked) -> web.StreamResponse:
     """This document."""
     operations = asked.app[OPERATIONS]
@@ -287,6 +299,7 @@ _OPERATIONS: Final = (
     ),
     Operation("GET", "/api/v1/delivery", show_delivery, answers.DELIVERY, SCOPE),
     Operation("GET", "/api/v1/ledger", show_ledger, answers.LEDGER, (PRODUCT,)),
+    Operation("GET", "/api/v1/accounts", list_accounts, answers.ACCOUNTS, (PRODUCT,)),
     Operation("GET", "/api/v1/openapi.json", show_document, ANYTHING),
     Operation("GET", "/metrics", metrics, METRICS_TYPE),
 )

@@ -138,7 +138,8 @@ class SegmentRow:
 class SessionRow:
     """One session as offered last, with the segments that the server has or wants.
 
-    `skew` is to be added to the recording machine's wall clock to get the server's (None: unknown).
+    `skew` is to be added to the recording machine's wall clock to get the server's (None: unknown). `source` is whose
+    account it is in (`LedgerRow`).
     """
 
     product: str
@@ -150,6 +151,7 @@ class SessionRow:
     first_seen: float
     updated: float
     segments: tuple[SegmentRow, ...] = ()
+    source: str = ""
 
     @property
     def delivered(self) -> bool:
@@ -224,6 +226,7 @@ class Registration:
     explanation: str = ""
     skew: float | None = None
     fresh_uploads: bool = True
+    source: str = ""
     arrivals: Mapping[int, Arrival] = field(default_factory=dict)
 
 

@@ -140,6 +140,8 @@ STEPS: Final = (
         PRIMARY KEY (product, "group")
     ) WITHOUT ROWID;
     """,
+    # Whose account each session is in.
+    "ALTER TABLE sessions ADD COLUMN source TEXT NOT NULL DEFAULT ''",
 )
 
 

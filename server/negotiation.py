@@ -246,7 +246,16 @@ def _rule_all(
         if plan is not None:
             reason = ruling.reason.value if ruling.reason else ""
             registrations.append(
-                Registration(product, opened, ruling.state, reason, ruling.explanation, skew, fresh_uploads=room)
+                Registration(
+                    product,
+                    opened,
+                    ruling.state,
+                    reason,
+                    ruling.explanation,
+                    skew,
+                    fresh_uploads=room,
+                    source=_source(asked, offer),
+                )
             )
     asking = {(each.product, each.offer.info.version) for each in offers if each.product is not None}
     advised = advice((plans[product], version) for product, version in asking)
@@ -263,9 +272,12 @@ def _ledger(asked: Request, ruled: Sequence[_Ruled], now: float) -> LedgerRow | 
     text = json.dumps(asked.ledger, default=str, skipkeys=True)
     if len(text) > MAX_LEDGER:
         raise WireError(f"request.ledger: has {len(text)} characters, at most {MAX_LEDGER} are taken")
-    first = known[0].offer
-    source = str(asked.ledger.get("store") or first.info.host or first.installation)[:MAX_SOURCE]
-    return LedgerRow(known[0].product, source, asked.agent, json.loads(text), now)
+    return LedgerRow(known[0].product, _source(asked, known[0].offer), asked.agent, json.loads(text), now)
+
+
+def _source(asked: Request, offer: Summary) -> str:
+    """Whose account a session is in: the store's that the ledger names, or else its machine's."""
+    return str(asked.ledger.get("store") or offer.info.host or offer.installation)[:MAX_SOURCE]
 
 
 def _decide(ruled: _Ruled, held: Sequence[SegmentRow]) -> Decision:

@@ -28,7 +28,7 @@ from mailboat.server.catalog import (
 
 KEY_COLUMNS: Final = "id, digest, product, role, created, revoked"
 
-SESSION_COLUMNS: Final = "product, summary, state, reason, explanation, skew, first_seen, updated"
+SESSION_COLUMNS: Final = "product, summary, state, reason, explanation, skew, first_seen, updated, source"
 
 SEGMENT_COLUMNS: Final = (
     'id, product, session_id, segment, "offset", phase, verification, sha256, reason, detail, records, loaded, '
@@ -68,9 +68,19 @@ def ledger_row(columns: tuple[Any, ...]) -> LedgerRow:
 
 def session_row(columns: tuple[Any, ...], segments: tuple[SegmentRow, ...]) -> SessionRow:
     """A session from `SESSION_COLUMNS`."""
-    product, summary, state, reason, explanation, skew, first_seen, updated = columns
-    read = unpack_summary(summary)
-    return SessionRow(product, read, SessionState(state), reason, explanation, skew, first_seen, updated, segments)
+    product, summary, state, reason, explanation, skew, first_seen, updated, source = columns
+    return SessionRow(
+        product=product,
+        summary=unpack_summary(summary),
+        state=SessionState(state),
+        reason=reason,
+        explanation=explanation,
+        skew=skew,
+        first_seen=first_seen,
+        updated=updated,
+        segments=segments,
+        source=source,
+    )
 
 
 def pack_summary(summary: Summary) -> bytes:

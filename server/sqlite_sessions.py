@@ -48,8 +48,8 @@ from mailboat.server.sqlite_uploads import insert_uploads, new_revisions, reject
 # stays so, whatever the policy says of it.
 _UPSERT: Final = f"""
     INSERT INTO sessions (product, session_id, application, version, status, test, started, state, reason,
-                          explanation, skew, first_seen, updated, revision, summary)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                          explanation, skew, first_seen, updated, revision, summary, source)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (product, session_id) DO UPDATE SET
         application = excluded.application, version = excluded.version, status = excluded.status,
         test = excluded.test, started = excluded.started,
@@ -57,7 +57,7 @@ _UPSERT: Final = f"""
         explanation = iif(sessions.reason = '{Reason.CORRUPTED}', sessions.explanation, excluded.explanation),
         reason      = iif(sessions.reason = '{Reason.CORRUPTED}', sessions.reason, excluded.reason),
         skew = coalesce(excluded.skew, sessions.skew), updated = excluded.updated,
-        revision = excluded.revision, summary = excluded.summary
+        revision = excluded.revision, summary = excluded.summary, source = excluded.source
     WHERE sessions.status = 'running' OR excluded.status != 'running'
 """
 
@@ -188,6 +188,7 @@ def _session_columns(offer: Registration, now: float, revision: int) -> tuple[An
         now,
         revision,
         pack_summary(summary),
+        storable(offer.source),
     )
 
 

@@ -1,0 +1,98 @@
+"""Whether what agents say became of their records is what is here: an account for each store of theirs.
+
+An agent reports the sums of its store with each negotiation (`LedgerRow`); each session is in the account of the store
+that offered it. What an agent takes for accepted must be here; what is here and not accepted yet is on its way to be
+(the agent learns of it with its next negotiation), so it is no fault.
+"""
+
+# ruff: noqa: S608 - what is put into SQL here are fragments of this package; values are always bound
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mailboat.server.catalog import LedgerRow
+from mailboat.server.reports import Answer, Question
+
+_SUMMED = ("rejected", "evicted", "lost")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Records of one store, as its agent said last; sums of all reasons."""
+
+    recorded: int
+    accepted: int
+    declined: int
+    rejected: int
+    evicted: int
+    lost: int
+    pending: int
+
+    @classmethod
+    def of(cls, ledger: Mapping[str, Any]) -> Account:
+        """What a ledger says; whatever in it is no number counts nothing."""
+        plain = {name: _whole(ledger.get(name)) for name in ("recorded", "accepted", "declined", "pending")}
+        return cls(**plain, **{name: _sum(ledger.get(name)) for name in _SUMMED})
+
+    @property
+    def balanced(self) -> bool:
+        """Whether it accounts for each record."""
+        known = self.accepted + self.declined + self.rejected + self.evicted + self.lost + self.pending
+        return self.recorded == known
+
+
+def reconcile(rows: Sequence[LedgerRow], product: str | None, deleted: Collection[str], question: Question) -> Answer:
+    """Each store's account beside what is here of its sessions; `missing` are records accepted and not here.
+
+    Of the products in `deleted` some was deleted for its age, so nobody can tell what is missing.
+    """
+    here = {(row["product"], row["source"]): row for row in _here(product, question)}
+    return {"stores": [_beside(row, here.get((row.product, row.source)), row.product in deleted) for row in rows]}
+
+
+def _beside(row: LedgerRow, here: Mapping[str, Any] | None, deleted: bool) -> Answer:  # noqa: FBT001 - one of three facts
+    said = Account.of(row.ledger)
+    found = {name: int(here[name]) if here else 0 for name in ("sessions", "records", "declined", "rejected")}
+    return {
+        "product": row.product,
+        "source": row.source,
+        "agent": row.agent,
+        "updated": row.updated,
+        "said": {
+            name: getattr(said, name)
+            for name in ("recorded", "accepted", "declined", "rejected", "evicted", "lost", "pending")
+        },
+        "here": found,
+        "balanced": said.balanced,
+        "missing": None if deleted else max(0, said.accepted - found["records"]),
+    }
+
+
+def _here(product: str | None, question: Question) -> list[Answer]:
+    """By store: the sessions known of, and records by what became of them; gaps in segments count as here."""
+    where = "product = $product" if product is not None else "true"
+    return question.rows(
+        f"""
+        WITH l AS (SELECT product, session_id, sum(records)::BIGINT AS records FROM loaded WHERE {where} GROUP BY ALL),
+             g AS (SELECT product, session_id, sum(records)::BIGINT AS gone FROM gap WHERE {where} GROUP BY ALL)
+        SELECT s.product, source, count(*) AS sessions,
+               coalesce(sum(coalesce(l.records, 0) + coalesce(g.gone, 0)), 0)::BIGINT AS records,
+               coalesce(sum(s.records) FILTER (state = 'declined'), 0)::BIGINT AS declined,
+               coalesce(sum(s.records) FILTER (state = 'rejected'), 0)::BIGINT AS rejected
+        FROM (SELECT product, session_id, source, state, records FROM session WHERE {where}) s
+        LEFT JOIN l USING (product, session_id) LEFT JOIN g USING (product, session_id)
+        GROUP BY s.product, source
+        """,
+        {"product": product} if product is not None else {},
+    )
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else 0
+
+
+def _sum(value: object) -> int:
+    return sum(map(_whole, value.values())) if isinstance(value, Mapping) else _whole(value)

@@ -1,0 +1,91 @@
+"""What agents say became of their records, beside what is here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailboat.agent import Agent
+from mailboat.protocol import wire
+from mailboat.protocol.negotiation import Request
+from mailboat.server.catalog import Deletion, LedgerRow
+from mailboat.server.reconciling import Account, reconcile
+from mailboat.server.reports import Question
+from testkit.loading import Bench
+from testkit.serverkit import AGENT, summary_of
+from testkit.sites import OTHER, PRODUCT, Site, session
+
+
+@pytest.mark.parametrize(
+    ("ledger", "balanced"),
+    [
+        (
+            {"recorded": 10, "accepted": 4, "declined": 1, "rejected": {"too_old": 2}, "lost": {"a": 1}, "pending": 2},
+            True,
+        ),
+        ({"recorded": 10, "accepted": 4, "evicted": {"size": 3, "age": 3}}, True),
+        ({"recorded": 10, "accepted": 4}, False),
+        ({}, True),
+        ({"recorded": "many", "accepted": None, "lost": [1], "rejected": {"x": -5, "y": 2**70, "z": True}}, True),
+    ],
+)
+def test_an_account_is_balanced_if_it_tells_of_each_record(ledger: dict[str, Any], balanced: bool) -> None:
+    assert Account.of(ledger).balanced is balanced
+
+
+async def said(site: Site, ledger: dict[str, Any], *segments: bytes) -> None:
+    """One negotiation of a store."""
+    body = Request(AGENT, (summary_of(*segments),), 0.0, ledger).encode(wire.JSON_MEDIA_TYPE)
+    answer = await site.agent.ask("POST", "/v1/negotiate", data=body, Content_Type=wire.JSON_MEDIA_TYPE)
+    assert answer.status == 200, answer
+
+
+async def test_records_that_were_accepted_and_are_not_here_are_missing(site: Site) -> None:
+    segments = session()
+    await site.send(*segments)
+    await site.settled()
+    await said(site, {"store": "s-1", "recorded": 6, "accepted": 6}, *segments)
+    await site.settled()
+    (store,) = (await site.get("/api/v1/accounts"))["stores"]
+    assert (store["source"], store["balanced"], store["missing"]) == ("s-1", True, 0)
+    assert store["here"] == {"sessions": 1, "records": 6, "declined": 0, "rejected": 0}
+    await said(site, {"store": "s-1", "recorded": 50, "accepted": 46, "evicted": {"age": 4}}, *segments)
+    (store,) = (await site.get("/api/v1/accounts"))["stores"]
+    assert (store["said"]["evicted"], store["balanced"], store["missing"]) == (4, True, 40)
+    assert (await site.get("/api/v1/accounts", site.other_reader))["stores"] == []
+    assert len((await site.get("/api/v1/accounts", site.admin))["stores"]) == 1
+    assert (await site.get("/api/v1/accounts", site.admin, product=OTHER))["stores"] == []
+
+
+def test_where_some_was_deleted_for_its_age_nobody_can_tell(bench: Bench) -> None:
+    row = LedgerRow(PRODUCT, "s-1", AGENT, {"recorded": 5, "accepted": 5}, 1.0)
+    cursor = bench.analytics.cursor()
+    try:
+        (gone,) = reconcile([row], None, {Deletion(PRODUCT, 0.0, 1, 1, 5, 9).product}, Question(cursor))["stores"]
+        (kept,) = reconcile([row], None, frozenset(), Question(cursor))["stores"]
+    finally:
+        cursor.close()
+    assert (gone["missing"], kept["missing"]) == (None, 5)
+
+
+async def test_the_account_of_a_real_agent_is_balanced_and_nothing_is_missing(site: Site, tmp_path: Path) -> None:
+    """With its next negotiation it says that the session of before was accepted."""
+    for number in (5, 6):
+        agent = Agent(
+            server=site.server.url,
+            api_key=site.agent.key,
+            product=PRODUCT,
+            application="importer",
+            store=tmp_path / "store",
+            min_free_bytes=0,
+        )
+        async with agent:
+            for _ in range(number):
+                agent.feature("import.csv")
+            await agent.stop(timeout=30.0)
+        await site.settled()
+    (store,) = (await site.get("/api/v1/accounts"))["stores"]
+    assert (store["said"]["accepted"], store["said"]["recorded"]) == (5, 11)
+    assert (store["balanced"], store["missing"], store["here"]["records"]) == (True, 0, 11)
