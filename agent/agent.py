@@ -33,7 +33,6 @@ from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.http import Http
 from mailboat.agent.integrations.hooks import Hooks
 from mailboat.agent.link_policy import LinkState
-from mailboat.agent.quota import Quota
 from mailboat.agent.recorded import mark
 from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport
 from mailboat.agent.rounds import Live, Sources
@@ -139,9 +138,9 @@ class Agent:
 
     def _deliver(self, session: Session, store: Store, disk: ThreadPoolExecutor) -> None:
         config, agent = self.config, str(session.preamble.info["agent"])
-        quota = Quota(config.max_store_bytes, config.max_store_age, config.min_free_bytes)
         stores = self._stores = stores_of(config, store)
-        upkeep = self._upkeep = Upkeep(stores, disk, self._clocks, quota, lambda: self._state is AgentState.RUNNING)
+        room, going = session.writer.room, lambda: self._state is AgentState.RUNNING
+        upkeep = self._upkeep = Upkeep(stores, disk, self._clocks, room, session.id, going)
         send: Callable[[float], None] | None = None
         if config.server is not None:
             sources = Sources(stores, self._live, disk, self._running, upkeep.take_up)
@@ -151,6 +150,8 @@ class Agent:
             self._backlog = self._sync.backlog
         self._recovered = asyncio.create_task(self._recover(upkeep, stores), name="mailboat-recovery")
         self._tasks.append(self._recovered)
+        watching = upkeep.watch(self._recovered, functools.partial(self._in_loop, Synchronizer.store_has_room))
+        self._tasks.append(asyncio.create_task(watching, name="mailboat-upkeep"))
         self._tasks.append(asyncio.create_task(self._outlive_loop(), name="mailboat-life"))
         if self._sync is not None and config.synchronize_automatically and config.sender:
             wake = functools.partial(self._sync.wake, include_live=True)
@@ -424,17 +425,14 @@ class Agent:
 
     def _running(self) -> Running | None:
         session = self._session
-        if session is None:
-            return None
-        return Running(session.id, session.recorder.recorded, session.recorder.lost)
+        return None if session is None else Running(session.id, session.recorder.recorded, session.recorder.lost)
 
     async def _recover(self, upkeep: Upkeep, stores: Stores) -> None:
         """Take up what earlier runs left."""
         await upkeep.take_up()
         if self._sync is None:
-            look = functools.partial(read, stores)
             try:
-                self._backlog.seen(*await asyncio.get_running_loop().run_in_executor(self._disk, look))
+                self._backlog.seen(*await asyncio.get_running_loop().run_in_executor(self._disk, read, stores))
             except OSError as error:
                 upkeep.note(error)
 

@@ -101,7 +101,7 @@ class AgentConfig:
     max_store_age: float = 30 * 24 * 3600.0
     """Sessions older than this are given up: servers refuse them by then."""
     min_free_bytes: int = 256 * MIB
-    """Space that the store leaves on its disk."""
+    """Space that the store leaves on its disk, but no more than a sixteenth of it."""
     purge_sent: bool = False
     """Delete sessions once the server has answered, instead of keeping them while there is room."""
     send_all_applications: bool = False

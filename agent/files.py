@@ -94,8 +94,8 @@ class FileSystem(Protocol):
     def remove_tree(self, path: Path) -> None:
         """Delete a folder and all in it; fine if it does not exist."""
 
-    def free_bytes(self, path: Path) -> int:
-        """Bytes that may still be written on the disk that holds `path`."""
+    def room(self, path: Path) -> tuple[int, int]:
+        """Bytes that may still be written on the disk that holds `path`, and the disk's size."""
 
 
 class OsFileSystem:
@@ -239,9 +239,10 @@ class OsFileSystem:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path)
 
-    def free_bytes(self, path: Path) -> int:
+    def room(self, path: Path) -> tuple[int, int]:
         """See `FileSystem`."""
-        return shutil.disk_usage(path).free
+        usage = shutil.disk_usage(path)
+        return usage.free, usage.total
 
 
 _BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)

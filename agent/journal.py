@@ -204,6 +204,8 @@ class Journal:
         self.half_size = max(size, MIN_JOURNAL) // 2 // HEAD_SIZE * HEAD_SIZE
         self.halves: list[Half] = []
         self.refused: OSError | None = None
+        self.confined = False
+        """Whether its file must not grow: the store or its disk is full. It goes on in memory."""
         self.distrusted = False
         """A sync of it has failed: the disk may have dropped what it was to keep, so it vouches for nothing more."""
         self._boot = boot_id.encode()[:64]
@@ -347,7 +349,7 @@ class Journal:
 
     def _memory(self, size: int, *, must_be_in_file: bool) -> tuple[mmap.mmap, int]:
         """Memory for a half, and its offset in the file; zero if it is not in the file."""
-        if self.fd is not None:
+        if self.fd is not None and not self.confined:
             try:
                 return self._in_file(self.fd, size)
             except OSError as error:

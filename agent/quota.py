@@ -7,6 +7,11 @@ In this order, and never a live one:
 3. sessions put aside (quarantined), oldest first;
 4. waiting sessions without errors, oldest first;
 5. waiting sessions with errors, oldest first.
+
+Ages are by the wall clock, which may be wrong: a device without one begins in 1970, and a flat battery or a hand may
+set it years ahead. So no session is old that ended before mailboat was (`ANCIENT`); and none is while there is not a
+single session within the age limit, for then it may be the present clock that errs. If it does not, the next session
+tells.
 """
 
 from __future__ import annotations
@@ -14,6 +19,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Final
+
+ANCIENT: Final = 1_577_836_800.0
+"""The year 2020: what a clock says that was never set."""
+
+
+LARGEST_FLOOR: Final = 16
+"""The part of a disk that is left free at most: the sixteenth."""
 
 
 class Standing(IntEnum):
@@ -38,7 +51,9 @@ class Evicted(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A session that may be given up: `size` is bytes on disk, `since` the wall clock at its start in seconds."""
+    """A session that may be given up: `size` is bytes on disk, `since` the wall clock at its end, or at the last that
+    is known of it, in seconds.
+    """
 
     session_id: str
     standing: Standing
@@ -54,29 +69,45 @@ class Quota:
     max_age: float
     min_free: int
 
+    def floor(self, disk_bytes: int) -> int:
+        """Bytes to leave free on a disk of that size: on a small one no more than a share, else nothing could ever be
+        kept there.
+        """
+        return min(self.min_free, disk_bytes // LARGEST_FLOOR)
+
 
 def evictions(
-    kept: Iterable[Kept], quota: Quota, *, live_bytes: int, free_bytes: int, now: float
+    kept: Iterable[Kept], quota: Quota, *, live_bytes: int, free_bytes: int, disk_bytes: int, now: float
 ) -> Iterator[tuple[Kept, Evicted]]:
     """The sessions to give up, in order, each with its reason; nothing more than is needed.
 
-    `live_bytes` are those of running sessions, which count but are never given up; `now` is the wall clock in
-    seconds. A session that lies in the future (the clock was set back) is not old.
+    `live_bytes` are those of running sessions, which count but are never given up; `free_bytes` and `disk_bytes` tell
+    of the disk; `now` is the wall clock in seconds. A session that lies in the future (the clock was set back) is not
+    old.
     """
     ordered = sorted(kept, key=lambda each: (each.standing, each.since, each.session_id))
-    old = [each for each in ordered if now - each.since > quota.max_age]
+    old = _old(ordered, quota.max_age, now)
     yield from ((each, Evicted.AGE) for each in old)
     gone = {each.session_id for each in old}
     left = [each for each in ordered if each.session_id not in gone]
     free = free_bytes + sum(each.size for each in old)
-    yield from _for_room(left, quota, live_bytes + sum(each.size for each in left), free)
+    used = live_bytes + sum(each.size for each in left)
+    yield from _for_room(left, quota.max_bytes, quota.floor(disk_bytes), used, free)
 
 
-def _for_room(left: Sequence[Kept], quota: Quota, used: int, free: int) -> Iterator[tuple[Kept, Evicted]]:
+def _old(kept: Sequence[Kept], max_age: float, now: float) -> list[Kept]:
+    if not any(0 <= now - each.since <= max_age for each in kept):
+        return []
+    return [each for each in kept if now - each.since > max_age and each.since >= ANCIENT]
+
+
+def _for_room(
+    left: Sequence[Kept], max_bytes: int | None, floor: int, used: int, free: int
+) -> Iterator[tuple[Kept, Evicted]]:
     for each in left:
-        if quota.max_bytes is not None and used > quota.max_bytes:
+        if max_bytes is not None and used > max_bytes:
             reason = Evicted.SIZE
-        elif free < quota.min_free:
+        elif free < floor:
             reason = Evicted.DISK
         else:
             return

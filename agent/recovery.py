@@ -103,7 +103,7 @@ def bring_to_rest(store: Store, session: SessionFolder, boot_id: str) -> Segment
     refuses, `ConfigError` when a library is missing, and it stays. Raises `OSError` when it cannot be put aside either.
     """
     try:
-        recover(store, session, boot_id)
+        store.reserve.backing(lambda: recover(store, session, boot_id))
     except SegmentError as error:
         store.quarantine(session.path.name, str(error), source=LIVE)
         return error

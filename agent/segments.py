@@ -63,6 +63,7 @@ class Segments:
         self._patience_until = clocks.now()
         self._refused = refused
         self._ended = False
+        self._ended_size = 0
         self.session: SessionFolder | None = None
         self.folder: Path | None = None
         self.states: tuple[SegmentState, ...] = ()
@@ -88,8 +89,14 @@ class Segments:
                 self._seal(segment, SealReason.ROTATED)
             made = self._follow(segment, segment.writer.next)
             segment.close()
+            self._ended_size += segment.writer.size
             self._segment = segment = made
         return segment
+
+    @property
+    def size(self) -> int:
+        """Bytes of them all."""
+        return self._ended_size + (self._segment.writer.size if self._segment is not None else 0)
 
     def sync(self) -> None:
         """Return when all that was appended is on the disk."""
@@ -161,6 +168,7 @@ class Segments:
             raise
         log.warning("%s of session %s is abandoned", segment.path.name, segment.path.parent.name)
         self._segment, self._patience_until = made, self._clocks.now()
+        self._ended_size += segment.synced
         self._cut_off(segment)
         return made
 

@@ -15,7 +15,9 @@ from mailboat.agent.host import boot_id, describe, process_start
 from mailboat.agent.journal import Journal
 from mailboat.agent.journal_place import InMemory, JournalPlace, OnDisk, memory_folder
 from mailboat.agent.last_words import LastWords
+from mailboat.agent.quota import Quota
 from mailboat.agent.recorder import OnUrgent, Recorder
+from mailboat.agent.room import Room
 from mailboat.agent.segment_file import SegmentFile
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.agent.synchronizer import Live
@@ -193,7 +195,8 @@ def _open(
     def begin() -> tuple[SessionFolder, SegmentFile]:
         return store.begin(preamble, config.compression_level, clocks.entropy)
 
-    writer = Writer(store, begin, settings, clocks, place)
+    room = Room(Quota(config.max_store_bytes, config.max_store_age, config.min_free_bytes))
+    writer = Writer(store, begin, settings, clocks, place, room)
     journal, trouble = _journal(config, store, writer, begin, preamble.boot_id, place)
 
     def on_urgent(*fields: object) -> None:

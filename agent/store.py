@@ -13,6 +13,7 @@
         sent/ID/          one that it has, kept until the space is wanted; with a `receipt` unless accepted
         quarantined/ID/   one that cannot be read or sent, with the reason in `reason`
         ledger.json       see `ledger`
+        reserve           see `reserve`
         sender.lock       held by the one process that sends
 
 Where a session stands is told by its folder alone, and it moves by one rename. Segments are the only truth:
@@ -40,6 +41,7 @@ from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_running
 from mailboat.agent.journal_place import JOURNAL, JOURNAL_AT, remove
 from mailboat.agent.ledger import ACCEPTED, DECLINED, LOST, REJECTED, RETURNED, Ending, LedgerFile
+from mailboat.agent.reserve import Reserve
 from mailboat.agent.segment_file import UNFINISHED, SegmentFile, segment_paths
 from mailboat.protocol.errors import SegmentError, StoreError, WireError
 from mailboat.protocol.ids import is_canonical
@@ -97,6 +99,7 @@ class Store:
         """Names the folders; nothing is touched before `open`."""
         self.files = files
         self.folder = root / folder_name(product or "default") / folder_name(application or "default")
+        self.reserve = Reserve(files, self.folder)
         self._sender_fd: int | None = None
         self._ledger: LedgerFile | None = None
         self._known: dict[str, Waiting] = {}
@@ -313,8 +316,8 @@ class Store:
         there = self.files.names(self.folder / QUARANTINED)
         names = chain((session_id,), map(f"{session_id}.{{}}".format, count(2)))
         name = next(name for name in names if name not in there)
-        session = self.folder / source / session_id
-        self.files.replace_content(session / REASON, reason.encode(errors="backslashreplace"))
+        session, said = self.folder / source / session_id, reason.encode(errors="backslashreplace")
+        self.reserve.backing(lambda: self.files.replace_content(session / REASON, said))
         self.files.rename(session, self.folder / QUARANTINED / name)
         self._known.pop(session_id, None)
 
@@ -326,7 +329,8 @@ class Store:
             if ending.fate == LOST:
                 records = legible_records(self.files, self.folder / WAITING / ending.session_id)
                 ending = replace(ending, records=records)
-            self.ledger.add([ending], self._still_unmoved())
+            unmoved = self._still_unmoved()
+            self.reserve.backing(lambda: self.ledger.add([ending], unmoved))
             self._moved.clear()
         self.quarantine(ending.session_id, ending.why or ending.reason)
         self._moved.add(ending.session_id)
@@ -406,8 +410,10 @@ class Store:
         """Enter the ends of waiting sessions into the ledger, then move them to sent, or delete them. Raises
         `OSError`; to finish them again counts nothing twice.
         """
-        if not endings:
-            return
+        if endings:
+            self.reserve.backing(lambda: self._finish(endings, purge=purge))
+
+    def _finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
         counted = {each: fate for each, fate in self.ledger.unmoved.items() if fate != RETURNED}
         fresh = [ending for ending in endings if ending.session_id not in counted]
         if fresh:

@@ -204,6 +204,11 @@ class Synchronizer:
         self._include_live |= include_live
         self._wanted.set()
 
+    def store_has_room(self) -> None:
+        """The store's disk has room after it had none: do what it has refused."""
+        if self.trouble:
+            self.wake()
+
     def pause(self) -> None:
         """The application says that there is no connection to be used."""
         self.link = self.link.paused()

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +22,13 @@ from typing import Final
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.journal import Half
 from mailboat.agent.journal_place import JournalPlace, OnDisk
+from mailboat.agent.quota import Quota
 from mailboat.agent.recorder import Recorder
+from mailboat.agent.room import Room
 from mailboat.agent.segment_file import SegmentFile
 from mailboat.agent.segments import Begin, Limits, Segments
 from mailboat.agent.store import SessionFolder, Store
-from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.errors import SegmentError, StoreError
 from mailboat.protocol.records import SCHEMA_COUNTER, Kind, counter
 from mailboat.protocol.sealing import Note
 from mailboat.protocol.segment import SealReason
@@ -96,13 +100,16 @@ class Writer:
         settings: WriterSettings,
         clocks: Clocks,
         place: JournalPlace | None = None,
+        room: Room | None = None,
     ) -> None:
         """`begin` makes the session's folder and first segment; it is called on the writer's thread until it
-        succeeds, unless `adopt` was given what it makes. `place` is where the journal is (None: on the disk).
+        succeeds, unless `adopt` was given what it makes. `place` is where the journal is (None: on the disk), `room`
+        what may be written (None: without bounds).
         """
         self._store, self._settings, self._clocks = store, settings, clocks
         self._place: JournalPlace = place if place is not None else OnDisk(store.files)
         self._undeclared = False
+        self.room = room or Room(Quota(max_bytes=None, max_age=math.inf, min_free=0))
         limits = Limits(settings.segment_bytes, settings.segment_age, settings.level)
         self._segments = Segments(store, begin, limits, clocks, self._refused)
         self._inbox: queue.SimpleQueue[_Closed | _Request | None] = queue.SimpleQueue()
@@ -114,6 +121,7 @@ class Writer:
         self._synced_at = clocks.now()
         self._tended_at = clocks.now() - TICK
         self._refusals = 0
+        self._refusal: Exception | None = None
         self._urgent = self._ended = self._gone = False
         self._thread = threading.Thread(target=self._run, name="mailboat-writer", daemon=True)
         self.trouble = ""
@@ -190,11 +198,14 @@ class Writer:
             self._turn_away()
 
     def _step(self) -> None:
+        self._refusal = None
         try:
             written = self._write()
         except Exception as error:  # noqa: BLE001 - the thread must outlive any fault; it is told in the status
             written = False
             self._refused(error)
+        if not written and self._sealing and self._store.reserve.spend(self._refusal):
+            written = self._write()
         self._answer(written=written)
 
     def _take(self) -> None:
@@ -230,22 +241,30 @@ class Writer:
     def _write(self) -> bool:
         """Write whatever waits, and sync if that is due; False if the disk refused some of it."""
         refusals = self._refusals
+        turned, synced = self._tried(self._advance), self._tried(self._sync_if_due)
+        if refusals == self._refusals:
+            self.trouble = ""
+        return turned and synced
+
+    def _tried(self, step: Callable[[], bool]) -> bool:
         try:
-            self._tend()
-            self._drain()
-            turned = not self._requests or self._turn()
-            if self._sync_due():
-                self._sync()
+            return step()
         except (OSError, SegmentError) as error:
             self._refused(error)
             return False
-        if refusals == self._refusals:
-            self.trouble = ""
-        return turned
+
+    def _advance(self) -> bool:
+        self._tend()
+        self._drain()
+        return not self._requests or self._turn()
+
+    @property
+    def _sealing(self) -> bool:
+        return any(request.seal is not None for request in self._requests)
 
     def _turn(self) -> bool:
         """Have all that was recorded so far in blocks."""
-        if any(request.seal is not None for request in self._requests):
+        if self._sealing:
             self._recorder.stop()
         turned = self._recorder.turn()
         self._take_waiting()
@@ -266,6 +285,7 @@ class Writer:
             self._recorder.freed()
 
     def _append(self, closed: _Closed) -> None:
+        self._ask_for_room()
         segment, half = self._segments.ready(), closed.half
         named = self._recorder.installation if half.counts[_INSTALLATION] else None
         with half.content() as content:
@@ -286,6 +306,17 @@ class Writer:
             except OSError as error:
                 self._refused(error)
 
+    def _ask_for_room(self) -> None:
+        """Return if there is room for a block. Raises `OSError`. What is left at the end is written in any case."""
+        journal, store = self._recorder.journal, self._store
+        try:
+            if not self._sealing:
+                self.room.ask(self._segments.size, *store.files.room(store.folder))
+        except StoreError:
+            journal.confined = True
+            raise
+        journal.confined = False
+
     # -- what is due every second --------------------------------------------------------------------------------
 
     def _tend(self) -> None:
@@ -303,7 +334,7 @@ class Writer:
         journal = self._recorder.journal
         if journal.fd is None and session is not None and self._recorder.recording:
             self._regain_journal(session)
-        elif journal.exposed:
+        elif journal.exposed and not self._full:
             self._recorder.turn()
         if not journal.volatile:
             journal.checkpoint(durable=False)
@@ -333,25 +364,33 @@ class Writer:
 
     # -- syncing -------------------------------------------------------------------------------------------------
 
-    def _sync_due(self) -> bool:
+    def _sync_if_due(self) -> bool:
+        """Also where blocks are refused: what the journal holds may survive the machine all the same."""
         since = self._clocks.now() - self._synced_at
         urgent = self._urgent and since >= URGENT_PAUSE
-        return urgent or since >= self._settings.save_interval or any(request.durable for request in self._requests)
+        if urgent or since >= self._settings.save_interval or any(request.durable for request in self._requests):
+            return self._sync()
+        return True
 
-    def _sync(self) -> None:
+    def _sync(self) -> bool:
         """Make all that was recorded survive the machine: the segment first, since without its beginning and its
-        folder the journal is nobody's.
+        folder the journal is nobody's. False if that cannot be: the journal is no use, and blocks are refused already
+        (no more halves are closed then, each would take its room whatever it holds).
         """
         urgent, self._urgent = self._urgent, False
         try:
             self._segments.sync()
-            if not self._sync_journal():
+            synced = self._sync_journal()
+            if not synced and not self._full:
                 self._turn()
                 self._segments.sync()
+                synced = True
         except BaseException:
             self._urgent = urgent
             raise
-        self._synced_at = self._clocks.now()
+        self._urgent |= urgent and not synced
+        self._synced_at = self._clocks.now() if synced else self._synced_at
+        return synced
 
     def _sync_journal(self) -> bool:
         """Sync what the journal holds; False where that is no use, and blocks must be made of it."""
@@ -370,6 +409,7 @@ class Writer:
 
     def _refused(self, error: Exception) -> None:
         self._refusals += 1
+        self._refusal = self._refusal or error
         told = f"{type(error).__name__}: {error}"
         if told != self.trouble:
             log.warning("the store cannot be written, records are kept in the journal meanwhile: %s", told)
@@ -388,7 +428,9 @@ class Writer:
         self._ended = True
         for _ in range(SEAL_TRIES if written else 0):
             try:
-                self._segments.end(reason, self._recorder.installation, self._recorder.lost)
+                self._store.reserve.backing(
+                    lambda: self._segments.end(reason, self._recorder.installation, self._recorder.lost)
+                )
                 break
             except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be let go of; told in the status
                 self._refused(error)

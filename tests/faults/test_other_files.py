@@ -135,8 +135,9 @@ def noise(path: Path, chance: random.Random) -> None:
 def noise_within(path: Path, chance: random.Random) -> None:
     """Some bytes of it, wherever; often near the beginning, where what matters stands."""
     content = bytearray(path.read_bytes() or bytes(100))
+    told = 12 if path.name == JOURNAL else 0  # what it is and its version, which is mailboat's to come if it is wrong
     for _ in range(chance.randrange(1, 40)):
-        at = chance.randrange(min(len(content), chance.choice([200, 2000, len(content)])))
+        at = chance.randrange(told, min(len(content), chance.choice([200, 2000, len(content)])))
         content[at : at + 8] = chance.randbytes(8)
     path.write_bytes(content)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailboat.agent.quota import Evicted, Kept, Quota, Standing, evictions
+from mailboat.agent.quota import ANCIENT, LARGEST_FLOOR, Evicted, Kept, Quota, Standing, evictions
 
-NOW = 1_000_000.0
+DAY = 24 * 3600.0
+YEAR = 365 * DAY
+NOW = 1_800_000_000.0
+DISK = 10**12
 WIDE = Quota(max_bytes=None, max_age=1e9, min_free=0)
 
 sessions = st.lists(
@@ -16,18 +20,23 @@ sessions = st.lists(
         session_id=st.uuids().map(str),
         standing=st.sampled_from(Standing),
         size=st.integers(0, 1000),
-        since=st.floats(0, 2 * NOW),
+        since=st.floats(0, 2 * NOW) | st.floats(NOW - 2e6, NOW + 1e6),
     ),
     unique_by=lambda each: each.session_id,
     max_size=30,
 )
 quotas = st.builds(
-    Quota, max_bytes=st.none() | st.integers(0, 10_000), max_age=st.floats(0, NOW), min_free=st.integers(0, 10_000)
+    Quota,
+    max_bytes=st.none() | st.integers(0, 10_000),
+    max_age=st.floats(0, 2e6) | st.floats(0, NOW),
+    min_free=st.integers(0, 10_000),
 )
 
 
-def chosen(kept: list[Kept], quota: Quota, live: int = 0, free: int = 10**12) -> list[tuple[str, Evicted]]:
-    found = evictions(kept, quota, live_bytes=live, free_bytes=free, now=NOW)
+def chosen(
+    kept: list[Kept], quota: Quota, live: int = 0, free: int = DISK, disk: int = DISK
+) -> list[tuple[str, Evicted]]:
+    found = evictions(kept, quota, live_bytes=live, free_bytes=free, disk_bytes=disk, now=NOW)
     return [(each.session_id, reason) for each, reason in found]
 
 
@@ -66,13 +75,39 @@ def test_age_goes_first_and_its_room_is_counted() -> None:
     assert chosen(kept, Quota(50, 100.0, 0)) == [("old", Evicted.AGE)]
 
 
+def test_no_more_is_left_free_than_a_share_of_a_small_disk() -> None:
+    kept = [Kept("a", Standing.WAITING, 10, NOW)]
+    quota = Quota(None, 1e9, 256)
+    assert chosen(kept, quota, free=200, disk=1600) == []
+    assert chosen(kept, quota, free=99, disk=1600) == [("a", Evicted.DISK)]
+    assert chosen(kept, quota, free=255, disk=256 * LARGEST_FLOOR) == [("a", Evicted.DISK)]
+
+
+@pytest.mark.parametrize("wrong", [0.0, 3600.0, NOW - 10 * YEAR])
+def test_what_a_clock_dates_that_was_never_set_is_not_old(wrong: float) -> None:
+    kept = [Kept("wrong", Standing.WAITING, 1, wrong), Kept("right", Standing.WAITING, 1, NOW - 1)]
+    assert chosen(kept, Quota(None, 30 * DAY, 0)) == []
+
+
+def test_a_clock_by_which_every_session_is_old_is_not_believed_at_once() -> None:
+    """It may have been set ten years ahead; the next session that ends under it decides."""
+    kept = [Kept(str(at), Standing.WAITING, 1, NOW - 10 * YEAR + YEAR * at) for at in range(5)]
+    quota = Quota(None, 30 * DAY, 0)
+    believable = [each for each in kept if each.since >= ANCIENT]
+    assert believable
+    assert chosen(kept, quota) == []
+    assert {name for name, _ in chosen([*kept, Kept("new", Standing.WAITING, 1, NOW - 60)], quota)} == {
+        each.session_id for each in believable
+    }
+
+
 def test_a_session_from_the_future_is_not_old() -> None:
     assert chosen([Kept("a", Standing.SENT, 1, NOW + 1e6)], Quota(None, 10.0, 0)) == []
 
 
 @given(sessions, quotas, st.integers(0, 20_000), st.integers(0, 20_000))
 def test_what_is_left_fits_and_the_last_one_was_needed(kept: list[Kept], quota: Quota, live: int, free: int) -> None:
-    found = list(evictions(kept, quota, live_bytes=live, free_bytes=free, now=NOW))
+    found = list(evictions(kept, quota, live_bytes=live, free_bytes=free, disk_bytes=DISK, now=NOW))
     gone = {each.session_id for each, _ in found}
     assert len(gone) == len(found)
     left = [each for each in kept if each.session_id not in gone]
@@ -80,7 +115,9 @@ def test_what_is_left_fits_and_the_last_one_was_needed(kept: list[Kept], quota: 
     now_free = free + sum(each.size for each, _ in found)
     fits = (quota.max_bytes is None or used <= quota.max_bytes) and now_free >= quota.min_free
     assert fits or not left
-    assert all(NOW - each.since <= quota.max_age for each in left)
+    young = [each for each in kept if 0 <= NOW - each.since <= quota.max_age]
+    assert not young or all(NOW - each.since <= quota.max_age or each.since < ANCIENT for each in left)
+    assert all(each not in young for each, reason in found if reason is Evicted.AGE)
     if found and found[-1][1] is not Evicted.AGE:
         last = found[-1][0].size
         too_large = quota.max_bytes is not None and used + last > quota.max_bytes
