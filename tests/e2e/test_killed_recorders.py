@@ -1,10 +1,14 @@
-"""kill -9 at random moments of recording processes: what they were told was recorded arrives, once, in order."""
+"""kill -9 at random moments of recording processes: what they were told was recorded arrives, once, in order.
+
+One after the other, on many stores; and many at once, on one store, whose senders die too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,8 @@ from testkit.servers import Given, Served, digests, given_by, served, show, stor
 STORES = 10
 VICTIMS_EACH = 5
 AT_ONCE = 4
+PROCESSES, SENDERS = 16, 2
+"""Of the many on one store: two at a time send, and each that is killed has a successor."""
 
 
 async def lives_and_deaths(store: Path, server: Served, application: str, seed: int, seal_to: str) -> list[Told]:
@@ -78,8 +84,8 @@ async def check(told: list[Told], store: Path, application: str, agent: Agent, g
     return total
 
 
-@pytest.mark.timeout(180)
-async def test_whatever_was_told_to_be_recorded_arrives_once_and_in_order(tmp_path: Path, seed: int) -> None:
+async def fifty_lives_and_deaths(tmp_path: Path, seed: int) -> None:
+    """`STORES` stores with `VICTIMS_EACH` victims each, one server."""
     draw = random.Random(seed)
     gate = asyncio.Semaphore(AT_ONCE // 2)
     async with served(tmp_path / "data") as server, given_by(server.url, server.data) as given:
@@ -101,3 +107,63 @@ async def test_whatever_was_told_to_be_recorded_arrives_once_and_in_order(tmp_pa
     assert sums["killed"] == STORES * VICTIMS_EACH
     assert sums["told"] <= sums["found"] <= sums["told"] + 4 * sums["killed"]
     assert sums["told"] > 1000
+
+
+@pytest.mark.timeout(180)
+async def test_whatever_was_told_to_be_recorded_arrives_once_and_in_order(tmp_path: Path, seed: int) -> None:
+    await fifty_lives_and_deaths(tmp_path, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("turn", range(200))
+async def test_soak_whatever_was_told_to_be_recorded_arrives_once_and_in_order(
+    tmp_path: Path, seed: int, turn: int
+) -> None:
+    await fifty_lives_and_deaths(tmp_path, seed)
+
+
+async def sixteen_on_one_store(tmp_path: Path, seed: int) -> None:
+    """All begin at once; two of them send. Each is killed at a moment of its own, and a sender's place is taken by a
+    new process. In the end another one brings what is left.
+    """
+    draw, store = random.Random(seed), tmp_path / "store"
+    async with served(tmp_path / "data") as server, given_by(server.url, server.data) as given:
+        seal_to = (await asyncio.to_thread(public_key, server.data)).text
+
+        async def one(own_seed: int, after: int, *, sends: bool) -> Told:
+            habits = Habits.drawn(own_seed, store, server.url, server.key, "shared", seal_to)
+            return await killed(replace(habits, sender=sends, automatic=sends, syncs=sends, threads=1), after)
+
+        async def one_after_the_other(seeds: list[int]) -> list[Told]:
+            return [await one(each, draw.randrange(100, 500), sends=True) for each in seeds]
+
+        def seeds(count: int) -> list[int]:
+            return [draw.randrange(2**32) for _ in range(count)]
+
+        async with asyncio.TaskGroup() as group:
+            recorders = [
+                group.create_task(one(each, draw.choice((1, 2, draw.randrange(3, 400))), sends=False))
+                for each in seeds(PROCESSES - SENDERS)
+            ]
+            senders = [group.create_task(one_after_the_other(seeds(2))) for _ in range(SENDERS)]
+        told = [task.result() for task in recorders] + [each for task in senders for each in task.result()]
+        agent = await recovered(store, server, "shared")
+        found = await check(told, store, "shared", agent, given)
+    records = sum(each.records for each in told)
+    show(f"many on one store: {len(told)} killed, {records} told, {found} found")
+    assert records <= found <= records + len(told)
+    assert len(told) == PROCESSES + SENDERS
+    assert records > 1000
+
+
+@pytest.mark.timeout(180)
+async def test_of_many_processes_on_one_store_each_session_arrives_once(tmp_path: Path, seed: int) -> None:
+    await sixteen_on_one_store(tmp_path, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("turn", range(150))
+async def test_soak_of_many_processes_on_one_store_each_session_arrives_once(
+    tmp_path: Path, seed: int, turn: int
+) -> None:
+    await sixteen_on_one_store(tmp_path, seed)

@@ -98,6 +98,7 @@ class Habits:
     automatic: bool = False
     segment_bytes: int = 64 * 1024
     seal_to: str | None = None
+    sender: bool = True
 
     @classmethod
     def drawn(
@@ -136,6 +137,7 @@ class Victim:
             journal_bytes=128 * 1024,
             segment_bytes=habits.segment_bytes,
             seal_to=habits.seal_to,
+            sender=habits.sender,
             save_interval=0.02,
             startup_delay=0.0,
             sync_interval=1.0,
