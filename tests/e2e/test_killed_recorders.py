@@ -50,6 +50,7 @@ async def recovered(store: Path, server: Served, application: str) -> Agent:
         product=PRODUCT,
         application=application,
         synchronize_automatically=False,
+        stop_timeout=60.0,  # its own session arrives, too
     )
     async with agent:
         report = await agent.force_sync(timeout=60.0)
