@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from mailboat.agent.config import AgentConfig
-from mailboat.protocol.summary import PERSONAL_TEXTS, Info, cut_properties, cut_text
+from mailboat.agent.scrub import kept_properties, without_secrets
+from mailboat.protocol.summary import PERSONAL_TEXTS, Info, cut_text
 
 
 def agent_version() -> str:
@@ -39,7 +40,7 @@ def describe(config: AgentConfig) -> Info:
         "agent": f"mailboat-python/{agent_version()}",
         "user": _told(_user),
         "host": _told(socket.gethostname),
-        "command": " ".join(map(str, getattr(sys, "argv", ()))),
+        "command": without_secrets(list(map(str, getattr(sys, "argv", ())))),
         "os": f"{platform.system()} {platform.release()}",
         "runtime": f"{platform.python_implementation()} {platform.python_version()}",
         "time_zone": time.strftime("%z"),
@@ -51,7 +52,7 @@ def describe(config: AgentConfig) -> Info:
         **{name: cut_text(text) for name, text in texts.items()},
         test=config.test_mode,
         anonymous=config.anonymous,
-        properties=cut_properties(config.properties),
+        properties=kept_properties(config.properties),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from mailboat.agent.hotpaths import attributed, declaration, emitter, feature
 from mailboat.agent.intake import Intake
 from mailboat.agent.journal import Half, Journal
+from mailboat.agent.scrub import kept_properties
 from mailboat.agent.values import exception_fields, text_of
 from mailboat.protocol.limits import MAX_PROPERTY_TEXT, MAX_SCHEMA_FIELDS, MAX_SCHEMAS
 from mailboat.protocol.records import (
@@ -31,7 +32,7 @@ from mailboat.protocol.records import (
     counter,
     level_counter,
 )
-from mailboat.protocol.summary import cut_properties, cut_text
+from mailboat.protocol.summary import cut_text
 
 OnUrgent = Callable[..., None]
 
@@ -115,7 +116,7 @@ class Recorder(Intake):
 
     def set_installation(self, installation_id: str, properties: dict[str, Any]) -> None:
         """Record which installation this is."""
-        self.installation = {"id": cut_text(installation_id), "properties": cut_properties(properties)}
+        self.installation = {"id": cut_text(installation_id), "properties": kept_properties(properties)}
         self._installation(text_of(installation_id), properties)
 
     def emitter(self, name: str, fields: Sequence[str], kind: Kind = Kind.FEATURE) -> Callable[..., None]:

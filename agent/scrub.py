@@ -19,7 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
+from mailboat.agent.values import packable
 from mailboat.protocol.limits import MAX_DEPTH
+from mailboat.protocol.summary import cut_properties
 
 REDACTED: Final = "[redacted]"
 
@@ -55,6 +57,7 @@ TOKEN: Final = "token"  # noqa: S105 - the word, not one
 Scrub = Callable[[str, dict[str, Any]], Mapping[str, Any]]
 
 _WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_USER_OF_URL: Final = re.compile(r"(?<=://)[^/@\s]+@")
 _REMEMBERED: Final = 4096
 """Names remembered as harmless: an application has some hundreds, unless it makes them up as it goes."""
 
@@ -97,6 +100,30 @@ def _scrubbed_value(value: object, depth: int) -> object:
     if isinstance(value, Mapping):
         return scrubbed(value, depth)
     return [_scrubbed_value(each, depth) for each in value]
+
+
+def kept_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties of a session or an installation as they go into preamble, seal and summary, without secrets. Takes any
+    values at all.
+    """
+    plain = packable(properties)
+    return cut_properties(scrubbed(plain)) if isinstance(plain, dict) else {}
+
+
+def without_secrets(command: Sequence[str]) -> str:
+    """A command line as one text: the values of options that name secrets are taken out (``--api-key=x``,
+    ``--password x``), and so is what a URL says of its user.
+    """
+    said, secret = [], False
+    for word in command:
+        option, sign, _ = word.partition("=")
+        names = option.startswith("-") and (names_secret(option) or names_token(option))
+        if secret and not word.startswith("-"):
+            said.append(REDACTED)
+        else:
+            said.append(f"{option}={REDACTED}" if names and sign else _USER_OF_URL.sub(REDACTED + "@", word))
+        secret = names and not sign
+    return " ".join(said)
 
 
 class Scrubber:
