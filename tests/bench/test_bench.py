@@ -16,8 +16,16 @@ TINY = {
     "hot_path": ["--calls", "2500", "--repetitions", "2"],
     "upload": ["--size", "300000", "--repetitions", "1"],
     "sealing": ["--calls", "500", "--repetitions", "1"],
+    "negotiating": ["--sessions", "100", "--repetitions", "1"],
+    "ingesting": ["--sessions", "1", "--repetitions", "1"],
 }
-ROWS = {"hot_path": ["P1", "P1b", "P1s", "P1bs"], "upload": ["P3", "P3b"], "sealing": ["SEAL", "OPEN"]}
+ROWS = {
+    "hot_path": ["P1", "P1b", "P1s", "P1bs"],
+    "upload": ["P3", "P3b"],
+    "sealing": ["SEAL", "OPEN"],
+    "negotiating": ["P9"],
+    "ingesting": ["P10"],
+}
 SPREAD = {"median": float, "low": float, "high": float, "values": list}
 
 
@@ -39,7 +47,7 @@ def check_row(row: dict[str, Any], repetitions: int) -> None:
     assert reference["cpu_ratio"] is None
     for each in contenders.values():
         assert set(each) == {"name", "wall", "cpu", "parts", "ratio", "cpu_ratio"}
-        assert set(each["parts"]) in (set(), {"client", "server"})
+        assert set(each["parts"]) in (set(), {"client", "server"}, {"server", "decoder"})
         for spread in (each["wall"], each["cpu"], *each["parts"].values()):
             check_spread(spread, repetitions)
         if each["parts"]:
