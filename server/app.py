@@ -25,6 +25,7 @@ from mailboat.server.allowance import TRANSFERS, Transfers
 from mailboat.server.blobs import Blobs, LocalBlobs
 from mailboat.server.catalog import Catalog
 from mailboat.server.config import ServerConfig
+from mailboat.server.connections import no_reuse_after_chunks
 from mailboat.server.context import (
     BLOBS,
     CATALOG,
@@ -91,6 +92,7 @@ def create_app(
     app.cleanup_ctx.append(retention.sweeping)
     app.cleanup_ctx.append(expiry.sweeping)
     app.on_response_prepare.append(allow)
+    app.on_response_prepare.append(no_reuse_after_chunks)
     app.router.add_get("/v1/status", status)
     negotiation.add_routes(app)
     uploads.add_routes(app)

@@ -59,6 +59,7 @@ from mailboat.server.blobs import BlobLost, Blobs, BlobWriter
 from mailboat.server.bodies import Hashed, Stopping, Superseded, Transfer, WriteFailed
 from mailboat.server.catalog import UploadRow
 from mailboat.server.completion import complete, copy_parts, held_to_digest
+from mailboat.server.connections import trailers
 from mailboat.server.context import (
     BLOBS,
     CATALOG,
@@ -70,6 +71,7 @@ from mailboat.server.context import (
 )
 from mailboat.server.problems import problem_response
 from mailboat.server.turns import TURNS, Turn
+from mailboat.server.verification import digest_of
 
 _LOG: Final = logging.getLogger("mailboat.server")
 
@@ -140,10 +142,10 @@ class Dealings:
         self._count("bytes_received", durable - accepted.from_offset)
         if failure is not None:
             end = BodyEnd.CUT
-        digest = None if hashed is None else hashed.digest()
+        accepted, digest = await self._digest(accepted, hashed, durable, end)
         verdict = finish_append(accepted.state, accepted, offset=durable, end=end, now=app[CLOCK](), digest=digest)
         response = await self._finish(verdict)
-        if hashed is not None:
+        if accepted.tentative:
             kept = accepted.from_offset if verdict.state is None else verdict.state.offset
             await run_in_worker(app, _settle_tentative, app[BLOBS], self.row.id, kept, durable)
         if failure is not None:
@@ -155,11 +157,26 @@ class Dealings:
     async def _open(self, accepted: Accepted) -> tuple[BlobWriter, Hashed | None]:
         """What the body is written to; the second is the same, if it computes a digest on the way."""
         app, declared = self.request.app, accepted.request.digest
-        if declared is None:
+        if not accepted.tentative:
             return await run_in_worker(app, app[BLOBS].append, self.row.id, accepted.from_offset), None
         writer = await run_in_worker(app, app[BLOBS].append_tentatively, self.row.id, accepted.from_offset)
+        if declared is None:
+            return writer, None  # the algorithm follows with the digest
         hashed = Hashed(writer, declared.algorithm)
         return hashed, hashed
+
+    async def _digest(
+        self, accepted: Accepted, hashed: Hashed | None, durable: int, end: BodyEnd
+    ) -> tuple[Accepted, bytes | None]:
+        """The digest of what came, by the algorithm that was declared, be it after the body."""
+        if hashed is not None or not accepted.tentative:
+            return accepted, None if hashed is None else hashed.digest()
+        declared = self.dialect.read_trailers(trailers(self.request)) if end is BodyEnd.WHOLE else None
+        if declared is None:
+            return accepted, None
+        app, start = self.request.app, accepted.from_offset
+        digest = await run_in_worker(app, digest_of, app[BLOBS], self.row.id, durable, declared.algorithm, start)
+        return accepted.told(declared), digest
 
     async def _receive(
         self, transfer: Transfer, writer: BlobWriter, accepted: Accepted

@@ -20,6 +20,7 @@ from mailboat.server.access_log import AccessLogger
 from mailboat.server.app import create_app
 from mailboat.server.catalog import Catalog, Role
 from mailboat.server.config import ServerConfig
+from mailboat.server.connections import listen
 from mailboat.server.context import CATALOG
 from mailboat.server.keys import make_key
 from mailboat.server.logs import set_up
@@ -69,9 +70,12 @@ async def running(config: ServerConfig, app: web.Application | None = None) -> A
     )
     try:
         await runner.setup()
-        await web.TCPSite(runner, config.host, config.port).start()
-        host, port = runner.addresses[0][:2]
-        yield RunningServer(app, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        listener = await listen(runner, config.host, config.port)
+        try:
+            host, port = listener.sockets[0].getsockname()[:2]
+            yield RunningServer(app, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        finally:
+            listener.close()
     finally:
         await runner.cleanup()
 

@@ -110,10 +110,10 @@ def _first_frame(blobs: Readable, blob_id: str) -> int:
     return length
 
 
-def digest_of(blobs: Readable, blob_id: str, size: int, algorithm: Algorithm) -> bytes:
-    """The digest of the first `size` bytes of a blob. Blocks; for a thread."""
+def digest_of(blobs: Readable, blob_id: str, size: int, algorithm: Algorithm, start: int = 0) -> bytes:
+    """The digest of a blob's bytes from `start` to before `size`. Blocks; for a thread."""
     hasher = algorithm.hasher()
-    for offset in range(0, size, _READ):
+    for offset in range(start, size, _READ):
         hasher.update(blobs.read(blob_id, offset, min(_READ, size - offset)))
     return hasher.digest()
 

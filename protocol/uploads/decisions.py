@@ -14,8 +14,9 @@ A verdict's state has to be stored before it is answered, `Refused` included: an
 that this very offset will be accepted next (RUFH 4.6), which holds only under the new epoch.
 
 A body under a digest is kept whole or not at all: nothing of it is recorded on the way, and `finish_append` is told the
-digest of what came. Where the verdict stands at ``from_offset`` again, the adapter drops the bytes. An upload that is
-complete and declared a digest of the whole has to pass `check_whole` before that is stored.
+digest of what came. Where the digest itself follows the body, the adapter finishes with `Accepted.told`. Where the
+verdict stands at ``from_offset`` again, the adapter drops the bytes. An upload that is complete and declared a digest
+of the whole has to pass `check_whole` before that is stored.
 
 An upload made of others (`joining`) takes no bytes. Whenever one of its parts is complete, or it is asked for, the
 adapter has `joining` say whether it is complete too, and copies the parts before that is stored.
@@ -28,6 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from mailboat.protocol.uploads.digests import Digest
 from mailboat.protocol.uploads.state import Creation, Event, Phase, UploadMisuse, UploadState
 from mailboat.protocol.uploads.values import Append, Create, Limits, Query, stated_length
 
@@ -80,6 +82,15 @@ class Accepted:
     def epoch(self) -> int:
         """The epoch under which the body is written."""
         return self.state.epoch
+
+    @property
+    def tentative(self) -> bool:
+        """Whether the body comes under a digest, so that nothing of it counts before it was checked."""
+        return self.request.digest is not None or self.request.digest_follows
+
+    def told(self, digest: Digest) -> Accepted:
+        """The same, now that the digest which was to follow the body has come."""
+        return replace(self, request=replace(self.request, digest=digest, digest_follows=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +203,7 @@ def record_bytes(state: UploadState, accepted: Accepted, *, offset: int) -> Uplo
 
     `state` is the upload as stored now. Raises `UploadMisuse` for an offset outside of what was accepted.
     """
-    if accepted.request.digest is not None and offset != accepted.from_offset:
+    if accepted.tentative and offset != accepted.from_offset:
         raise UploadMisuse("nothing of a body under a digest is recorded before it was checked")
     return _recorded(state, accepted, offset)
 
@@ -244,8 +255,10 @@ def _ended(state: UploadState, accepted: Accepted, offset: int, end: BodyEnd) ->
 def _sound(accepted: Accepted, offset: int, end: BodyEnd, digest: bytes | None) -> bool:
     """Whether what came of a body may be kept, as far as its digest goes."""
     declared = accepted.request.digest
-    if declared is None:
+    if not accepted.tentative:
         return True
+    if declared is None:
+        return False  # it was to follow, and has not come
     if end is not BodyEnd.WHOLE or _short(accepted, offset):
         return False
     if digest is None:
@@ -264,6 +277,8 @@ def _dropped(state: UploadState, accepted: Accepted, offset: int, end: BodyEnd, 
         return Refused(Refusal.INCONSISTENT_LENGTH, detail, state)
     if end is BodyEnd.CUT or _short(accepted, offset):
         return Appended(state)
+    if accepted.request.digest is None:
+        return Refused(Refusal.MALFORMED, "the checksum that was to follow the body has not come, or is none", state)
     detail = f"the {offset - accepted.from_offset} bytes of the body have not the digest {accepted.request.digest}"
     return Refused(Refusal.MISMATCHING_DIGEST, detail, state)
 

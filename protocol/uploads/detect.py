@@ -10,6 +10,7 @@ from typing import Protocol
 
 from mailboat.protocol.uploads import rufh, tus
 from mailboat.protocol.uploads.decisions import Appended, Cancelled, Found, Refused
+from mailboat.protocol.uploads.digests import Digest
 from mailboat.protocol.uploads.messages import HttpAnswer, folded
 from mailboat.protocol.uploads.rufh_server import RufhServer
 from mailboat.protocol.uploads.state import UploadState
@@ -41,6 +42,9 @@ class ServerDialect(Protocol):
 
     def answer_unknown(self) -> HttpAnswer:
         """The answer for an upload that nobody knows."""
+
+    def read_trailers(self, trailers: Mapping[str, str]) -> Digest | None:
+        """The digest that follows a body in its `trailers` (names in lower case), None when there is none."""
 
     def announce(
         self, state: UploadState, headers: Mapping[str, str], *, location: str, now: float

@@ -13,6 +13,7 @@ from typing import Final
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE, Problem
 from mailboat.protocol.uploads import rufh
 from mailboat.protocol.uploads.decisions import Appended, Cancelled, Found, Refusal, Refused
+from mailboat.protocol.uploads.digests import Digest
 from mailboat.protocol.uploads.fields import serialise_boolean, serialise_dictionary, serialise_integer
 from mailboat.protocol.uploads.messages import HttpAnswer, Unreadable, content_length, folded, media_type
 from mailboat.protocol.uploads.rufh import CURRENT, Version
@@ -245,6 +246,10 @@ class RufhServer:
     def answer_unknown(self) -> HttpAnswer:
         """See `answer_unknown`."""
         return answer_unknown(version=self.version)
+
+    def read_trailers(self, trailers: Mapping[str, str]) -> Digest | None:  # noqa: ARG002 - of all dialects
+        """See `ServerDialect.read_trailers`: the draft's digests come before the body, others are ignored."""
+        return None
 
     def announce(
         self, state: UploadState, headers: Mapping[str, str], *, location: str, now: float

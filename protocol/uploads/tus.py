@@ -3,9 +3,8 @@
 "tus, Creation" in this package means that section of the specification of 2016-03-25 (https://tus.io). Built are the
 core and the extensions in `EXTENSIONS`.
 
-Not built, and so not announced: `checksum-trailer`. The checksum would follow the body as a trailer of the chunked
-coding, and aiohttp's server (as of 3.14) reads trailers and drops them. A request that announces its checksum as a
-trailer is refused, so that nobody takes bytes for checked that were not.
+With `checksum-trailer`, the checksum follows the body as a trailer of the chunked coding. A request that announces it
+so and does not bring it is refused, and nothing of it kept, so that nobody takes bytes for checked that were not.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ EXTENSIONS: Final = (
     "creation-defer-length",
     "expiration",
     "checksum",
+    "checksum-trailer",
     "termination",
     "concatenation",
     "concatenation-unfinished",

@@ -102,6 +102,13 @@ class TusServer:
         """The answer for an upload that nobody knows: 404."""
         return _refusal(Refused(Refusal.UNKNOWN, "there is no upload of this id"))
 
+    def read_trailers(self, trailers: Mapping[str, str]) -> Digest | None:
+        """See `ServerDialect.read_trailers`."""
+        try:
+            return tus.parse_checksum(trailers.get(tus.UPLOAD_CHECKSUM.lower(), ""))
+        except tus.UnknownAlgorithm:
+            return None
+
     def announce(
         self,
         state: UploadState,  # noqa: ARG002 - of all dialects; this one has no interim answers
@@ -154,6 +161,7 @@ def _read_creation(fields: Mapping[str, str]) -> Create | Join | Refused:
         content_length=size,
         completes_at_length=True,
         digest=_checksum(fields),
+        digest_follows=_checksum_follows(fields),
         partial=concat is not None,
         notes=notes,
     )
@@ -178,6 +186,7 @@ def _read_append(fields: Mapping[str, str]) -> Append | Refused:
         content_length=content_length(fields),
         completes_at_length=True,
         digest=_checksum(fields),
+        digest_follows=_checksum_follows(fields),
     )
 
 
@@ -195,14 +204,20 @@ def _length(fields: Mapping[str, str]) -> int | None:
 
 
 def _checksum(fields: Mapping[str, str]) -> Digest | None:
-    trailers = fields.get("trailer", "").lower()
-    if tus.UPLOAD_CHECKSUM.lower() in (name.strip(" \t") for name in trailers.split(",")):
-        raise Unreadable(fields, tus.UPLOAD_CHECKSUM, "in the header: checksum-trailer is not supported")
     text = fields.get(tus.UPLOAD_CHECKSUM.lower())
     digest = None if text is None else tus.parse_checksum(text)
     if text is not None and digest is None:
         raise Unreadable(fields, tus.UPLOAD_CHECKSUM, "an algorithm and a digest of its size in Base64")
     return digest
+
+
+def _checksum_follows(fields: Mapping[str, str]) -> bool:
+    """Whether the checksum is announced as a trailer, and there is none in the head (tus, Checksum)."""
+    trailers = fields.get("trailer", "").lower()
+    announced = tus.UPLOAD_CHECKSUM.lower() in (name.strip(" \t") for name in trailers.split(","))
+    if announced and "transfer-encoding" not in fields:
+        raise Unreadable(fields, tus.UPLOAD_CHECKSUM, "in the head, or after a chunked body: no other has trailers")
+    return announced and tus.UPLOAD_CHECKSUM.lower() not in fields
 
 
 def _notes(fields: Mapping[str, str]) -> Notes:

@@ -41,8 +41,9 @@ class Create:
     `complete`: the body is the whole upload. `length`: the upload's length as stated on its own, None when it was not.
     `content_length`: bytes in the body, None when the message does not tell (chunked). `completes_at_length`: this
     dialect takes an upload for complete as soon as its offset reaches its length, without being told. `digest`: that of
-    this body, `whole`: that of the whole upload, as declared. `partial`: it is only made to be a part of another one.
-    `notes`: header fields, name and value, that later answers repeat as they are.
+    this body; `digest_follows`: it is told only after the body; `whole`: that of the whole upload, as declared.
+    `partial`: it is only made to be a part of another one. `notes`: header fields, name and value, that later answers
+    repeat as they are.
     """
 
     complete: bool
@@ -50,6 +51,7 @@ class Create:
     content_length: int | None = 0
     completes_at_length: bool = False
     digest: Digest | None = None
+    digest_follows: bool = False
     whole: Digest | None = None
     partial: bool = False
     notes: Notes = ()
@@ -76,6 +78,7 @@ class Append:
     content_length: int | None = 0
     completes_at_length: bool = False
     digest: Digest | None = None
+    digest_follows: bool = False
     whole: Digest | None = None
     length_known: bool = field(default=False, compare=False)
 

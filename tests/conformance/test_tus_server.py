@@ -5,8 +5,6 @@ rows drive the cores and the dialect through HTTP messages. Not here:
 
 PATCH SHOULD detect network errors, SHOULD close on a timeout
     The server's own tests; what is kept of a body that was cut is here.
-Checksum, trailers
-    `checksum-trailer` is not announced: see `mailboat.protocol.uploads.tus`.
 Challenge
     A later draft in the same document, not announced.
 """
@@ -120,6 +118,7 @@ def _() -> None:
         "creation-defer-length",
         "expiration",
         "checksum",
+        "checksum-trailer",
         "termination",
         "concatenation",
         "concatenation-unfinished",
@@ -520,12 +519,48 @@ def _() -> None:
     assert offset_of(server, url) == 0
 
 
-@row("Checksum", "MUST", "trailers are not announced, and a checksum announced as one is refused")
-def _() -> None:
-    assert "checksum-trailer" not in extensions()
+def trailed(body: bytes, trailers: dict[str, str], end: BodyEnd = BodyEnd.WHOLE) -> tuple[HttpAnswer, bytes]:
+    """The answer to a body whose checksum is announced as a trailer, and what is kept of it."""
     server, url = tus_made()
-    headers = {"Transfer_Encoding": "chunked", "Trailer": "Expires, Upload-Checksum"}
-    assert sent(server, url, 0, b"12345", **headers).status == 400
+    begun = server.begin("PATCH", url, tus_patch(0, Transfer_Encoding="chunked", Trailer="Expires, Upload-Checksum"))
+    assert isinstance(begun, Transfer)
+    begun.feed(body)
+    answer = begun.end(end, trailers)
+    assert answer.headers["Upload-Offset"] == str(len(stored(server, url)))
+    return answer, stored(server, url)
+
+
+@row("Checksum", "MUST", "checksum-trailer is announced")
+def _() -> None:
+    assert "checksum-trailer" in extensions()
+
+
+@row("Checksum", "MUST", "a body is held to the checksum in its trailer as to one in its head")
+def _() -> None:
+    for name in options().headers["Tus-Checksum-Algorithm"].split(","):
+        answer, kept = trailed(b"12345", {"upload-checksum": checksum(b"12345", name)})
+        assert (answer.status, kept) == (204, b"12345")
+        answer, kept = trailed(b"12345", {"upload-checksum": checksum(b"12346", name)})
+        assert (answer.status, kept) == (460, b"")
+
+
+@row("Checksum", "-", "one that was announced and does not come, or is none, is 400, and nothing is kept")
+def _() -> None:
+    for trailers in ({}, {"upload-checksum": "crc32 AAAA"}, {"upload-checksum": "sha1 x"}, {"expires": "never"}):
+        answer, kept = trailed(b"12345", trailers)
+        assert (answer.status, kept) == (400, b"")
+
+
+@row("Checksum", "-", "a body that is cut before its trailer is dropped whole")
+def _() -> None:
+    answer, kept = trailed(b"12345", {}, BodyEnd.CUT)
+    assert (answer.status, kept) == (204, b"")
+
+
+@row("Checksum", "-", "a message that is not chunked has no trailers; other trailers are nobody's")
+def _() -> None:
+    server, url = tus_made()
+    assert sent(server, url, 0, b"12345", Trailer="Upload-Checksum").status == 400
     assert sent(server, url, 0, b"12345", Trailer="Expires").status == 204
 
 

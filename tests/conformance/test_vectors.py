@@ -76,6 +76,7 @@ def test_negotiations_are_written_as_they_are_kept() -> None:
 @pytest.mark.parametrize(("suffix", "media_type"), [("json", vectors.JSON), ("msgpack", vectors.MSGPACK)])
 def test_negotiations_are_read_as_they_were_meant(suffix: str, media_type: str) -> None:
     assert Request.decode(NEGOTIATIONS[f"request.{suffix}"], media_type) == vectors.request_of(WHOLE)
+    assert Request.decode(NEGOTIATIONS[f"request-with-rider.{suffix}"], media_type) == vectors.with_rider(WHOLE)
     assert Reply.decode(NEGOTIATIONS[f"reply.{suffix}"], media_type) == vectors.reply_of(WHOLE)
 
 

@@ -213,6 +213,63 @@ async def test_a_body_under_a_digest_that_is_cut_is_dropped_whole(server: Runnin
     assert list(blob(server, path).parent.iterdir()) == [blob(server, path)]
 
 
+async def chunked(
+    tus: Tus, path: str, body: bytes, trailers: str, *, step: int = 10_000, next_one: bytes = b""
+) -> bytes:
+    """A PATCH in chunks, with trailers after it, over a socket; all that the server says until it closes."""
+    host, _, port = tus.client.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = [
+        f"PATCH {path} HTTP/1.1",
+        f"Host: {host}",
+        f"Authorization: Bearer {tus.client.key}",
+        "Tus-Resumable: 1.0.0",
+        f"Content-Type: {OCTETS}",
+        "Upload-Offset: 0",
+        "Transfer-Encoding: chunked",
+        "Trailer: Upload-Checksum",
+    ]
+    message = "\r\n".join([*head, "", ""]).encode()
+    message += b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(body), body, trailers.encode())
+    for at in range(0, len(message), step):
+        writer.write(message[at : at + step])
+        await writer.drain()
+    writer.write(next_one)
+    said = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return said
+
+
+@pytest.mark.parametrize("step", [10_000, 7])
+@pytest.mark.parametrize("name", ["sha1", "sha256", "sha512", "md5"])
+async def test_a_checksum_may_follow_the_body(server: RunningServer, tus: Tus, name: str, step: int) -> None:
+    body = b"0\r\nUpload-Checksum: sha1 AAAA\r\n\r\nnot a trailer yet"
+    path = await tus.made(len(body))
+    wrong = await chunked(tus, path, body, f"Upload-Checksum: {checksum(b'other', name)}\r\n", step=step)
+    assert wrong.startswith(b"HTTP/1.1 460 ")
+    assert await tus.offset(path) == 0
+    for trailers in ("", "Expires: never\r\n", "Upload-Checksum: crc32 AAAA\r\n"):
+        assert (await chunked(tus, path, body, trailers, step=step)).startswith(b"HTTP/1.1 400 ")
+        assert (await tus.offset(path), stored(server, path)) == (0, b"")
+    right = f"X-First: 1\r\nupload-checksum:{checksum(body, name)}\r\nX-Last: 2\r\n"
+    assert (await chunked(tus, path, body, right, step=step)).startswith(b"HTTP/1.1 204 ")
+    assert stored(server, path) == body
+
+
+async def test_trailers_are_never_those_of_the_next_request(server: RunningServer, tus: Tus) -> None:
+    """Aiohttp's parser would take them for its head: the connection is closed instead."""
+    path = await tus.made(5)
+    trailers = f"Upload-Checksum: {checksum(b'hello')}\r\nAuthorization: Bearer {tus.client.key}\r\n"
+    following = f"HEAD {path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\n\r\n".encode()
+    said = await chunked(tus, path, b"hello", trailers)
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert b"\r\nConnection: close\r\n" in said
+    said = await chunked(tus, path, b"hello", trailers, next_one=following)
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert b" 200 " not in said
+
+
 async def test_content_digest_does_the_same_for_the_draft(server: RunningServer, client: Wire) -> None:
     data = make_segment(fresh_session_id())
     path = await client.upload_of(data)

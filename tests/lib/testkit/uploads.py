@@ -74,19 +74,21 @@ class Transfer:
         self.upload.state = recorded
         return True
 
-    def end(self, end: BodyEnd = BodyEnd.WHOLE) -> HttpAnswer:
+    def end(self, end: BodyEnd = BodyEnd.WHOLE, trailers: Mapping[str, str] | None = None) -> HttpAnswer:
         self.over = True
         if self._overrun:
             end = BodyEnd.OVERRUN
         now = self._server.now
         offset = self._accepted.from_offset + len(self._received)
-        declared = self._accepted.request.digest
+        follows = self._dialect.read_trailers(trailers or {}) if self._accepted.tentative else None
+        accepted = self._accepted if follows is None else self._accepted.told(follows)
+        declared = accepted.request.digest
         digest = None
         if declared is not None:
             hasher = declared.algorithm.hasher()
             hasher.update(bytes(self._received))
             digest = hasher.digest()
-        verdict = finish_append(self.upload.state, self._accepted, offset=offset, end=end, now=now, digest=digest)
+        verdict = finish_append(self.upload.state, accepted, offset=offset, end=end, now=now, digest=digest)
         if verdict.state is not None and verdict.state is not self.upload.state:
             if verdict.state.offset > self._accepted.from_offset:
                 self._write()

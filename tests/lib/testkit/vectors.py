@@ -22,6 +22,8 @@ from mailboat.protocol.negotiation import (
     Policy,
     Reply,
     Request,
+    Rider,
+    Riding,
     SegmentDecision,
     Verdict,
 )
@@ -234,6 +236,12 @@ def request_of(segment: bytes) -> Request:
     return Request(AGENT, (summary, _running(summary)), float(STARTED + 10), ledger)
 
 
+def with_rider(segment: bytes) -> Request:
+    """A request whose one session comes along with its offer, whole."""
+    riders = (Rider(SESSION, 0, segment),)
+    return Request(AGENT, (whole_summary(segment),), float(STARTED + 10), riders=riders)
+
+
 def reply_of(segment: bytes) -> Reply:
     """A reply with every verdict."""
     digest = whole_summary(segment).segments[0].sha256
@@ -252,7 +260,7 @@ def reply_of(segment: bytes) -> Reply:
             Decision(name + "5", Verdict.LATER, after=60.0),
         ),
         wanted=(name + "6",),
-        policy=Policy(sync_interval=120.0, backoff_floor=2.0, max_offers=100),
+        policy=Policy(sync_interval=120.0, backoff_floor=2.0, max_offers=100, riding=Riding(65_536, 1_048_576)),
     )
 
 
@@ -271,6 +279,8 @@ def negotiations(segment: bytes) -> dict[str, bytes]:
     return {
         "request.json": request.encode(JSON),
         "request.msgpack": request.encode(MSGPACK),
+        "request-with-rider.json": with_rider(segment).encode(JSON),
+        "request-with-rider.msgpack": with_rider(segment).encode(MSGPACK),
         "reply.json": reply.encode(JSON),
         "reply.msgpack": reply.encode(MSGPACK),
         "reply-of-tomorrow.json": _of_tomorrow(reply),
@@ -334,7 +344,15 @@ def by_tus(segment: bytes) -> Iterator[Sent]:
     yield Sent("5-append-the-rest", _upload(tus, rest, url), segment[200:])
 
 
-SCENARIOS: dict[str, Callable[[bytes], Iterator[Sent]]] = {"delivery": delivery, "tus": by_tus}
+def riding(segment: bytes) -> Iterator[Sent]:
+    """A session that is small enough comes along with its offer, and that is all."""
+    body = with_rider(segment).encode(JSON)
+    yield Sent(
+        "1-offer", _head("POST", "/v1/negotiate", {"Content-Type": JSON, "Content-Length": str(len(body))}), body
+    )
+
+
+SCENARIOS: dict[str, Callable[[bytes], Iterator[Sent]]] = {"delivery": delivery, "riding": riding, "tus": by_tus}
 
 
 async def exchanged(scenario: str, segment: bytes, folder: Path) -> dict[str, bytes]:
@@ -382,6 +400,8 @@ def steady(answer: bytes, url: str) -> bytes:
     head, separator, body = answer.partition(b"\r\n\r\n")
     head = re.sub(rb"\r\n(Date|Server): [^\r]*", b"", head)
     head = re.sub(rb"Mailboat-Version: [^\r]*", b"Mailboat-Version: 0.1.0", head)
+    # What rides along has an upload whose name is of the server's own making.
+    body = re.sub(rb"/v1/uploads/[0-9a-f-]{36}", f"/v1/uploads/{UPLOADS[0]}".encode(), body)
     return head.replace(url.encode(), b"http://collect.example.com") + separator + body
 
 

@@ -1,0 +1,104 @@
+"""Connections as this server takes them: aiohttp's own, with an eye on the last bytes that came.
+
+That eye is for trailers (RFC 9112, 7.1.2): fields after a chunked body, which aiohttp reads and does not hand out. When
+a body has ended, what came last on its connection is the end of its message, so they are read from there.
+
+They need care for another reason. aiohttp's parser (3.14, the compiled one) hands the last field of a trailer to the
+*next* request on the same connection, as if it had come with its head: a way to put fields into requests of others,
+where a proxy shares connections between them. So a connection that brought a chunked body is not used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Final
+
+from aiohttp import web
+
+MAX_TRAILERS: Final = 4096
+"""Bytes kept of what came last: a checksum takes a hundred."""
+
+_LAST_CHUNK: Final = re.compile(rb"0+[ \t]*(?:;.*)?")
+_END: Final = b"\r\n\r\n"
+
+
+class Connection(asyncio.Protocol):
+    """Stands between the transport and aiohttp's protocol, and hands everything on."""
+
+    __slots__ = ("_inner", "_last")
+
+    def __init__(self, inner: asyncio.Protocol) -> None:
+        self._inner = inner
+        self._last = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        last = data if len(data) >= MAX_TRAILERS else self._last + data
+        self._last = last[-MAX_TRAILERS:]
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """See `asyncio.Protocol`."""
+        return self._inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._inner.resume_writing()
+
+    @property
+    def trailers(self) -> dict[str, str] | None:
+        """The trailers of the chunked body that has just ended, by names in lower case; None when they cannot be told:
+        more bytes have come since, or they are too long.
+        """
+        return trailers_at_end_of(self._last)
+
+
+def trailers_at_end_of(message: bytes) -> dict[str, str] | None:
+    """The trailers of a chunked message of which these are the last bytes; None when it does not end so."""
+    if not message.endswith(_END):
+        return None
+    fields: dict[str, str] = {}
+    for line in reversed(message[: -len(_END)].split(b"\r\n")):
+        if _LAST_CHUNK.fullmatch(line):
+            return fields
+        name, colon, value = line.partition(b":")
+        if not colon:
+            return None
+        fields.setdefault(name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t"))
+    return None
+
+
+async def listen(runner: web.AppRunner, host: str, port: int) -> asyncio.Server:
+    """Take connections for `runner`, which is set up. Raises `OSError` when the address cannot be used."""
+    handlers = runner.server
+    if handlers is None:
+        raise RuntimeError("the runner is not set up")
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(lambda: Connection(handlers()), host, port)
+
+
+def trailers(request: web.Request) -> dict[str, str]:
+    """The trailers that came after the body of `request`, which has been read to its end, by names in lower case."""
+    transport = request.transport
+    connection = None if transport is None else transport.get_protocol()
+    return (connection.trailers or {}) if isinstance(connection, Connection) else {}
+
+
+async def no_reuse_after_chunks(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Close a connection that brought a chunked body: see above."""
+    if "Transfer-Encoding" in request.headers:
+        response.force_close()
+        response.headers["Connection"] = "close"  # aiohttp has decided about this field by now
