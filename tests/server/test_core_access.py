@@ -195,7 +195,10 @@ async def test_who_sends_no_whole_head_is_not_waited_for(config: ServerConfig, k
         try:
             assert (await client.ask("GET", "/v1/status")).status == 200
             async with asyncio.timeout(20):
-                assert await reader.read() == b""
+                try:
+                    assert await reader.read() == b""
+                except ConnectionResetError:
+                    assert sent  # the server has closed, and one more byte came after that
         finally:
             trickling.cancel()
             writer.close()
