@@ -51,6 +51,7 @@ class Entry:
     stalls: int = 0
     uploaded: bool = False
     asked: bool = False
+    unwanted: bool = False
     rode: bool = False
     wanted: bool = False
     left: int = 0
@@ -95,5 +96,6 @@ class Entry:
 
     def grew_to(self, summary: Summary) -> None:
         """The session has more now than it had."""
-        self.summary, self.phase, self.uploaded, self.rode = summary, Phase.OFFER, False, False
+        self.summary, self.phase = summary, Phase.OFFER
+        self.uploaded = self.rode = self.unwanted = False
         self.stalls = self.refusals = 0

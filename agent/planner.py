@@ -347,7 +347,8 @@ class Planner:
         elif decision.verdict is Verdict.SEND:
             return self._wanted(entry, decision, now)
         elif entry.running:
-            entry.reason = decision.reason  # nothing is given up of a session that still grows
+            # Nothing is given up of a session that still grows, but what is not wanted is not left to be sent either.
+            entry.reason, entry.unwanted = decision.reason, decision.verdict is not Verdict.HAVE
         elif decision.verdict is Verdict.HAVE:
             return self._confirmed(entry, decision, now)
         else:
@@ -464,10 +465,10 @@ class Planner:
     def _note(self, entry: Entry) -> None:
         """Keep the sums, after any change of what the server holds."""
         is_open = entry.phase is not Phase.ENDED
-        left = entry.lacking if is_open else 0
+        left = entry.lacking if is_open and not entry.unwanted else 0
         self.left += left - entry.left
         self.open += is_open - entry.open
         entry.left, entry.open = left, is_open
         held = entry.summary.size - left
-        if held > entry.best:
+        if held > entry.best and not entry.unwanted:
             entry.best, entry.stalls = held, 0

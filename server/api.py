@@ -21,7 +21,7 @@ from aiohttp import web
 from mailboat.protocol.errors import Code, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.summary import Status
-from mailboat.server import answers, lateness, reconciling, reports, triage
+from mailboat.server import answers, lateness, reconciling, reports, triage, wanting
 from mailboat.server.catalog import Role, SegmentRow, SessionQuery, SessionRow, SessionState, Standing, TriageRow
 from mailboat.server.context import CATALOG, CLOCK, WORKERS, ProblemError
 from mailboat.server.ingest import PLAYBACK, REPORTS
@@ -82,6 +82,15 @@ async def show_session(asked: Asked) -> web.StreamResponse:
     session_id = row.summary.session_id
     answer = await _ask(asked, functools.partial(reports.gaps, row.product, session_id))
     return answered({**session_json(row), "segments": [asdict(each) for each in row.segments], **answer})
+
+
+async def want_session(asked: Asked) -> web.StreamResponse:
+    """Want the details of a session that was declined: the agent that still has it is asked for it from now on."""
+    row = await _session(asked)
+    session_id = row.summary.session_id
+    if not await wanting.want(asked.app[CATALOG], row.product, session_id):
+        raise refused("id", f"{wanting.MOST} sessions of {row.product!r:.80} are wanted already; wait for some of them")
+    return answered({"product": row.product, "session": session_id})
 
 
 async def list_records(asked: Asked) -> web.StreamResponse:
@@ -256,6 +265,15 @@ _OPERATIONS: Final = (
         ),
     ),
     Operation("GET", "/api/v1/sessions/{id}", show_session, answers.SESSION, (PRODUCT,), refusals=(404,)),
+    Operation(
+        "PUT",
+        "/api/v1/sessions/{id}/wanted",
+        want_session,
+        answers.WANTED_SESSION,
+        (PRODUCT,),
+        role=Role.ADMIN,
+        refusals=(404,),
+    ),
     Operation(
         "GET",
         "/api/v1/sessions/{id}/records",

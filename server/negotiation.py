@@ -18,7 +18,7 @@ from aiohttp import web
 
 from mailboat.protocol import wire
 from mailboat.protocol.errors import Code, ConfigError, WireError
-from mailboat.protocol.limits import KIB, MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE
+from mailboat.protocol.limits import KIB, MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE, MAX_OFFERS
 from mailboat.protocol.negotiation import (
     Decision,
     Policy,
@@ -30,7 +30,7 @@ from mailboat.protocol.negotiation import (
     Verdict,
 )
 from mailboat.protocol.summary import Summary
-from mailboat.server import riding
+from mailboat.server import riding, wanting
 from mailboat.server.bodies import read_whole
 from mailboat.server.catalog import (
     Catalog,
@@ -92,6 +92,8 @@ class _Rulings:
     registrations: tuple[Registration, ...]
     ledger: LedgerRow | None
     policy: Policy
+    wanted: tuple[str, ...] = ()
+    """Sessions that are wanted after all."""
 
 
 def add_routes(app: web.Application) -> None:
@@ -113,7 +115,8 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
     now = app[CLOCK]()
     used = await _used(app[CATALOG], asked, plans, now)
     room = await run_in_worker(app, app[BLOBS].free) >= app[CONFIG].min_free_bytes
-    ruled = await run_in_worker(app, _rule_all, asked, plans, used, now, room, app[UNSEALING])
+    wishes = {product: await wanting.wanted(app[CATALOG], product) for product in plans}
+    ruled = await run_in_worker(app, _rule_all, asked, plans, used, wishes, now, room, app[UNSEALING])
     registrations = ruled.registrations  # none, and hence no commit, when the key reaches no product that was named
     if asked.riders:
         registrations = await _board(app, asked.riders, registrations)
@@ -123,6 +126,10 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
     accepts = _ZSTD in request.headers.get("Accept-Encoding", "")
     decisions, content = await run_in_worker(app, _answer, ruled, held, media_type, accepts)
     _count(app[COUNTERS], decisions)
+    for product, wished in wishes.items():
+        settled = {each.session_id for each in decisions if each.verdict in (Verdict.HAVE, Verdict.REJECT)}
+        if settled & set(wished):
+            await wanting.settle(app[CATALOG], product, settled)
     if held:
         notify_ingest(app)
     headers = {"Content-Encoding": _ZSTD} if accepts else {}
@@ -173,7 +180,7 @@ def _answer(
 ) -> tuple[tuple[Decision, ...], bytes]:
     known = iter(held)
     decisions = tuple(_decide(each, next(known) if each.product is not None else ()) for each in ruled.offers)
-    content = Reply(decisions, policy=ruled.policy).encode(media_type)
+    content = Reply(decisions, ruled.wanted, ruled.policy).encode(media_type)
     return decisions, wire.compress(content) if compressed else content
 
 
@@ -225,6 +232,7 @@ def _rule_all(
     asked: Request,
     plans: Mapping[str, Plan],
     used: Mapping[str, Usage],
+    wishes: Mapping[str, tuple[str, ...]],
     now: float,
     room: bool,  # noqa: FBT001 - called through an executor
     unsealing: Unsealing,
@@ -237,7 +245,8 @@ def _rule_all(
     for offer in asked.offers:
         product = offer.info.product
         plan, usage = plans.get(product), used.get(product, Usage())
-        account = Account(usage.records + taken_here[product], offer.session_id in usage.taken)
+        asked_for = offer.session_id in wishes.get(product, ())
+        account = Account(usage.records + taken_here[product], offer.session_id in usage.taken, asked_for)
         ruling = rule(offer, plan, asked.agent, sent, account)
         if ruling.state is SessionState.WANTED and not account.taken:
             taken_here[product] += offer.records
@@ -259,8 +268,13 @@ def _rule_all(
             )
     asking = {(each.product, each.offer.info.version) for each in offers if each.product is not None}
     advised = advice((plans[product], version) for product, version in asking)
+    offered = {offer.session_id for offer in asked.offers}
     return _Rulings(
-        tuple(offers), tuple(registrations), _ledger(asked, offers, now), replace(advised, riding=riding.TERMS)
+        tuple(offers),
+        tuple(registrations),
+        _ledger(asked, offers, now),
+        replace(advised, riding=riding.TERMS),
+        tuple(each for wished in wishes.values() for each in wished if each not in offered)[:MAX_OFFERS],
     )
 
 

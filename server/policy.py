@@ -121,11 +121,13 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Account:
     """How a product stands when a session is offered: `used` records of this month's `Plan.records_per_month`, and
-    whether this session was `taken` before. What was taken once is taken to its end.
+    whether this session was `taken` before. What was taken once is taken to its end. One that was `asked` for is
+    wanted, whatever the plan says of details.
     """
 
     used: int = 0
     taken: bool = False
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ def rule(offer: Summary, plan: Plan | None, agent: str, now: float, account: Acc
     if days > plan.oldest_days:
         explanation = f"the session ended {days:.1f} days ago, at most {plan.oldest_days:g} are taken"
         return _rejected(Reason.TOO_OLD, explanation)
-    if not wanted(offer, plan):
+    if not account.asked and not wanted(offer, plan):
         return DECLINED
     return _within(offer, plan, account)
 

@@ -67,6 +67,7 @@ class FaultProxy:
         self._reserved = _bound(0)
         self._server: asyncio.Server | None = None
         self._transports: set[asyncio.StreamWriter] = set()
+        self._to_server: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
 
     @property
@@ -126,7 +127,7 @@ class FaultProxy:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection(*self.target)
-        self._transports.add(server_writer)
+        self._to_server.add(server_writer)
         for each in (writer, server_writer):
             each.transport.set_write_buffer_limits(high=0)
         back = asyncio.create_task(self._downwards(server_reader, writer))
@@ -136,8 +137,8 @@ class FaultProxy:
         finally:
             back.cancel()
             await asyncio.gather(back, return_exceptions=True)
-            self._transports.discard(server_writer)
-            _reset(server_writer)
+            self._to_server.discard(server_writer)
+            self._end_at_server(server_writer)
 
     async def _upwards(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         meter = Meter(self.bodies)
@@ -182,6 +183,12 @@ class FaultProxy:
     def _abort_all(self) -> None:
         for writer in list(self._transports):
             _reset(writer)
+        for writer in list(self._to_server):
+            self._end_at_server(writer)
+
+    def _end_at_server(self, writer: asyncio.StreamWriter) -> None:
+        """End the server's side of a connection that was cut."""
+        _reset(writer)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

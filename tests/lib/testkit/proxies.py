@@ -42,6 +42,32 @@ class CountingProxy(FaultProxy):
             await self._moved.wait_for(lambda: self.segment_bytes >= count)
 
 
+class LostLineProxy(CountingProxy):
+    """A line that is lost as lines are: what has come as far as the server's machine, the server still reads.
+
+    (The resets of `FaultProxy` make the server's kernel throw away what the server has not read yet. That is harsher,
+    and tells nothing of what an agent sends twice when the server is slow for lack of a processor.) While `silent` is
+    not set, connections stay and nothing passes: half open.
+    """
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        super().__init__(target)
+        self.silent = asyncio.Event()
+        self.silent.set()
+
+    async def _hold(self, count: int) -> None:
+        await self.silent.wait()
+        await super()._hold(count)
+
+    async def close(self) -> None:
+        """As `FaultProxy.close`; nothing is left hanging in the silence."""
+        self.silent.set()
+        await super().close()
+
+    def _end_at_server(self, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+
 def _unacknowledged(writer: asyncio.StreamWriter) -> int:
     """Bytes that the other side's kernel has not confirmed; none once the connection is over."""
     if writer.transport.is_closing():

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mailboat.agent.entries import Entry, Fate, Phase
+from mailboat.agent.link_policy import Priority
 from mailboat.agent.planner import (
     AFTER_REFUSAL,
     AGAIN,
@@ -125,6 +126,53 @@ def test_no_word_is_final_for_a_running_session(name: str) -> None:
     planner = knowing(running)
     assert answered(planner, replace(ENDS[name][0], session_id=running.session_id)) == []
     assert planner.next(0.0) == Idle()
+
+
+def test_of_a_running_session_that_is_declined_nothing_is_left_to_send_until_it_grows() -> None:
+    running = session(status=Status.RUNNING)
+    planner = knowing(running)
+    answered(planner, Decision(running.session_id, Verdict.DECLINE))
+    assert (planner.left, planner.open) == (0, 1)
+    planner.refresh([replace(running, segments=(replace(running.segments[0], size=150),))])
+    assert planner.left == 150
+
+
+# -- what is held back -------------------------------------------------------------------------------------------------
+
+
+def test_what_the_policy_forbids_is_neither_offered_nor_sent() -> None:
+    ordinary, urgent = session(1), session(2, errors=1)
+    planner = knowing(ordinary, urgent)
+    planner.permits = lambda priority: priority is Priority.URGENT
+    assert offered(planner).offers == (urgent,)
+    planner.negotiated(Negotiate((urgent,)), Reply((wanted(urgent),)), 0.0)
+    planner.permits = lambda _: False
+    assert planner.next(0.0) == Idle()
+    assert planner.held == 2
+    planner.permits = lambda _: True
+    planner.refresh([ordinary, urgent])
+    assert offered(planner).offers == (urgent, ordinary)
+
+
+def test_a_request_that_is_too_large_to_be_sent_is_halved_until_one_is_left() -> None:
+    planner = knowing(*(session(number) for number in range(4)))
+    sizes = []
+    for _ in range(4):
+        task = offered(planner)
+        sizes.append(len(task.offers))
+        if not planner.offer_fewer(task):
+            break
+    assert sizes == [4, 2, 1]
+
+
+def test_a_session_that_is_dropped_is_met_anew() -> None:
+    planner = knowing(ONE)
+    answered(planner, Decision(ONE.session_id, Verdict.DECLINE))
+    planner.drop(ONE.session_id)
+    planner.drop(ONE.session_id)
+    assert planner.next(10.0**6) == Idle()
+    planner.refresh([ONE])
+    assert offered(planner).offers == (ONE,)
 
 
 NO_END: dict[str, tuple[Decision, float]] = {
