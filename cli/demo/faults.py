@@ -111,6 +111,9 @@ class FaultProxy:
     # -- one connection ------------------------------------------------------------------------------------------
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # it was taken in the moment in which the network was closed
+            _reset(writer)
+            return
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
         self._connections.add(task)

@@ -74,15 +74,15 @@ def watched(agent: Agent) -> list[str]:
     assert http is not None
     real, acknowledged = http.request, dict[str, int]()
 
-    async def request(method: str, url: str, headers: dict[str, str], *rest: Any) -> Answer:  # noqa: ANN401 - as it is
+    async def request(method: str, url: str, headers: dict[str, str], *rest: Any, **named: Any) -> Answer:  # noqa: ANN401 - as it is
         if method == "PATCH" and int(headers["Upload-Offset"]) < acknowledged.get(url, 0):
             wrong.append(f"{url}: {headers['Upload-Offset']} is sent again, {acknowledged[url]} was acknowledged")
-        answer = await real(method, url, headers, *rest)
+        answer = await real(method, url, headers, *rest, **named)
         if "upload-offset" in answer.headers:
             acknowledged[url] = int(answer.headers["upload-offset"])
         return answer
 
-    http.request = request  # type: ignore[method-assign, assignment]
+    http.request = request  # type: ignore[method-assign]
     return wrong
 
 

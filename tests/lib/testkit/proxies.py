@@ -52,6 +52,7 @@ class LostLineProxy(CountingProxy):
 
     def __init__(self, target: tuple[str, int]) -> None:
         super().__init__(target)
+        self._lost: list[asyncio.StreamWriter] = []
         self.silent = asyncio.Event()
         self.silent.set()
 
@@ -64,7 +65,13 @@ class LostLineProxy(CountingProxy):
         self.silent.set()
         await super().close()
 
+    async def __aexit__(self, *about: object) -> None:
+        await super().__aexit__(*about)
+        for writer in self._lost:
+            writer.transport.abort()
+
     def _end_at_server(self, writer: asyncio.StreamWriter) -> None:
+        self._lost.append(writer)
         writer.close()
 
 
