@@ -1,0 +1,263 @@
+"""When the agent delivers by itself (delivery.md, 1; rows L4, L8 and T3), in virtual time: real synchronizer, real
+store, simulated network; nobody sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailboat.agent.clocks import Clocks
+from mailboat.agent.config import AgentConfig
+from mailboat.agent.eligibility import AGE_TRIGGER, LOOK_INTERVAL, RECORDS_TRIGGER, Eligibility
+from mailboat.agent.http import Answer
+from mailboat.agent.link_policy import LinkState, quiet_hours, urgent_when_metered
+from mailboat.protocol.limits import MAX_RETRY_AFTER
+from testkit import virtual
+from testkit.simserver import SimServer
+from testkit.virtual import VirtualLoop
+from testkit.world import PRODUCT, SimAgent
+
+QUIET = AgentConfig(server="http://server.example", product=PRODUCT, sync_interval=60.0, startup_delay=5.0)
+
+
+class Steady:
+    """In place of chance: nothing goes wrong by itself, and every pause is as long as it may be."""
+
+    def random(self) -> float:
+        return 0.999
+
+    def choice(self, options: list[float]) -> float:
+        return options[0]
+
+    def uniform(self, low: float, _high: float) -> float:
+        return low
+
+    def randbytes(self, count: int) -> bytes:
+        self.count = getattr(self, "count", 0) + 1
+        return self.count.to_bytes(8, "big") * (count // 8 + 1) if count < 8 else self.count.to_bytes(count, "big")
+
+    def getrandbits(self, _bits: int) -> int:
+        return int.from_bytes(self.randbytes(6), "big")
+
+
+def story(folder: Path, tell: Callable[[SimAgent], Coroutine[Any, Any, None]], **changes: object) -> None:
+    """Tell a story of one agent, which has just been started."""
+
+    async def main(loop: VirtualLoop) -> None:
+        draw: Any = Steady()
+        server = SimServer(draw, lambda: 0.0, PRODUCT, unreasonable=False)
+        config = replace(QUIET, **changes)  # type: ignore[arg-type]
+        agent = SimAgent("app", folder, loop, draw, server, config)
+        agent.running.cancel()
+        agent.running = asyncio.create_task(agent.sync.run(config.startup_delay))
+        await tell(agent)
+        await agent.kill()
+        assert agent.sync.trouble == ""
+
+    virtual.run(main)
+
+
+async def until(agent: SimAgent, condition: Callable[[], bool], most: float) -> float:
+    """When a condition came to hold, to a thousandth of the `most` seconds of virtual time that it may take."""
+    end = agent.loop.now + most
+    while not condition():
+        assert agent.loop.now < end, "it did not come to hold"
+        await asyncio.sleep(most / 1000.0)
+    return agent.loop.now
+
+
+def asked(agent: SimAgent, times: int = 1) -> Callable[[], bool]:
+    return lambda: agent.seen.requests >= times
+
+
+def test_after_the_start_but_not_at_once(tmp_path: Path) -> None:
+    """Row L4 and T3: first act `startup_delay` after the start."""
+
+    async def tell(agent: SimAgent) -> None:
+        began = agent.loop.now
+        agent.record()
+        agent.sync._wanted.clear()  # it was there before, nobody told
+        at = await until(agent, asked(agent), 60.0)
+        assert at - began == pytest.approx(5.0, abs=0.1)
+
+    story(tmp_path, tell)
+
+
+def test_each_interval_while_something_waits(tmp_path: Path) -> None:
+    async def tell(agent: SimAgent) -> None:
+        agent.record()
+        await until(agent, lambda: agent.idle, 60.0)
+        began = agent.loop.now
+        agent.record()
+        agent.sync._wanted.clear()  # another process has left it there
+        at = await until(agent, lambda: agent.idle, 120.0)
+        assert at - began <= 61.0
+
+    story(tmp_path, tell)
+
+
+def test_when_the_connection_returns(tmp_path: Path) -> None:
+    """A pause of minutes ends with `resume`, or with word of another link; not with new records."""
+
+    async def tell(agent: SimAgent) -> None:
+        agent.line.up = False
+        agent.record()
+        await until(agent, lambda: (agent.sync.link.until or 0) > agent.loop.now + 200.0, 3600.0)
+        agent.line.up = True
+        before = agent.seen.requests
+        agent.record()
+        await asyncio.sleep(10.0)
+        assert agent.seen.requests == before
+        back = agent.loop.now
+        agent.sync.resume()
+        await until(agent, lambda: agent.idle, 5.0)
+        assert agent.loop.now - back < 1.0
+
+    story(tmp_path, tell)
+
+
+def test_each_further_failure_makes_the_pause_longer_and_costs_little(tmp_path: Path) -> None:
+    """Row L4: an hour without a server is a dozen probes, not a hot loop."""
+
+    async def tell(agent: SimAgent) -> None:
+        agent.line.portal = True
+        for _ in range(20):
+            agent.record()
+        await asyncio.sleep(3600.0)
+        assert 10 <= agent.seen.requests <= 25
+        assert sum(count for _, count in agent.seen.pieces) == 0
+
+    story(tmp_path, tell)
+
+
+def test_a_paused_agent_does_nothing_at_all(tmp_path: Path) -> None:
+    async def tell(agent: SimAgent) -> None:
+        agent.pause()
+        for _ in range(5):
+            agent.record()
+            await asyncio.sleep(3600.0)
+        assert agent.seen.requests == 0
+        agent.resume()
+        await until(agent, lambda: agent.idle, 60.0)
+
+    story(tmp_path, tell)
+
+
+@pytest.mark.parametrize(("said", "floor"), [("0", 0.0), ("-1", 0.0), ("soon", 0.0), ("90", 90.0)])
+def test_a_retry_after_is_a_floor_whatever_it_says(tmp_path: Path, said: str, floor: float) -> None:
+    async def tell(agent: SimAgent) -> None:
+        await refused_with(agent, said)
+        await until(agent, asked(agent, 2), 200.0)
+        first, second = agent.seen.bodies[0][0], agent.seen.bodies[1][0]
+        assert floor + 0.9 <= second - first <= floor + 1.2, "the floor, and the first pause on top"
+
+    story(tmp_path, tell)
+
+
+@pytest.mark.parametrize("said", ["1000000000", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_no_server_silences_an_agent_for_more_than_a_day(tmp_path: Path, said: str) -> None:
+    async def tell(agent: SimAgent) -> None:
+        await refused_with(agent, said)
+        agent.record()
+        await until(agent, lambda: agent.idle, MAX_RETRY_AFTER + 301.0)
+
+    story(tmp_path, tell)
+
+
+async def refused_with(agent: SimAgent, said: str) -> None:
+    """The server answers once that it is not available, with this Retry-After."""
+    real = agent.server.failure
+    answers = iter([503])
+
+    def failure() -> Any:  # noqa: ANN401 - an answer, or none
+        status = next(answers, None)
+        if status is None:
+            return real()
+        return Answer(status, {"retry-after": said}, b"")
+
+    agent.server.failure = failure  # type: ignore[method-assign]
+    agent.record()
+    await until(agent, asked(agent), 60.0)
+    await asyncio.sleep(0.1)
+
+
+def test_the_policy_is_asked_for_each_link_and_hour(tmp_path: Path) -> None:
+    async def tell(agent: SimAgent) -> None:
+        agent.sync.set_way(LinkState(metered=True, name="lte"))
+        while not any(made.errors for made in agent.made) or all(made.errors for made in agent.made):
+            agent.record()
+            agent.draw.random = lambda: 0.1  # type: ignore[method-assign]
+        await asyncio.sleep(600.0)
+        waiting = set(agent.files.names(agent.folder / "waiting"))
+        assert waiting == {made.session_id for made in agent.made if not made.errors}
+        assert "held back by the policy" in agent.sync.why
+        agent.sync.set_way(LinkState(name="wifi"))
+        await until(agent, lambda: agent.idle, 5.0)
+        assert agent.sync.why == ""
+
+    story(tmp_path, tell, policy=urgent_when_metered)
+
+
+def test_quiet_hours_end_by_themselves(tmp_path: Path) -> None:
+    async def tell(agent: SimAgent) -> None:
+        agent.record()
+        hour = agent.clocks.local() % 86_400 / 3600
+        assert 14 < hour < 15
+        at = await until(agent, lambda: agent.idle, 5 * 3600.0)
+        assert 18.0 <= agent.clocks.local() % 86_400 / 3600 <= 18.1, at
+
+    story(tmp_path, tell, policy=quiet_hours(8, 18))
+
+
+def test_the_end_is_not_lost_that_comes_in_the_moment_of_a_wake(tmp_path: Path) -> None:
+    """Up to Python 3.11, `wait_for` swallows a cancellation that comes when what it waits for is there."""
+
+    async def tell(agent: SimAgent) -> None:
+        await asyncio.sleep(30.0)
+        for _ in range(20):
+            agent.sync.wake()
+            agent.running.cancel()
+            await asyncio.wait([agent.running])
+            assert agent.running.cancelled()
+            agent.running = asyncio.create_task(agent.sync.run(0.0))
+            await asyncio.sleep(10.0)
+
+    story(tmp_path, tell)
+
+
+def eligible(recorded: Callable[[], int], seconds: float) -> list[float]:
+    """When, within so many seconds, a running session is offered that has so many records."""
+    woken: list[float] = []
+
+    async def main(loop: VirtualLoop) -> None:
+        clocks, began = Clocks(monotonic=lambda: int(loop.now * 1e9)), loop.now
+        watching = asyncio.create_task(
+            Eligibility(clocks, recorded, lambda: woken.append(loop.now - began), 300.0).watch()
+        )
+        await asyncio.sleep(seconds)
+        watching.cancel()
+
+    virtual.run(main)
+    return woken
+
+
+def test_every_20000_records_or_values() -> None:
+    """Row T3."""
+    counts = iter(range(0, 10**9, RECORDS_TRIGGER // 10))
+    woken = eligible(lambda: next(counts), 35 * LOOK_INTERVAL)
+    assert RECORDS_TRIGGER == 20_000
+    assert len(woken) == 3
+
+
+def test_every_24_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row T3."""
+    monkeypatch.setattr("mailboat.agent.eligibility.LOOK_INTERVAL", 60.0)
+    woken = eligible(lambda: 1, 2.5 * AGE_TRIGGER)
+    assert AGE_TRIGGER == 24 * 3600.0
+    assert woken == [pytest.approx(AGE_TRIGGER, abs=120.0), pytest.approx(2 * AGE_TRIGGER, abs=240.0)]
