@@ -137,6 +137,7 @@ class Rounds:
     again: bool = False
     backlog: Backlog = field(init=False)
     _uploader: Uploader = field(init=False)
+    _spent: Held | None = None
     _folders: dict[str, Path] = field(default_factory=dict)
     _sent: Counter[str] = field(default_factory=Counter)
     _landed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -155,6 +156,7 @@ class Rounds:
         Raises `LinkDown`, `BudgetSpent`, and `OSError` when the store cannot be used.
         """
         window.begin()
+        self._spent = None
         was_sender = bool(self.sources.stores.served)
         sender = await self._on_disk(self.sources.stores.become_sender, self.clocks.new_id)
         if not was_sender:
@@ -174,6 +176,8 @@ class Rounds:
             if task is not None and task.cancelling() > cancelled:
                 raise asyncio.CancelledError from None  # a failure at the same moment would swallow the cancellation
             raise _first(failures) from None
+        if self._spent is not None:
+            raise BudgetSpent(self._spent)
         return due
 
     async def settled(self) -> None:
@@ -238,6 +242,8 @@ class Rounds:
 
         while True:
             self._landed.clear()
+            if self._spent is not None:
+                return None  # what is under way has been granted its bytes, and goes on to its end
             if under_way >= self.concurrency:
                 await self._landed.wait()
                 continue
@@ -279,7 +285,7 @@ class Rounds:
                 ended = self._refused(task, status, f"the server refuses the offer: {status} {detail}".rstrip())
             case Held():
                 if not self.planner.offer_fewer(task):
-                    raise BudgetSpent(outcome)
+                    self._spent = outcome
                 return
             case down:
                 raise LinkDown(down)
@@ -332,7 +338,8 @@ class Rounds:
             case Broken(after, reason):
                 raise LinkDown(Retry(after, reason))
             case Held():
-                raise BudgetSpent(outcome)
+                self._spent = outcome
+                return
             case Unauthorised() | NotOurs():
                 raise LinkDown(outcome)
             case Retry() | Exhausted():

@@ -74,6 +74,8 @@ class SimAgent:
 
     def __post_init__(self) -> None:
         self.files, self.disk = Unsynced(), Inline()
+        # A budget that stories of an hour run into: smaller than anybody may configure.
+        self.budget = None if self.config.daily_bytes is None else self.draw.choice([8_000, 25_000])
         self.line = Line(
             self.draw, latency=self.draw.choice([0.01, 0.1, 1.0]), bandwidth=10 ** self.draw.uniform(3.5, 6)
         )
@@ -96,8 +98,8 @@ class SimAgent:
         self.http = SimHttp(self.server, self.line, self.seen)
         self.stores = Stores(Store(self.files, self.root, PRODUCT, self.name))
         file = None
-        if self.config.daily_bytes is not None:
-            file = BudgetFile(self.files, self.folder, self.config.daily_bytes)
+        if self.budget is not None:
+            file = BudgetFile(self.files, self.folder, self.budget)
         traffic = Traffic(self.clocks, self.config.max_upload_rate, file, self.disk)
         sources = Sources(self.stores, _nobody, self.disk)
         self.sync = Synchronizer(
@@ -206,7 +208,7 @@ class SimAgent:
     def _limits(self) -> list[str]:
         wrong = [f"sent while paused: {each}" for each in self.seen.forbidden]
         wrong += [f"trouble: {self.sync.trouble}"] if self.sync.trouble else []
-        rate, budget = self.config.max_upload_rate, self.config.daily_bytes
+        rate, budget = self.config.max_upload_rate, self.budget
         largest = max((count for _, count in self.seen.pieces), default=0)
         if rate is not None:
             level, since = 0.0, 0.0
@@ -251,7 +253,7 @@ class World:
             sync_interval=draw.choice([60.0, 300.0, 900.0]),
             upload_concurrency=draw.choice([1, 2, 5]),
             max_upload_rate=draw.choice([None, None, 2048, 50_000]),
-            daily_bytes=draw.choice([None, None, None, 300_000]),
+            daily_bytes=draw.choice([None, None, None, 100_000]),
             policy=draw.choice([None, None, urgent_when_metered]),
         )
         return SimAgent(name, self.root, self.loop, draw, self.server, config)
@@ -279,7 +281,7 @@ class World:
 
     def _days_needed(self, agent: SimAgent) -> int:
         size = sum(len(segment) for made in agent.made for segment in made.segments)
-        return 0 if agent.config.daily_bytes is None else 2 + 2 * size // agent.config.daily_bytes
+        return 0 if agent.budget is None else 3 + 2 * size // agent.budget
 
     def _record(self, agent: SimAgent) -> None:
         made = agent.record()
