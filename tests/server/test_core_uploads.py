@@ -128,6 +128,20 @@ async def test_a_segment_cut_every_64_kib_is_sent_once(server: RunningServer, cl
     assert sent == len(data)
 
 
+async def test_a_body_cut_at_every_kib_is_kept_up_to_there(server: RunningServer, client: Wire) -> None:
+    data = random.randbytes(40 * KIB)
+    for at in range(KIB, len(data), KIB):
+        made = await client.ask("POST", "/v1/uploads", Upload_Complete="?0", Upload_Length=str(len(data)))
+        path, before = made.headers["Location"], server.app[COUNTERS]["bytes_received"]
+        cut = await RawAppend.begin(client, path, len(data))
+        await cut.send(data[:at])
+        await cut.close()
+        await eventually(lambda: server.app[COUNTERS]["bytes_received"] == before + at)  # noqa: B023
+        assert (await client.ask("HEAD", path)).offset == at
+        assert (await client.append(path, data[at:], at, complete=True)).complete
+        assert stored(server, path) == data
+
+
 async def test_a_reset_connection_loses_nothing_that_was_announced(
     server: RunningServer, client: Wire, seed: int
 ) -> None:
