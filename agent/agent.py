@@ -432,7 +432,7 @@ class Agent:
         await upkeep.take_up()
         if self._sync is None:
             try:
-                self._backlog.seen(*await asyncio.get_running_loop().run_in_executor(self._disk, read, stores))
+                self._backlog.seen(await asyncio.get_running_loop().run_in_executor(self._disk, read, stores))
             except OSError as error:
                 upkeep.note(error)
 

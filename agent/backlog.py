@@ -24,10 +24,27 @@ class Running:
     lost: Mapping[str, int]
 
 
-def read(stores: Stores) -> tuple[Found, Sequence[LedgerFile]]:
+class Look:
+    """What there is in the stores, and what it adds up to. Adding up ten thousand sessions takes longer than an event
+    loop has time for, so a look is made where blocking is allowed.
+    """
+
+    def __init__(self, found: Found, ledgers: Sequence[LedgerFile]) -> None:
+        self.found, self.ledgers = found, ledgers
+        self.summaries = {each.summary.session_id: each.summary for each in found.waiting}
+        self.folders = {each.summary.session_id: each.path for each in found.waiting}
+        self.bytes = sum(summary.size for summary in self.summaries.values())
+        self.records = sum(summary.records for summary in self.summaries.values())
+        self.lost: Counter[str] = Counter()
+        for summary in self.summaries.values():
+            if summary.lost:
+                self.lost.update(summary.lost)
+
+
+def read(stores: Stores) -> Look:
     """Look into the stores; blocks. The ledgers are this process's own while it sends, else as the file says."""
     own = stores.own
-    return stores.look(), stores.ledgers or [LedgerFile(own.files, own.folder)]
+    return Look(stores.look(), stores.ledgers or [LedgerFile(own.files, own.folder)])
 
 
 class Backlog:
@@ -52,32 +69,22 @@ class Backlog:
         """Whether this session waits."""
         return session_id in self._waiting
 
-    def seen(self, found: Found, files: Sequence[LedgerFile]) -> None:
+    def seen(self, look: Look) -> None:
         """Take what `read` gave."""
-        self._files = files
-        self._gone -= {waiting.summary.session_id for waiting in found.waiting}
-        self._waiting.clear()
-        self._lost.clear()
-        self.bytes = self._records = 0
-        for waiting in found.waiting:
-            self._add(waiting.summary, 1)
+        self._files = look.ledgers
+        self._waiting, self._lost = dict(look.summaries), look.lost.copy()
+        self._gone -= self._waiting.keys() & self._gone
+        self.bytes, self._records = look.bytes, look.records
 
     def ended(self, session_ids: Iterable[str]) -> None:
         """These sessions have come to an end, and are in the ledger."""
         for session_id in session_ids:
             self._gone.add(session_id)
-            if session_id in self._waiting:
-                self._add(self._waiting[session_id], -1)
-
-    def _add(self, summary: Summary, sign: int) -> None:
-        if sign > 0:
-            self._waiting[summary.session_id] = summary
-        else:
-            del self._waiting[summary.session_id]
-        self.bytes += sign * summary.size
-        self._records += sign * summary.records
-        for reason, count in summary.lost.items():
-            self._lost[reason] += sign * count
+            summary = self._waiting.pop(session_id, None)
+            if summary is not None:
+                self.bytes -= summary.size
+                self._records -= summary.records
+                self._lost.subtract(summary.lost)
 
     @property
     def ledger(self) -> Ledger:

@@ -193,14 +193,15 @@ class Rounds:
     async def _look(self, window: Window, *, sender: bool) -> None:
         """See what there is to deliver."""
         live = await self.sources.live() if window.include_live else None
-        found, ledgers = await self._on_disk(lambda: read(self.sources.stores))
-        self.backlog.seen(found, ledgers)
+        look = await self._on_disk(lambda: read(self.sources.stores))
+        self.backlog.seen(look)
         if not sender:
             return
-        await self._set_aside([Ending(each, LOST, "unreadable", 0, why=why) for each, why in found.unreadable.items()])
+        await self._set_aside(
+            [Ending(each, LOST, "unreadable", 0, why=why) for each, why in look.found.unreadable.items()]
+        )
         await self._look_again_at_unentered()
-        folders = {waiting.summary.session_id: waiting.path for waiting in found.waiting}
-        summaries = [waiting.summary for waiting in found.waiting]
+        folders, summaries = look.folders, list(look.summaries.values())
         if live is not None and live.summary.session_id not in folders and self._wants(live.summary, window):
             summaries.append(live.summary)
             folders[live.summary.session_id] = live.folder

@@ -30,6 +30,14 @@ class Sense(Enum):
     """Time of the subject over time of the reference: low is good."""
     SPEED = "speed"
     """Speed of the subject over speed of the reference: high is good."""
+    EXTRA = "extra"
+    """What the subject takes beyond the reference: a difference in its unit, not a ratio; low is good."""
+
+    def compared(self, ours: float, theirs: float) -> float:
+        """`ours` beside `theirs`, both of them times."""
+        if self is Sense.EXTRA:
+            return ours - theirs
+        return ours / theirs if self is Sense.COST else theirs / ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,7 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a ratio is meant to be: at most `limit` for costs, at least `limit` for speeds. `cpu` says which one:
+    """What a ratio is meant to be: at least `limit` for speeds, at most `limit` otherwise. `cpu` says which one:
     that of processor times, where nothing is ever waited for and wall time only tells what else the machine does, or
     that of wall times.
     """
@@ -79,10 +87,12 @@ class Budget:
 
     def met(self, ratio: float) -> bool:
         """Whether `ratio` is within the budget."""
-        return ratio <= self.limit if self.sense is Sense.COST else ratio >= self.limit
+        return ratio >= self.limit if self.sense is Sense.SPEED else ratio <= self.limit
 
-    def __str__(self) -> str:
-        return f"{'cpu ' if self.cpu else ''}{'≤' if self.sense is Sense.COST else '≥'} {self.limit:g} x"
+    def shown(self, unit: Unit) -> str:
+        """As a table has it."""
+        limit = f"+{self.limit * unit.factor:g} {unit.time}" if self.sense is Sense.EXTRA else f"{self.limit:g} x"
+        return f"{'cpu ' if self.cpu else ''}{'≥' if self.sense is Sense.SPEED else '≤'} {limit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +236,10 @@ async def compare(comparison: Comparison, repetitions: int, progress: Callable[[
 def _standing(name: str, runs: Sequence[Measured], reference: Sequence[Measured], comparison: Comparison) -> Standing:
     itself = name == comparison.reference.name
     pairs = list(zip(runs, reference, strict=True))
-    if comparison.sense is Sense.COST:
-        wall = [ours.wall / theirs.wall for ours, theirs in pairs]
-    else:
-        wall = [theirs.wall / ours.wall for ours, theirs in pairs]
-    cpu = [ours.cpu / theirs.cpu for ours, theirs in pairs if theirs.cpu > 0]
+    sense = comparison.sense
+    wall = [sense.compared(ours.wall, theirs.wall) for ours, theirs in pairs]
+    of_cpu = sense if sense is Sense.EXTRA else Sense.COST
+    cpu = [of_cpu.compared(ours.cpu, theirs.cpu) for ours, theirs in pairs if theirs.cpu > 0]
     return Standing(
         name,
         Spread(tuple(run.wall for run in runs)),

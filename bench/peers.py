@@ -1,12 +1,13 @@
 """Other ways of keeping a record, measured beside the agent where they are installed (``pip install '.[bench]'``).
 
 Each writes the same record to a file of its own, set up as its documentation has it for a program that must not lose
-what it logged: handed to the system when the call returns. OpenTelemetry has no such thing; its records wait in the
-process's memory for a thread, which drops them here.
+what it logged: handed to the system when the call returns. OpenTelemetry, PostHog and Glean have no such thing; their
+records wait in the process's memory for a thread, and nothing is sent here.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.metadata
 import json
@@ -18,6 +19,10 @@ from typing import Any
 
 Call = Callable[..., object]
 """``call(name, **attributes)``."""
+
+
+_NEVER = 2**31 - 1
+"""Events before Glean would send some."""
 
 
 class Missing(Exception):
@@ -85,13 +90,59 @@ def open_telemetry(_folder: Path) -> Iterator[Call]:
         provider.shutdown()
 
 
+@contextmanager
+def posthog(_folder: Path) -> Iterator[Call]:
+    """PostHog's client: a queue for a thread that would send; here there is no such thread."""
+    client = _import("posthog").Posthog("phc_bench", host="http://127.0.0.1:1", max_queue_size=0, thread=0)
+    try:
+        yield lambda name, **attributes: client.capture(name, distinct_id="bench", properties=attributes)
+    finally:
+        atexit.unregister(client._atexit)  # noqa: SLF001 - it would wait for what is never sent
+
+
+@contextmanager
+def glean(folder: Path) -> Iterator[Call]:
+    """Mozilla's Glean: one declared event, whose extras are texts; its own thread writes it. Uploads are dropped."""
+    sdk, metrics, native = _import("glean"), _import("glean.metrics.event"), _import("glean._uniffi")
+    uploading = _import("glean.net.base_uploader")
+    drop = type("Drop", (uploading.BaseUploader,), {"upload": lambda *_: native.UploadResult.HTTP_STATUS(200)})
+    extras = type("Extras", (metrics.EventExtras,), {"to_ffi_extra": lambda made: made.texts})
+    common = native.CommonMetricData(
+        category="import", name="csv", send_in_pings=["events"], lifetime=native.Lifetime.PING, disabled=False
+    )
+    event = metrics.EventMetricType(common, ["rows", "source", "ok", "size"])
+    configuration = sdk.Configuration(
+        ping_uploader=drop(), allow_multiprocessing=False, enable_internal_pings=False, max_events=_NEVER
+    )
+    sdk.Glean.initialize(
+        application_id="bench",
+        application_version="1",
+        upload_enabled=True,
+        data_dir=folder / "glean",
+        configuration=configuration,
+        log_level=logging.CRITICAL,
+    )
+
+    def call(_name: str, **attributes: Any) -> None:  # noqa: ANN401 - as the peer takes them
+        made = extras()
+        made.texts = {key: str(value) for key, value in attributes.items()}
+        event.record(made)
+
+    try:
+        yield call
+    finally:
+        sdk.Glean.shutdown()
+
+
 PEERS = {
     "logging.FileHandler": standard_logging,
     "structlog": structured,
     "OpenTelemetry logs": open_telemetry,
+    "PostHog": posthog,
+    "Glean": glean,
 }
 
-PACKAGES = ("structlog", "opentelemetry-sdk")
+PACKAGES = ("structlog", "opentelemetry-sdk", "posthog", "glean-sdk")
 """Distributions whose versions belong to the results."""
 
 

@@ -4,7 +4,7 @@
 
     {"format": 1, "bench": NAME, "about": text, "begun": ISO 8601, "machine": {...}, "versions": {...},
      "settings": {"repetitions": n, "size": bytes, "calls": n, "sessions": n},
-     "rows": [{"id": "P1", "about": text, "unit": "call" | "byte" | "session", "sense": "cost" | "speed",
+     "rows": [{"id": "P1", "about": text, "unit": name, "sense": "cost" | "speed" | "extra",
                "budget": {"limit": x, "of": "ratio" | "cpu_ratio", "met": bool} | null,
                "reference": name, "subject": name,
                "contenders": [{"name": name, "wall": spread, "cpu": spread, "parts": {name: spread},
@@ -13,8 +13,9 @@
 
     spread = {"median": x, "low": first quartile, "high": third quartile, "values": [x, ...]}
 
-*wall*, *cpu* and *parts* are seconds for one unit. *ratio* is taken pair by pair: time over the reference's time where
-the sense is cost, speed over its speed where it is speed; *cpu_ratio* is always processor time over the reference's.
+*wall*, *cpu* and *parts* are seconds for one unit (of memory: bytes). *ratio* is taken pair by pair: time over the
+reference's time where the sense is cost, speed over its speed where it is speed, and the difference where it is extra;
+*cpu_ratio* is always processor time over the reference's, or their difference.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.harness import Outcome, Spread, Standing, Unit
+from bench.harness import Comparison, Outcome, Sense, Spread, Standing
 
 HEADINGS = ("row", "what", "time", "speed", "processor", "of which", "ratio (quartiles)", "of processor", "budget")
 
@@ -72,19 +72,25 @@ def _lines(outcome: Outcome) -> list[tuple[str, ...]]:
     for standing in outcome.standings:
         verdict = ""
         if standing is outcome.subject and asked.budget is not None:
-            verdict = f"{asked.budget} {'met' if outcome.met else 'missed'}"
+            verdict = f"{asked.budget.shown(asked.unit)} {'met' if outcome.met else 'missed'}"
         first = asked.id if standing is outcome.standings[0] else ""
-        made.append((first, standing.name, *_figures(standing, asked.unit), verdict))
+        made.append((first, standing.name, *_figures(standing, asked), verdict))
     return made
 
 
-def _figures(standing: Standing, unit: Unit) -> tuple[str, ...]:
+def _figures(standing: Standing, asked: Comparison) -> tuple[str, ...]:
+    unit = asked.unit
     time = f"{standing.wall.median * unit.factor:.4g} {unit.time}"
     rate = f"{unit.rate_factor / standing.wall.median:.4g} {unit.rate}" if unit.rate else ""
-    processor = f"{standing.cpu.median * unit.factor:.3g} {unit.time}"
+    processor = f"{standing.cpu.median * unit.factor:.3g} {unit.time}" if standing.cpu.median else ""
     parts = ", ".join(f"{name} {spread.median * unit.factor:.2f}" for name, spread in standing.parts.items())
-    return time, rate, processor, parts, _ratio(standing.ratio), _ratio(standing.cpu_ratio)
+    return time, rate, processor, parts, _ratio(standing.ratio, asked), _ratio(standing.cpu_ratio, asked)
 
 
-def _ratio(spread: Spread | None) -> str:
+def _ratio(spread: Spread | None, asked: Comparison) -> str:
+    if asked.sense is Sense.EXTRA:
+        if spread is None:
+            return ""
+        median, low, high = (each * asked.unit.factor for each in (spread.median, *spread.quartiles))
+        return f"{median:+.2f} ({low:+.2f} to {high:+.2f})"
     return "1" if spread is None else "{:.2f} x ({:.2f} to {:.2f})".format(spread.median, *spread.quartiles)
