@@ -155,6 +155,55 @@ OVERVIEW: Final = made_of(
         ),
     }
 )
+VERSIONS: Final = made_of(
+    {
+        "versions": some(
+            made_of(
+                {
+                    "application": TEXT,
+                    "version": TEXT,
+                    **_OF_SESSIONS,
+                    "share": told(SHARE, "Of the application's sessions"),
+                    "crash_free": _CRASH_FREE,
+                }
+            )
+        ),
+        "days": told(
+            some(
+                made_of({"day": DAY, "application": TEXT, "version": TEXT, "sessions": COUNT, "installations": COUNT})
+            ),
+            "Of the versions used most, the latest day first",
+        ),
+    }
+)
+INSTALLATIONS: Final = made_of(
+    {
+        "installations": some(
+            made_of(
+                {
+                    "product": TEXT,
+                    "installation": TEXT,
+                    "sessions": COUNT,
+                    "records": COUNT,
+                    "crashed": COUNT,
+                    "first": TIME,
+                    "last": TIME,
+                    **dict.fromkeys(("application", "version", "os", "runtime", "locale"), TEXT),
+                }
+            )
+        ),
+        "next": NEXT,
+    }
+)
+WARNINGS: Final = made_of(
+    {
+        "gaps": some(made_of({"reason": TEXT, "count": COUNT, "sessions": COUNT, "records": COUNT})),
+        "failed": told(some(made_of({"reason": TEXT, "segments": COUNT})), "Segments that cannot be loaded"),
+        "clocks_corrected": told(COUNT, "Sessions of machines whose clocks are wrong"),
+        "worst_clock": maybe(SECONDS),
+        "rejected": told(COUNT, "Sessions"),
+    }
+)
 FEATURES: Final = made_of(
     {
         "features": some(

@@ -21,7 +21,7 @@ from aiohttp import web
 from mailboat.protocol.errors import Code, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.summary import Status
-from mailboat.server import answers, lateness, reconciling, reports, triage, wanting
+from mailboat.server import adoption, answers, lateness, reconciling, reports, triage, wanting
 from mailboat.server.catalog import Role, SegmentRow, SessionQuery, SessionRow, SessionState, Standing, TriageRow
 from mailboat.server.context import CATALOG, CLOCK, WORKERS, ProblemError
 from mailboat.server.ingest import PLAYBACK, REPORTS
@@ -165,6 +165,21 @@ async def list_features(asked: Asked) -> web.StreamResponse:
     return answered(await _ask(asked, functools.partial(reports.features, asked.scope(), asked.given.paging())))
 
 
+async def list_versions(asked: Asked) -> web.StreamResponse:
+    """Versions of applications, most used first, and by day how they are taken up."""
+    return answered(await _ask(asked, functools.partial(adoption.versions, asked.scope())))
+
+
+async def list_installations(asked: Asked) -> web.StreamResponse:
+    """Installations that their applications have named, the one heard of last first."""
+    return answered(await _ask(asked, functools.partial(adoption.installations, asked.scope(), asked.given.paging())))
+
+
+async def list_warnings(asked: Asked) -> web.StreamResponse:
+    """What came and could not be used as it came: gaps, segments that cannot be loaded, clocks that are wrong."""
+    return answered(await _ask(asked, functools.partial(adoption.warnings, asked.scope())))
+
+
 async def list_values(asked: Asked) -> web.StreamResponse:
     """Values by name and unit, and timings by name, with how they spread."""
     kind = asked.given.choice("kind", ValueKind, ValueKind.ALL)
@@ -290,6 +305,9 @@ _OPERATIONS: Final = (
         refusals=(404,),
     ),
     Operation("GET", "/api/v1/overview", show_overview, answers.OVERVIEW, SCOPE),
+    Operation("GET", "/api/v1/versions", list_versions, answers.VERSIONS, SCOPE),
+    Operation("GET", "/api/v1/installations", list_installations, answers.INSTALLATIONS, (*SCOPE, *PAGING)),
+    Operation("GET", "/api/v1/warnings", list_warnings, answers.WARNINGS, SCOPE),
     Operation("GET", "/api/v1/features", list_features, answers.FEATURES, (*SCOPE, *PAGING)),
     Operation(
         "GET",

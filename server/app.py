@@ -20,7 +20,7 @@ from aiohttp import web
 
 from mailboat.protocol import negotiation as said
 from mailboat.protocol.limits import MAX_NEGOTIATION_WIRE, MAX_OFFERS
-from mailboat.server import admin, api, expiry, ingest, negotiation, quarantine, retention, riding, uploads
+from mailboat.server import admin, api, expiry, exports, ingest, negotiation, quarantine, retention, riding, uploads
 from mailboat.server.allowance import TRANSFERS, Transfers
 from mailboat.server.blobs import Blobs, LocalBlobs
 from mailboat.server.catalog import Catalog
@@ -97,6 +97,7 @@ def create_app(
     negotiation.add_routes(app)
     uploads.add_routes(app)
     api.add_routes(app)
+    exports.add_routes(app)
     admin.add_routes(app)
     quarantine.add_routes(app)
     return app

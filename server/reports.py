@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import duckdb
@@ -111,6 +112,10 @@ class Question:
     def row(self, sql: str, values: Mapping[str, Any]) -> Answer:
         """The one row of an aggregate."""
         return self.rows(sql, values)[0]
+
+    def write_parquet(self, sql: str, values: Mapping[str, Any], path: Path) -> None:
+        """Have the engine write all rows into a new file."""
+        self._cursor.sql(sql, params=dict(values)).write_parquet(str(path), compression="zstd")
 
 
 def _plain(value: object) -> object:

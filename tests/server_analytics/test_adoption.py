@@ -1,0 +1,101 @@
+"""Versions, installations, warnings, and tables taken away as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from mailboat.protocol import Info
+from mailboat.protocol.segment import SealReason
+from mailboat.server.context import CONFIG
+from testkit.segments import START, Segment, feature, pack
+from testkit.serverkit import eventually, fresh_session_id, summary_of
+from testkit.sites import OTHER, SERVER_TIME, Site, session
+
+DAY = 86_400.0
+
+
+async def ran(site: Site, version: str, installation: str, *, ended: bool = True) -> None:
+    """A session of one record, that has `ended` in order or has crashed."""
+    info = Info(product="Acme Studio", application="importer", version=version, os=f"OS of {version}")
+    segment = Segment(fresh_session_id(), info=info)
+    segment.block([feature("start", at=1)])
+    reason = SealReason.STOPPED if ended else SealReason.CRASHED
+    await site.send(segment.seal(reason, {"id": installation, "properties": {}}))
+
+
+async def test_versions_are_told_with_their_share_and_how_they_end(site: Site) -> None:
+    for version, installation, ended in (
+        ("1.0", "a", True),
+        ("1.0", "b", False),
+        ("1.0", "a", True),
+        ("2.0", "a", True),
+    ):
+        await ran(site, version, installation, ended=ended)
+    await site.send(*session(OTHER), client=site.other_agent)
+    await site.settled()
+    said = await site.get("/api/v1/versions")
+    assert [
+        (row["version"], row["sessions"], row["installations"], row["crashed"], row["share"], row["crash_free"])
+        for row in said["versions"]
+    ] == [("1.0", 3, 2, 1, 0.75, pytest.approx(2 / 3)), ("2.0", 1, 1, 0, 0.25, 1.0)]
+    assert [(row["version"], row["sessions"], row["installations"]) for row in said["days"]] == [
+        ("1.0", 3, 2),
+        ("2.0", 1, 1),
+    ]
+    assert (await site.get("/api/v1/versions", to=START - DAY))["versions"] == []
+
+
+async def test_installations_are_told_as_they_were_last(site: Site) -> None:
+    for version, installation in (("1.0", "a"), ("1.0", "b"), ("2.0", "a")):
+        await ran(site, version, installation)
+    await site.settled()
+    rows = (await site.get("/api/v1/installations"))["installations"]
+    assert {row["installation"]: (row["sessions"], row["records"]) for row in rows} == {"a": (2, 2), "b": (1, 1)}
+    page = await site.get("/api/v1/installations", limit=1)
+    rest = await site.get("/api/v1/installations", limit=1, cursor=page["next"])
+    assert [each["installation"] for each in (*page["installations"], *rest["installations"])] == [
+        row["installation"] for row in rows
+    ]
+    assert rest["next"] is None
+    assert (await site.get("/api/v1/installations", site.other_reader))["installations"] == []
+
+
+async def test_what_could_not_be_used_is_told(site: Site) -> None:
+    segment = Segment(fresh_session_id(), info=Info(product="Acme Studio"))
+    segment.block([feature("well", at=1)])
+    segment.block([pack({"no": "record"})], counts=[1, *([0] * 11)])
+    data = segment.seal()
+    (decision,) = await site.agent.negotiate(summary_of(data), sent=SERVER_TIME - DAY)
+    await site.agent.append(decision.segments[0].url, data, 0, complete=True)
+    await site.settled()
+    said = await site.get("/api/v1/warnings")
+    assert [(row["count"], row["sessions"], row["records"]) for row in said["gaps"]] == [(1, 1, 1)]
+    assert (said["clocks_corrected"], said["worst_clock"], said["rejected"]) == (1, pytest.approx(DAY), 0)
+    assert (await site.get("/api/v1/warnings", site.other_reader))["gaps"] == []
+
+
+async def test_a_table_is_taken_away_as_a_file(site: Site, tmp_path: Path) -> None:
+    await site.send(*session())
+    await site.send(*session(OTHER), client=site.other_agent)
+    await site.settled()
+    for table, expected in (("feature", 1), ("exception", 1), ("session", 1), ("other", 0)):
+        answer = await site.ask(f"/api/v1/export/{table}")
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "application/vnd.apache.parquet")
+        path = tmp_path / f"{table}.parquet"
+        path.write_bytes(answer.body)
+        rows = duckdb.sql(f"SELECT product FROM '{path}'").fetchall()
+        assert rows == [("Acme Studio",)] * expected
+    both = await site.ask("/api/v1/export/feature", site.admin, limit=1)
+    (tmp_path / "one.parquet").write_bytes(both.body)
+    assert len(duckdb.sql(f"SELECT * FROM '{tmp_path / 'one.parquet'}'").fetchall()) == 1
+    await eventually(lambda: not list((site.server.app[CONFIG].data / "exports").iterdir()))
+
+
+async def test_only_tables_with_records_are_taken_away(site: Site) -> None:
+    for table in ("loaded", "state", "keys", "feature;drop"):
+        answer = await site.ask(f"/api/v1/export/{table}")
+        assert (answer.status, json.loads(answer.body)["detail"].startswith("table: ")) == (400, True)
