@@ -75,7 +75,7 @@ class SimAgent:
     def __post_init__(self) -> None:
         self.files, self.disk = Unsynced(), Inline()
         # A budget that stories of an hour run into: smaller than anybody may configure.
-        self.budget = None if self.config.daily_bytes is None else self.draw.choice([8_000, 25_000])
+        self.budget = None if self.config.daily_bytes is None else self.draw.choice([10_000, 25_000])
         self.line = Line(
             self.draw, latency=self.draw.choice([0.01, 0.1, 1.0]), bandwidth=10 ** self.draw.uniform(3.5, 6)
         )
@@ -253,7 +253,7 @@ class World:
             sync_interval=draw.choice([60.0, 300.0, 900.0]),
             upload_concurrency=draw.choice([1, 2, 5]),
             max_upload_rate=draw.choice([None, None, 2048, 50_000]),
-            daily_bytes=draw.choice([None, None, None, 100_000]),
+            daily_bytes=draw.choice([*[None] * 7, 100_000]),
             policy=draw.choice([None, None, urgent_when_metered]),
         )
         return SimAgent(name, self.root, self.loop, draw, self.server, config)
