@@ -61,7 +61,7 @@ FAULTS: dict[str, tuple[Callable[[Patch], None], str]] = {
 def test_a_planted_fault_is_found(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
     plant, complaint = FAULTS[name]
     plant(monkeypatch)
-    for seed in range(400):
+    for seed in range(150):
         story = partial(lived, root=tmp_path / str(seed), seed=seed, agents=1, hours=0.5, sessions=3)
         if any(complaint in each for each in virtual.run(story)):
             return

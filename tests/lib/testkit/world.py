@@ -36,7 +36,7 @@ from testkit.virtual import Inline, VirtualLoop
 
 PRODUCT = "Acme Studio"
 AGENT = "mailboat-python/0.1.0"
-MISFORTUNES = 12
+MISFORTUNES = 10
 """What befalls an agent, on average."""
 PATIENCE = MAX_RETRY_AFTER + 4 * 3600.0
 """Seconds after healing in which all must be there: the longest Retry-After that is obeyed, and the pauses on top."""
