@@ -26,8 +26,10 @@ class Budget:
     spent: int = 0
 
     def on(self, day: int) -> Budget:
-        """As it stands on `day`. A new day begins anew; a clock that was set back gives nothing back."""
-        if day == self.day:
+        """As it stands on `day`. A new day begins anew; a clock that was set back gives nothing back, and one that
+        wavers about midnight does not begin the same day twice.
+        """
+        if self.day - 1 <= day <= self.day:
             return self
         return replace(self, day=day, spent=0 if day > self.day else self.spent)
 

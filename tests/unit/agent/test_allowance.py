@@ -38,7 +38,8 @@ def test_a_rate_is_kept_over_any_time(sendings: list[tuple[int, float]], per_sec
 def test_a_budget_begins_anew_with_the_day_and_gives_nothing_back_to_a_clock_that_goes_back() -> None:
     spent = Budget(100, day=7).spend(80)
     assert (spent.left, spent.on(7).left, spent.on(8).left, spent.on(6).left) == (20, 20, 100, 20)
-    assert spent.on(6).on(7).left == 100
+    assert spent.on(6).on(7).left == 20
+    assert (spent.on(3).left, spent.on(3).on(4).left) == (20, 100)
     assert Budget(100).spend(-5).spent == 0
     assert Budget(100).spend(500).left == 0
 
