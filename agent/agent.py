@@ -450,6 +450,7 @@ class Agent:
 
     def forked(self) -> None:
         """In a forked child: the session is the parent's, and so is all that belongs to its loop."""
+        self._leave_to_parent()
         if self._loop is not None:
             process.part_from_parent(self._loop)
         _PARENTS.append((self._loop, self._http, self._sync, self._tasks, self._eligibility, self._upkeep, self._disk))
@@ -457,6 +458,9 @@ class Agent:
         self._tasks, self._backlog = [], Backlog(self._running)
         self._alerts.leave()
         self._hooks.forget_loop()
+
+    def _leave_to_parent(self) -> None:
+        """Before anything else in a forked child: nothing is recorded into the parent's session any more."""
         session, self._session = self._session, None
         self._parent = session if session is not None else self._parent
         if self._parent is None:

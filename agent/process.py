@@ -1,6 +1,7 @@
 """What happens to the process itself, and whom it concerns: it is forked, or it ends though nobody has stopped.
 
-* *Fork*: the child's copies are told before any other code of the child runs.
+* *Fork*: the child's copies are told before any other code of the child runs. That goes for signal handlers, too,
+  which may record: while a process forks, signals are held off in the thread that does it, and in the child.
 * *End*: at the end of the interpreter, and of a child of `multiprocessing`, what was recorded is made safe. Recording
   goes on all the same: daemon threads may outlast this, and what they record stays in the journal.
 """
@@ -10,14 +11,19 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import os
 import select
 import selectors
+import signal
 import sys
+import threading
 import time
 import weakref
 from concurrent.futures import Future
 from typing import Any, Final, Protocol
+
+log = logging.getLogger("mailboat")
 
 EXIT_TIMEOUT: Final = 2.0
 """Seconds that the end of the process is put off for a disk that is slow; what is in the journal's file can wait."""
@@ -35,6 +41,7 @@ class Inhabitant(Protocol):
 
 _INHABITANTS: Final = weakref.WeakSet[Inhabitant]()
 _awaited_in: set[int] = set()
+_forking: Final = threading.local()
 
 
 def enter(inhabitant: Inhabitant) -> None:
@@ -54,12 +61,18 @@ def part_from_parent(loop: asyncio.AbstractEventLoop) -> None:
     Both have the same epoll, so whoever closes the copy (`asyncio.run` on its way out, or the end of the interpreter)
     takes out of it what wakes the parent's loop: for ever after, no thread could tell that loop anything. The copy gets
     an epoll of its own, in which the same is registered. Other kinds of selectors are not shared by a fork.
+
+    Where there is no descriptor left for that, it stays as it is, and the log says so.
     """
     selector: Any = getattr(loop, "_selector", None)
     epoll = hasattr(selectors, "EpollSelector") and isinstance(selector, selectors.EpollSelector)
     if not epoll or selector.get_map() is None:
         return
-    own = select.epoll()
+    try:
+        own = select.epoll()
+    except OSError as error:
+        log.warning("a forked child shares the selector of its parent's event loop: %s", error)
+        return
     try:
         for key in selector.get_map().values():
             wanted = (key.events & selectors.EVENT_READ and select.EPOLLIN) | (
@@ -72,9 +85,20 @@ def part_from_parent(loop: asyncio.AbstractEventLoop) -> None:
         own.close()
 
 
+def _before_fork() -> None:
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
 def _after_fork_in_child() -> None:
-    for inhabitant in tuple(_INHABITANTS):
-        inhabitant.forked()
+    try:
+        for inhabitant in tuple(_INHABITANTS):
+            inhabitant.forked()
+    finally:
+        _after_fork()
 
 
 def _at_exit() -> None:
@@ -99,5 +123,5 @@ def _await_end_of_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)

@@ -10,15 +10,16 @@ import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from testkit.families import Family, Kept, Play, assert_all_kept, kept, recover_all
 
 
-async def played(name: str, store: Path, *, sealed: bool = False, **settings: object) -> tuple[Family, list[Kept]]:
+async def played(name: str, store: Path, **settings: Any) -> tuple[Family, list[Kept]]:  # noqa: ANN401 - of `Play`
     """The scenario played to its end, and what the store holds once all of it was taken up."""
-    with Play(name, store, sealed=sealed, **settings) as play:
+    with Play(name, store, **settings) as play:
         family = await asyncio.to_thread(play.to_the_end)
     assert "Traceback" not in family.errors, family.errors
     await recover_all(store)
@@ -49,8 +50,9 @@ async def test_a_forked_child_records_in_a_session_of_its_own(tmp_path: Path, se
     # An end in order is told from a crash, though nobody has stopped.
     assert of(sessions, "exits-in-order").reason == "stopped"
     assert of(sessions, "exits-hard").reason == of(sessions, "killed").reason == "crashed"
-    # The one that did not record has no session: six processes did, and the one that took them up.
-    assert len(sessions) == 7
+    assert of(sessions, "grandchild-of-a-silent-one").parent == parent.session_id
+    # Those that did not record have no session: seven processes did, and the one that took them up.
+    assert len(sessions) == 8
 
 
 async def test_a_child_that_leaves_through_the_parents_loop_does_not_stop_that(tmp_path: Path) -> None:
@@ -98,6 +100,17 @@ async def test_a_fork_while_the_lock_is_held_by_a_thread_that_the_child_has_not(
     assert family.status == 0
     assert of(sessions, "child").counts == {"child": 40}
     assert of(sessions, "parent").counts == {"parent": 20}
+
+
+async def test_a_signal_handler_that_records_in_a_child_just_born(tmp_path: Path) -> None:
+    at_once = "import os, signal; os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGUSR1))"
+    with Play("signalled_as_it_is_born", tmp_path, before=at_once) as play:
+        family = await asyncio.to_thread(play.to_the_end)
+    assert family.status == 0, family.errors
+    await recover_all(tmp_path)
+    sessions = kept(tmp_path)
+    assert of(sessions, "parent").counts == {"parent": 100}
+    assert len([each for each in sessions if each.counts == {"handler": 1}]) == 10
 
 
 async def test_a_child_that_outlives_its_parent(tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ def fork(teller: Teller) -> None:
         teller.say(f"R {who} 0")
         teller.record(agent, who, 40, 1)
 
+    def stops_only() -> None:
+        asyncio.run(agent.stop())
+
+    def silent_parent() -> None:
+        waited(forked(lambda: teller.record(agent, "grandchild-of-a-silent-one", 20)))
+
     def parent_itself() -> None:
         teller.record(agent, "child", 30)
         waited(forked(lambda: teller.record(agent, "grandchild", 30)))
@@ -128,6 +134,8 @@ def fork(teller: Teller) -> None:
         forked(lambda: with_emitter("exits-hard")),
         forked(lambda: with_emitter("exits-in-order"), sys.exit),
         forked(parent_itself),
+        forked(silent_parent),
+        forked(stops_only),
         forked(lambda: None),
     ]
     teller.record(agent, "parent", 50, 50)
@@ -152,6 +160,28 @@ def fork_inside_the_loop(teller: Teller) -> None:
             teller.record(agent, "parent", 20, 20)
 
     asyncio.run(parent())
+
+
+@scenario
+def signalled_as_it_is_born(teller: Teller) -> None:
+    """A signal reaches the child before it has run anything of its own, and its handler records."""
+    agent, loop = teller.agent(), asyncio.new_event_loop()
+    loop.run_until_complete(agent.start())
+    parent = os.getpid()
+
+    def handler(*_: object) -> None:
+        if os.getpid() != parent:
+            agent.feature("told", who="handler", n=0)
+
+    signal.signal(signal.SIGUSR1, handler)
+    for at in range(10):
+        teller.record(agent, "parent", 10, at * 10)
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        waited(pid)
+    loop.run_until_complete(agent.stop())
+    loop.close()
 
 
 @scenario
@@ -497,16 +527,23 @@ class Family:
                 self.pids[rest[0]] = int(rest[1])
 
 
+_RUN = "import runpy; runpy.run_module('testkit.families', run_name='__main__')"
+
+
 class Play:
     """A scenario being played, as a context: its process group is killed when that ends."""
 
-    def __init__(self, name: str, store: Path, *more: str, sealed: bool = False, **settings: object) -> None:
+    def __init__(
+        self, name: str, store: Path, *more: str, sealed: bool = False, before: str = "", **settings: object
+    ) -> None:
+        """`before` is source that is run before anything of mailboat is imported."""
+        run = ["-c", f"{before}\n{_RUN}"] if before else ["-m", MODULE]
         reading, writing = os.pipe()
         # No pipe: whoever outlives the family has it open, too.
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the context
         chosen = {"store": str(store), **({"seal_to": KEY.public.text} if sealed else {}), **settings}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "testkit.families", name, json.dumps(chosen), str(writing), *more],
+            [sys.executable, *run, name, json.dumps(chosen), str(writing), *more],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
             pass_fds=[writing],
             stdin=subprocess.PIPE,
