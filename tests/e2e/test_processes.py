@@ -221,3 +221,26 @@ async def test_stop_ends_within_its_time_though_the_server_hangs(tmp_path: Path)
     (session,) = kept(tmp_path)
     assert_all_kept(family, [session])
     assert session.reason == "stopped"
+
+
+# -- at random -------------------------------------------------------------------------------------------------------
+
+
+async def random_family(store: Path, seed: int) -> None:
+    with Play("random_tree", store, seed=seed, sealed=seed % 3 == 0) as play:
+        family = await asyncio.to_thread(play.to_the_end)
+    assert "Traceback" not in family.errors, family.errors
+    await recover_all(store)
+    assert_all_kept(family, kept(store))
+    assert sum(family.told.values()) > 0
+
+
+@pytest.mark.parametrize("turn", range(5))
+async def test_processes_that_do_anything_at_random(tmp_path: Path, seed: int, turn: int) -> None:
+    await random_family(tmp_path, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("turn", range(1000))
+async def test_soak_processes_that_do_anything_at_random(tmp_path: Path, seed: int, turn: int) -> None:
+    await random_family(tmp_path, seed)

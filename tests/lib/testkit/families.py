@@ -13,6 +13,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -500,6 +501,98 @@ def signalled(teller: Teller) -> None:
             teller.record(agent, "parent", 5, number)
 
     asyncio.run(live())
+
+
+# -- at random -------------------------------------------------------------------------------------------------------
+
+
+class Life:
+    """One process of a random family: what it does follows from the seed and its name."""
+
+    def __init__(self, teller: Teller, agent: Agent, seed: int, name: str, depth: int) -> None:
+        self._teller, self._agent, self._seed, self._name, self._depth = teller, agent, seed, name, depth
+        self._draw = random.Random(f"{seed}.{name}")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told = self._children = 0
+        self._going: list[int] = []
+        self._threads: list[threading.Thread] = []
+
+    def live(self, steps: int) -> None:
+        for _ in range(steps):
+            self._draw.choice((self._record, self._record, self._fork, self._thread, self._start, self._flush))()
+        self._record()
+
+    def end(self) -> None:
+        """The last thing that it does; a child that is still at work outlives it, now and then."""
+        how = self._draw.choice(("stop", "exit", "exit hard", "kill"))
+        if how != "kill" or self._draw.random() < 0.5:
+            for pid in self._going:
+                os.waitpid(pid, 0)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "stop":
+            for thread in self._threads:  # what is recorded after the stop is ignored
+                thread.join()
+            self._run(self._agent.stop(timeout=0.0))
+        if how == "exit hard":
+            os._exit(0)
+        sys.exit(0)
+
+    def _record(self) -> None:
+        count = self._draw.randrange(1, 30)
+        self._teller.record(self._agent, self._name, count, self._told)
+        self._told += count
+
+    def _fork(self) -> None:
+        if self._depth >= DEEPEST:
+            return
+        self._children += 1
+        name = f"{self._name}.{self._children}"
+        pid = os.fork()
+        if pid:
+            self._going.append(pid)
+            if self._draw.random() < 0.3:
+                os.waitpid(self._going.pop(), 0)
+            return
+        child = Life(self._teller, self._agent, self._seed, name, self._depth + 1)
+        child.live(self._draw.randrange(1, 8))
+        child.end()
+
+    def _thread(self) -> None:
+        """Another thread records while this one goes on; it may be there while the process forks."""
+        self._children += 1
+        name, count = f"{self._name}.t{self._children}", self._draw.randrange(1, 60)
+        thread = threading.Thread(target=self._teller.record, args=(self._agent, name, count))
+        self._threads.append(thread)
+        thread.start()
+
+    def _start(self) -> None:
+        """Have the agent deliver for itself, in a loop of this process's own: nothing, where it does so already."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        self._loop.run_until_complete(self._agent.start())
+
+    def _flush(self) -> None:
+        if self._loop is not None:
+            self._loop.run_until_complete(self._agent.flush(durable=self._draw.random() < 0.5))
+
+    def _run(self, call: Any) -> None:  # noqa: ANN401 - a coroutine
+        loop = self._loop or asyncio.new_event_loop()
+        loop.run_until_complete(call)
+
+
+DEEPEST = 3
+
+
+@scenario
+def random_tree(teller: Teller) -> None:
+    """Processes that fork, thread, start, flush and end at random."""
+    seed = teller.settings.pop("seed")
+    agent = teller.agent()
+    root = Life(teller, agent, seed, "r", 0)
+    root._start()
+    root.live(16)
+    root.end()
 
 
 # -- the oracle ------------------------------------------------------------------------------------------------------
