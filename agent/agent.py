@@ -450,7 +450,14 @@ class Agent:
 
     def forked(self) -> None:
         """In a forked child: the session is the parent's, and so is all that belongs to its loop."""
-        self._leave_to_parent()
+        session, self._session = self._session, None
+        self._parent = session if session is not None else self._parent
+        if self._parent is not None:  # before anything else that may go wrong
+            revive = None
+            if self._state in (AgentState.RUNNING, AgentState.FORKED):
+                self._state, revive = AgentState.FORKED, functools.partial(self._begin_in_child, self._parent)
+            self._parent.recorder.forget_after_fork(revive)
+            self._parent.forget_after_fork()
         if self._loop is not None:
             process.part_from_parent(self._loop)
         _PARENTS.append((self._loop, self._http, self._sync, self._tasks, self._eligibility, self._upkeep, self._disk))
@@ -458,19 +465,6 @@ class Agent:
         self._tasks, self._backlog = [], Backlog(self._running)
         self._alerts.leave()
         self._hooks.forget_loop()
-
-    def _leave_to_parent(self) -> None:
-        """Before anything else in a forked child: nothing is recorded into the parent's session any more."""
-        session, self._session = self._session, None
-        self._parent = session if session is not None else self._parent
-        if self._parent is None:
-            return
-        self._parent.forget_after_fork()
-        if self._state in (AgentState.RUNNING, AgentState.FORKED):
-            self._state = AgentState.FORKED
-            self._parent.recorder.forget_after_fork(functools.partial(self._begin_in_child, self._parent))
-        else:
-            self._parent.recorder.forget_after_fork()
 
     def _begin_in_child(self, parent: Session) -> None:
         """The first record of a forked child begins a session of its own."""

@@ -49,6 +49,8 @@ class Lost(Enum):
     """It was made in a forked child, which has no session of its own (yet)."""
     INTERNAL = "internal"
     """A fault of mailboat's own, which must not become the host's."""
+    SCRUB_FAILED = "scrub_failed"
+    """The application's `scrub` raised, or gave no map: better no record than one with a secret in it."""
 
 
 LOST_PLACES: Final = {reason: place for place, reason in enumerate(Lost)}
@@ -357,6 +359,12 @@ class Intake:
                 if not self.lock._is_owned():  # type: ignore[attr-defined] # noqa: SLF001 - as threading.Condition asks
                     self.lock.acquire()  # torn from the wait for it, but somebody is bound to release it
                 raise
+
+    def drop(self, reason: Lost) -> None:
+        """Count a record that somebody else could not let through."""
+        if self._forked:
+            self._revived()  # so that it is counted in the child's own session
+        self._lose(reason)
 
     # -- for the writer ------------------------------------------------------------------------------------------
 

@@ -40,7 +40,9 @@ from mailboat.agent.journal_layout import (
     HEAD,
     HEAD_SIZE,
     LEAVING_AT,
+    LOST,
     LOST_AT,
+    LOST_PLACES,
     MAGIC,
     MAX_HALVES,
     NATIVE,
@@ -246,10 +248,10 @@ class Journal:
         """
         self._files.allocate(fd, 0, HEAD_SIZE)
         head = self._files.map(fd, 0, HEAD_SIZE)
-        kept = self._head[LOST_AT : LEAVING_AT + 1]
+        kept = self._head[LOST_AT : LOST_AT + LOST.size]
         self._head, self.fd = head, fd
         self._begin_head()
-        head[LOST_AT : LEAVING_AT + 1] = kept
+        head[LOST_AT : LOST_AT + LOST.size] = kept
 
     def _begin_head(self) -> None:
         HEAD.pack_into(self._head, 0, MAGIC, VERSION, self.half_size, self._boot)
@@ -378,7 +380,7 @@ class Journal:
 
     def count_lost(self, place: int, records: int) -> None:
         """Remember that so many records could not be kept, in a way that outlives the process."""
-        at = LOST_AT + 8 * place
+        at = LOST_AT + LOST_PLACES[place]
         count = int.from_bytes(self._head[at : at + 8], NATIVE) + records
         self._head[at : at + 8] = count.to_bytes(8, NATIVE)
 

@@ -2,9 +2,9 @@
 
 Layout (native byte order; a journal never leaves its machine)::
 
-    head    magic:8s version:u32 half_size:u32 boot_id:64s, at byte 128 what was lost (4 * u64, see `recorder.Lost`),
-            at byte 160 whether the process was leaving in order (u8), at byte 512 64 descriptors of 512 bytes; 64 KiB
-            in all
+    head    magic:8s version:u32 half_size:u32 boot_id:64s, at byte 128 what was lost (4 * u64, one more at byte 168,
+            see `intake.Lost`), at byte 160 whether the process was leaving in order (u8), at byte 512 64 descriptors of
+            512 bytes; 64 KiB in all
     half    records packed one after the other, from the half's offset in the file on
 
     descriptor   generation:u64 first:u64 offset:u64 size:u64 end:u64, and one checkpoint each at the bytes 64 and 192
@@ -24,8 +24,10 @@ HEAD_SIZE: Final = 64 * 1024
 
 HEAD: Final = struct.Struct("=8sII64s")
 LOST_AT: Final = 128
-LOST: Final = struct.Struct("=4Q")
-LEAVING_AT: Final = LOST_AT + LOST.size
+LOST: Final = struct.Struct("=4Q8xQ")
+LOST_PLACES: Final = (0, 8, 16, 24, 40)
+"""Where each count is, from `LOST_AT` on; between the fourth and the fifth is the mark at `LEAVING_AT`."""
+LEAVING_AT: Final = LOST_AT + 32
 DESCRIPTOR_AT: Final = 512
 DESCRIPTOR_SIZE: Final = 512
 MAX_HALVES: Final = 64

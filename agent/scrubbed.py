@@ -1,23 +1,21 @@
 """Recording through a scrubber: the recording calls of a session, each of which has its attributes scrubbed first.
 
 Used when the application passes ``scrub``. What comes out of the scrubber is all that reaches the recorder, so
-nothing else is ever packed; a record whose scrubbing fails is dropped and counted under `SCRUB_FAILED`.
+nothing else is ever packed; a record whose scrubbing fails is dropped and counted.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
+from mailboat.agent.intake import Lost
 from mailboat.agent.recorder import Recorder
 from mailboat.agent.scrub import Scrubber
 from mailboat.protocol.records import Kind, Level
 
 log = logging.getLogger("mailboat")
-
-SCRUB_FAILED: Final = "scrub_failed"
-"""The reason under which a record is counted whose scrubbing raised."""
 
 
 class Recording(Protocol):
@@ -114,8 +112,8 @@ class ScrubbedRecorder:
         try:
             return {str(key): value for key, value in self._scrubber.scrub(name, attributes).items()}
         except Exception as error:  # noqa: BLE001 - the application's own callable may raise anything
-            self._recorder.lost[SCRUB_FAILED] += 1
+            self._recorder.drop(Lost.SCRUB_FAILED)
             if not self._told:
-                self._told = True
-                log.warning("scrub failed, such records are dropped and counted: %s: %s", type(error).__name__, error)
+                self._told = True  # what the error says may be the very secret
+                log.warning("scrub raised %s, such records are dropped and counted", type(error).__name__)
             return None

@@ -287,13 +287,8 @@ class Sealer:
     def __init__(self, to: PublicKey, session_id: str, index: int, entropy: Entropy) -> None:
         """Makes the segment's key."""
         self._entropy = entropy
-        self._to = to
         self.key = SegmentKey(session_id, index, entropy(KEY_BYTES))
         self.lock = to.box(Purpose.KEY, session_id, _KEY.pack(index, self.key.secret))
-
-    def following(self, index: int) -> Sealer:
-        """The sealer of another segment of the session, with a key of its own."""
-        return Sealer(self._to, self.key.session_id, index, self._entropy)
 
     def seal(self, frame: bytes, bound: bytes, closed: int, note: bytes) -> bytes:
         """The payload of a block: `frame` hidden, `bound` (of its header), `closed` and `note` authenticated."""

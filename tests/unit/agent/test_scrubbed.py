@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mailboat.agent import Agent
-from mailboat.agent.scrub import REDACTED
-from mailboat.agent.scrubbed import SCRUB_FAILED
+from mailboat.agent.scrub import REDACTED, Scrubber
+from mailboat.agent.scrubbed import ScrubbedRecorder
 from mailboat.protocol import Record, SegmentReader
 from mailboat.protocol.reader import decompress
+from mailboat.protocol.segment import SealReason
+from testkit.recording import Rig, only, recovered
 
 PLANTED = "PLANTED-SECRET"
 
@@ -69,4 +73,22 @@ async def test_a_record_whose_scrubbing_fails_is_dropped_and_counted(tmp_path: P
         lost = agent.status.lost
     records, _ = stored(tmp_path)
     assert [dict(record.attributes) for record in records] == [{"kept": 1.0}, {"kept": 0.5}]
-    assert lost == {SCRUB_FAILED: 2}
+    assert lost == {"scrub_failed": 2}
+
+
+def test_what_scrubbing_dropped_is_known_after_a_crash_and_its_error_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(_name: str, attributes: dict[str, Any]) -> dict[str, Any]:
+        raise ValueError(attributes["street"])
+
+    rig = Rig(tmp_path)
+    recorder = ScrubbedRecorder(rig.recorder, Scrubber(failing))
+    for _ in range(3):
+        recorder.feature("a", street=PLANTED)
+    rig.recorder.feature("kept")
+    rig.let_go()
+    story = only(recovered(tmp_path))
+    assert (story.names, story.lost, story.reasons) == (["kept"], {"scrub_failed": 3}, [SealReason.CRASHED])
+    assert "scrub raised ValueError" in caplog.text
+    assert PLANTED not in caplog.text

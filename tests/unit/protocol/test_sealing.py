@@ -374,7 +374,7 @@ def test_a_lock_has_its_length_and_is_opened_once() -> None:
     assert KEYS.unlock(sealer.lock) is KEYS.unlock(sealer.lock)
     assert sealer.unlock(sealer.lock) is sealer.key
     with pytest.raises(SealedError, match="another segment"):
-        sealer.unlock(sealer.following(4).lock)
+        sealer.unlock(Sealer(PRIVATE.public, SESSION, 4, os.urandom).lock)
 
 
 def test_a_keyring_forgets_rather_than_grow(monkeypatch: pytest.MonkeyPatch) -> None:
