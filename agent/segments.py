@@ -98,6 +98,11 @@ class Segments:
         """Bytes of them all."""
         return self._ended_size + (self._segment.writer.size if self._segment is not None else 0)
 
+    def unsettle(self) -> None:
+        """There is another file in the session's folder, whose name must survive the machine with the next `sync`."""
+        if self._segment is not None:
+            self._segment.placed = False
+
     def sync(self) -> None:
         """Return when all that was appended is on the disk."""
         segment = self._segment

@@ -354,6 +354,7 @@ class Writer:
             return
         if fd is None:
             return
+        self._segments.unsettle()
         try:
             self._recorder.attach(fd)
         except OSError as error:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import random
 from pathlib import Path
 
 import pytest
 
-from mailboat.agent.store import LIVE, WAITING
+from mailboat.agent.files import OsFileSystem
+from mailboat.agent.store import LIVE, WAITING, Store
 from mailboat.protocol.segment import SealReason
 from testkit.disk import Disk, Unsynced, failure
+from testkit.power import PowerDisk
 from testkit.recording import OTHER_BOOT, Rig, only, read_session, recovered
 
 
@@ -112,3 +115,58 @@ def test_while_no_file_can_be_synced_nothing_is_promised_and_nothing_lost(rig: R
     assert rig.writer.trouble == ""
     assert rig.end()
     assert read_session(rig.store.folder / WAITING / rig.id).names == told
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_journal_that_came_late_survives_the_machine_with_its_name(tmp_path: Path, seed: int) -> None:
+    """The disk refused it when the session began, and the session's folder was synced without it."""
+    power = PowerDisk(tmp_path / "disk", random.Random(seed), written_back=0.0)
+    disk = Disk(lambda _, name: failure(errno.ENOSPC) if name == "allocate" and not well else None, real=power)
+    well = False
+    rig = Rig(tmp_path / "disk" / "store", files=disk.files)
+    rig.recorder.feature("a")
+    assert rig.flush(durable=True)
+    well = True
+    for _ in range(2):
+        rig.step(1.0)
+    assert rig.journal.crash_proof
+    rig.recorder.feature("b")
+    rig.step(6.0)
+    assert rig.writer._synced_at == rig.time.clocks.now()
+    power.lose_power(tmp_path / "after")
+    assert only(recovered(tmp_path / "after" / "store", OTHER_BOOT)).names == ["a", "b"]
+
+
+def test_s5_a_segment_is_sealed_and_synced_before_its_session_leaves_and_the_folders_after(
+    rig: Rig, disk: Syncing
+) -> None:
+    """So what waits is whole, whatever the machine has lost of the rest."""
+    rig.recorder.feature("a")
+    seen: list[str] = []
+    placed = disk.files.rename
+
+    def rename(source: Path, target: Path) -> None:
+        assert disk.synced[-1] == "000000.zst"
+        content = (source / "000000.zst").read_bytes()
+        assert len(content) == rig.segments.states[-1].size
+        assert rig.segments.states[-1].sealed
+        seen.append(f"{source.parent.name} to {target.parent.name}")
+        placed(source, target)
+
+    def sync_folder(path: Path) -> None:
+        seen.append(path.name)
+
+    disk.rename, disk.sync_folder = rename, sync_folder  # type: ignore[attr-defined] # in front of the port's
+    assert rig.end()
+    at = seen.index("live to waiting")
+    assert seen[at - 1] == rig.id, "the session's own folder before"
+    assert seen[at + 1 :] == ["waiting", "live"], "both others after"
+
+
+def test_s5_a_session_of_which_a_sync_fails_at_its_end_does_not_leave(rig: Rig, disk: Syncing) -> None:
+    rig.recorder.feature("a")
+    disk.refused = {f"{at:06d}.zst{end}" for at in range(9) for end in ("", ".part")}
+    assert not rig.end()
+    store = Store(OsFileSystem(), rig.store.folder.parent.parent, "product", "application")
+    assert list(store.files.names(store.folder / WAITING)) == []
+    assert only(recovered(store.folder.parent.parent)).names == ["a"]
