@@ -11,10 +11,16 @@ core and the dialect through HTTP messages. Not here:
     The server's own tests. That such a transfer can do no harm is here, under 4.6.
 8, 9 Content and transfer codings
     The first are opaque to the cores, the second undone by the HTTP library before them.
-10 Digests
-    `unit/uploads/test_digests`, and `server/test_tus_uploads` on a real server.
+4.4.2 SHOULD answer a completing append as the creation would have been
+    It is answered 204 with ?1: an upload has no other result here than that it is there.
+5 MUST NOT omit 100 (Continue)
+    The HTTP library sends it before anything of ours runs.
+10.1 SHOULD answer Want-Repr-Digest
+    Not supported: a client that wants to be sure declares its own digest.
 """
 
+import base64
+import hashlib
 import json
 
 import pytest
@@ -273,6 +279,24 @@ def _() -> None:
         assert server.handle(method, url, headers).status == 410
 
 
+@row("4.4.2", "MUST", "an append records the length that it tells, too")
+def _() -> None:
+    server, url = made(body=b"123")
+    server.handle("PATCH", url, patch(3, Upload_Length="10"), b"45")
+    assert head(server, url).headers["Upload-Length"] == "10"
+    reply = server.handle("PATCH", url, patch(5, complete="?1"), b"6")
+    assert (reply.status, problem(reply)) == (400, f"{REGISTRY}#inconsistent-upload-length")
+
+
+@row("4.3.2, 4.5.2", "SHOULD NOT", "no answer is a redirect")
+def _() -> None:
+    statuses = set()
+    for method in ("HEAD", "DELETE"):
+        server, url = made(body=b"123")
+        statuses |= {server.handle(method, each, {}).status for each in (url, url, f"{PLACE}/unknown")}
+    assert statuses == {204, 404, 410}
+
+
 # -- 4.5 Upload cancellation -----------------------------------------------------------------------------------------
 
 
@@ -353,6 +377,32 @@ def _() -> None:
 def _() -> None:
     for sent in ({}, {"Upload-Draft-Interop-Version": "8"}, {"Upload-Draft-Interop-Version": "x"}):
         assert RufhServer().announce(UploadState("id"), sent, location="/id", now=0.0) is None
+
+
+# -- 10 Integrity digests ----------------------------------------------------------------------------------------------
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:"
+
+
+@row("10.1", "SHOULD", "an upload that is not what Repr-Digest said has failed, and the client is told so")
+def _() -> None:
+    server, url = made(body=b"123", Repr_Digest=digest_of(b"12345"))
+    reply = server.handle("PATCH", url, patch(3, complete="?1"), b"xx")
+    assert (reply.status, problem(reply)) == (400, f"{REGISTRY}#digest-mismatching-values")
+    assert head(server, url).status == 410
+    server, url = made(body=b"123", Repr_Digest=digest_of(b"12345"))
+    assert server.handle("PATCH", url, patch(3, complete="?1"), b"45").headers["Upload-Complete"] == "?1"
+
+
+@row("10.2", "SHOULD", "content that is not what Content-Digest said is not appended, and the client is told so")
+def _() -> None:
+    server, url = made(body=b"123")
+    reply = server.handle("PATCH", url, patch(3, Content_Digest=digest_of(b"45")), b"xx")
+    assert (reply.status, reply.headers["Upload-Offset"]) == (400, "3")
+    assert stored(server, url) == b"123"
+    assert server.handle("PATCH", url, patch(3, Content_Digest=digest_of(b"45")), b"45").headers["Upload-Offset"] == "5"
 
 
 # -- Appendix: versions ----------------------------------------------------------------------------------------------

@@ -1,18 +1,33 @@
 """Resumable Uploads for HTTP, requirement by requirement: what a server keeps and tells of an upload (section 4.1).
 
 Sections are those of draft-ietf-httpbis-resumable-upload-12 (July 2026, interop version 9). The words are ours, the
-level is the draft's. The rows drive the core and the dialect through HTTP messages.
+level is the draft's. The rows drive the core and the dialect through HTTP messages. Not here:
+
+4 SHOULD be unique
+    Ids are UUIDs of time and 74 random bits: `mailboat.protocol.ids`, `unit/protocol/test_wire`.
 """
 
 import pytest
 
 from mailboat.protocol.uploads.decisions import BodyEnd
+from mailboat.protocol.uploads.state import Event
 from mailboat.protocol.uploads.values import Limits
 from testkit.conformance import Row, Table
 from testkit.uploads import PLACE, REGISTRY, MemoryServer, Transfer, head, made, patch, problem, stored
 
 TABLE = Table()
 row = TABLE.row
+
+# -- 4 Upload resource -----------------------------------------------------------------------------------------------
+
+
+@row("4", "SHOULD", "a complete upload can still be asked for")
+def _() -> None:
+    server, url = made(body=b"123")
+    server.handle("PATCH", url, patch(3, complete="?1"), b"45")
+    found = head(server, url).headers
+    assert (found["Upload-Offset"], found["Upload-Complete"], found["Upload-Length"]) == ("5", "?1", "5")
+
 
 # -- 4.1.1 Offset ----------------------------------------------------------------------------------------------------
 
@@ -51,6 +66,17 @@ def _() -> None:
     assert head(server, url).headers["Upload-Offset"] == "8"
     assert server.handle("PATCH", url, patch(8, complete="?1"), b"90").status == 204
     assert stored(server, url) == b"1234567890"
+
+
+@row("4.1.1", "MUST", "an upload whose bytes the server has lost takes part in nothing any more")
+def _() -> None:
+    for complete in ("?0", "?1"):
+        server, url = made(body=b"123")
+        server.handle("PATCH", url, patch(3, complete=complete), b"45")
+        upload = server.uploads[url.removeprefix(f"{PLACE}/")]
+        upload.state = upload.state.after(Event.LOSE)
+        for method, headers in (("PATCH", patch(5, complete="?1")), ("HEAD", {}), ("DELETE", {})):
+            assert server.handle(method, url, headers).status == 410
 
 
 # -- 4.1.2 Completeness ----------------------------------------------------------------------------------------------
@@ -195,6 +221,16 @@ def _() -> None:
     assert server.handle("PATCH", url, patch(0), b"x" * 9).status == 400
     assert server.handle("PATCH", url, patch(0), b"x" * 10).status == 204
     assert server.handle("PATCH", url, patch(10, complete="?1"), b"x").status == 204
+
+
+@row("4.1.4", "SHOULD NOT", "the limits of an upload do not change while it is under way")
+def _() -> None:
+    server, url = made(MemoryServer(Limits(max_size=100, max_append_size=50, min_append_size=5, max_age=60)))
+    before = head(server, url).headers["Upload-Limit"]
+    server.limits = Limits(max_size=10, max_append_size=5, min_append_size=50, max_age=1)
+    assert head(server, url).headers["Upload-Limit"] == before
+    assert server.handle("PATCH", url, patch(0), b"x" * 50).status == 204
+    assert head(server, url).headers["Upload-Limit"] == before
 
 
 @row("4.1.4", "MUST", "413 for a limit tells the limits")
