@@ -23,7 +23,7 @@ from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.summary import Status
 from mailboat.server import adoption, answers, lateness, reconciling, reports, triage, wanting
 from mailboat.server.catalog import Role, SegmentRow, SessionQuery, SessionRow, SessionState, Standing, TriageRow
-from mailboat.server.context import CATALOG, CLOCK, WORKERS, ProblemError
+from mailboat.server.context import CATALOG, CLOCK, NEWS, ProblemError, run_in_worker
 from mailboat.server.ingest import PLAYBACK, REPORTS
 from mailboat.server.json_text import encode
 from mailboat.server.metrics import METRICS_TYPE, metrics
@@ -38,6 +38,9 @@ from mailboat.server.unsealing import UNSEALING
 
 MAX_RECORDS: Final = 5000
 """Records of one page."""
+
+MAX_WAIT: Final = 25
+"""Seconds: proxies give up on an answer after half a minute."""
 
 
 class ValueKind(StrEnum):
@@ -97,24 +100,36 @@ async def list_records(asked: Asked) -> web.StreamResponse:
     """The records of one session in order, exactly as they were made.
 
     Values that JSON cannot hold are marked: bytes as `{"$bytes": base64}`, numbers that are not finite as
-    `{"$float": text}`. Of a session that runs these are the records so far.
+    `{"$float": text}`. Of a session that runs these are the records so far; with `wait`, and nothing new, the answer
+    comes when there is, or when so many seconds are over.
     """
     given = asked.given
     if given.text("after") is not None and given.text("cursor") is not None:
         raise refused("cursor", "give either it or `after`: they mean the same")
     after = given.whole("cursor" if given.text("cursor") is not None else "after", -1, -1, 2**63 - 1)
     query = PageQuery(after, given.whole("limit", 1000, 1, MAX_RECORDS), given.text("kind"), given.text("name"))
-    row = await _session(asked)
-    read = functools.partial(_records, asked.app[PLAYBACK].page, row, query)
-    return answered_with(await asyncio.get_running_loop().run_in_executor(asked.app[WORKERS], read))
+    wait, loop, news = given.whole("wait", 0, 0, MAX_WAIT), asyncio.get_running_loop(), asked.app[NEWS]
+    deadline = loop.time() + wait
+    while True:
+        more = news.next
+        row = await _session(asked)
+        body, found = await run_in_worker(asked.app, _records, asked.app[PLAYBACK].page, row, query)
+        over = found or row.summary.status is not Status.RUNNING
+        if over or not await news.wait(more, deadline - loop.time()):
+            return answered_with(body)
 
 
-def _records(read: Callable[[tuple[SegmentRow, ...], PageQuery], Page], row: SessionRow, query: PageQuery) -> bytes:
-    """A page of records as JSON, made in a thread; record by record, for the event loop waits for each call."""
+def _records(
+    read: Callable[[tuple[SegmentRow, ...], PageQuery], Page], row: SessionRow, query: PageQuery
+) -> tuple[bytes, bool]:
+    """A page of records as JSON, and whether there is anything in it or behind it. Made in a thread; record by record,
+    for the event loop waits for each call.
+    """
     page = read(row.segments, query)
     records = b",".join(encode(as_json(record)) for record in page.records)
     rest = encode({"next": None if page.next is None else str(page.next), "gaps": [asdict(each) for each in page.gaps]})
-    return b'{"session":' + encode(row.summary.session_id) + b',"records":[' + records + b"]," + rest[1:]
+    body = b'{"session":' + encode(row.summary.session_id) + b',"records":[' + records + b"]," + rest[1:]
+    return body, bool(page.records) or page.next is not None
 
 
 async def _session(asked: Asked) -> SessionRow:
@@ -301,6 +316,7 @@ _OPERATIONS: Final = (
             Parameter("cursor", _AFTER, "The `next` of the page before; the same as `after`"),
             Parameter("kind", WORD, "Only records of this kind"),
             Parameter("name", WORD, "Only records of this name"),
+            Parameter("wait", whole(0, MAX_WAIT, 0), "Seconds to wait for records of a running session"),
         ),
         refusals=(404,),
     ),

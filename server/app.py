@@ -34,12 +34,14 @@ from mailboat.server.context import (
     COUNTERS,
     INGEST_WAKE,
     NEW_ID,
+    NEWS,
     VERIFIERS,
     WORKERS,
 )
 from mailboat.server.cors import allow, preflights
 from mailboat.server.folder import BLOBS_FOLDER, CATALOG_FILE, hold
 from mailboat.server.keys import KEYRING, Keyring
+from mailboat.server.news import News
 from mailboat.server.problems import VERSION, add_version, authentication, problems
 from mailboat.server.recovery import recover
 from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id
@@ -120,6 +122,7 @@ async def status(request: web.Request) -> web.StreamResponse:
 
 async def _threads(app: web.Application) -> AsyncIterator[None]:
     app[INGEST_WAKE] = asyncio.Event()
+    app[NEWS] = News()
     app[WORKERS] = workers = ThreadPoolExecutor(WORKER_THREADS, "mailboat-worker")
     app[VERIFIERS] = verifiers = ThreadPoolExecutor(VERIFIER_THREADS, "mailboat-verifier")
     yield

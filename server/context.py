@@ -20,6 +20,7 @@ from mailboat.protocol.errors import Code, Problem
 from mailboat.server.blobs import Blobs
 from mailboat.server.catalog import Catalog, Role
 from mailboat.server.config import ServerConfig
+from mailboat.server.news import News
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -59,6 +60,8 @@ VERIFIERS: Final[web.AppKey[Executor]] = web.AppKey("verifiers")
 NEW_ID: Final[web.AppKey[Callable[[], str]]] = web.AppKey("new_id")
 """Makes upload ids."""
 INGEST_WAKE: Final = web.AppKey("ingest_wake", asyncio.Event)
+NEWS: Final = web.AppKey("news", News)
+"""For those who wait for more of a running session."""
 COUNTERS: Final[web.AppKey[Counter[str]]] = web.AppKey("counters")
 """What happened so far, by name; every swallowed failure is counted here."""
 
@@ -85,5 +88,6 @@ async def run_in_worker(app: web.Application, function: Callable[[*Ts], T], *arg
 
 
 def notify_ingest(app: web.Application) -> None:
-    """Say that durable bytes have grown, so that ingest looks for segments to load."""
+    """Say that durable bytes have grown: to ingest, which loads them, and to those who wait for them."""
     app[INGEST_WAKE].set()
+    app[NEWS].tell()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from dataclasses import replace
@@ -87,6 +88,32 @@ async def test_a_running_session_can_be_read_as_it_grows(site: Site) -> None:
     assert {row["name"]: row["uses"] for row in features} == {"a": 2, "b": 1}
     shown = await site.get(path)
     assert (shown["status"], shown["loaded"], shown["delivered"]) == ("running", 3, False)
+
+
+async def test_who_waits_for_records_of_a_running_session_has_them_as_they_come(site: Site) -> None:
+    segment = Segment(fresh_session_id(), info=Info(product=PRODUCT))
+    segment.block([feature("a", at=1)])
+    (decision,) = await site.agent.negotiate(running_summary(segment))
+    url, path = decision.segments[0].url, f"/api/v1/sessions/{decision.session_id}/records"
+    first = asyncio.create_task(site.get(path, wait=25))
+    await site.agent.append(url, segment.data, 0, complete=False)
+    assert [each["name"] for each in (await first)["records"]] == ["a"]
+    second = asyncio.create_task(site.get(path, after=0, wait=25))
+    sent = len(segment.data)
+    segment.block([feature("b", at=2)])
+    await site.agent.append(url, segment.data[sent:], sent, complete=False)
+    assert [each["name"] for each in (await second)["records"]] == ["b"]
+    assert (await site.get(path, after=1, wait=0))["records"] == []
+
+
+async def test_nobody_waits_for_a_session_that_has_ended_or_longer_than_asked(site: Site) -> None:
+    ended = await site.send(*session())
+    async with asyncio.timeout(20):
+        assert (await site.get(f"/api/v1/sessions/{ended}/records", after=99, wait=25))["records"] == []
+    segment = Segment(fresh_session_id(), info=Info(product=PRODUCT))
+    segment.block([feature("a", at=1)])
+    (decision,) = await site.agent.negotiate(running_summary(segment))
+    assert (await site.get(f"/api/v1/sessions/{decision.session_id}/records", wait=1))["records"] == []
 
 
 async def test_a_session_shows_its_summary_and_what_is_held_of_it(site: Site) -> None:
@@ -297,6 +324,7 @@ WRONG: list[tuple[str, dict[str, str], str]] = [
     ("sessions/018F0000-0000-7000-8000-000000000001", {}, "id"),
     (RECORDS, {"after": "-2"}, "after"),
     (RECORDS, {"limit": "5001"}, "limit"),
+    (RECORDS, {"wait": "26"}, "wait"),
     (RECORDS, {"origin": "all"}, "origin"),
     (RECORDS, {"cursor": "1", "after": "1"}, "cursor"),
     ("overview", {"limit": "1"}, "limit"),
