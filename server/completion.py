@@ -51,7 +51,7 @@ async def complete(app: web.Application, row: UploadRow, state: UploadState) -> 
 
 async def _keep(app: web.Application, row: UploadRow) -> bool:
     """Keep the bytes of `row` as the one segment that they are, or are not."""
-    finding = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], verify, app[BLOBS], row)
+    finding = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], _verify, app[BLOBS], row)
     finding = await _held_to_plan(app, row, finding)
     row = replace(
         row,
@@ -167,3 +167,8 @@ def _copy(blobs: Blobs, blob_id: str, parts: tuple[str, ...], size: int) -> None
     copied = blobs.join(blob_id, parts)
     if copied != size:
         raise BlobLost(f"{blob_id}: its parts should have {size} bytes, and have {copied}")
+
+
+def _verify(blobs: Blobs, row: UploadRow) -> Finding:
+    with blobs.opened(row.id) as blob:
+        return verify(blob, row)

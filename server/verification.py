@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from mailboat.protocol.errors import SegmentError, WireError
 from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL, MAX_SEGMENT, MAX_SEGMENTS, MIB
@@ -21,6 +21,7 @@ from mailboat.protocol.segment import (
 )
 from mailboat.protocol.summary import Info, Summary, summarise
 from mailboat.protocol.uploads.digests import Algorithm
+from mailboat.server.blobs import Readable
 from mailboat.server.catalog import UploadRow, Verification
 
 _READ: Final = MIB
@@ -28,13 +29,6 @@ _READ: Final = MIB
 
 _HEAD: Final = 18
 """Bytes of a segment up to and including its format version."""
-
-
-class Readable(Protocol):
-    """What `Blobs` gives to those who read."""
-
-    def read(self, blob_id: str, offset: int, length: int, /) -> bytes:
-        """See `Blobs.read`."""
 
 
 @dataclass(frozen=True, slots=True)
