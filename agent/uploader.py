@@ -26,8 +26,9 @@ from mailboat.agent.traffic import Grant, Held, Traffic
 from mailboat.protocol.limits import KIB, MIB, UPLOAD_READ
 from mailboat.protocol.negotiation import SERVER_HEADER
 from mailboat.protocol.uploads.client import UploadClient
-from mailboat.protocol.uploads.outcomes import Advanced, Created, NotOurs, Outcome, OutOfSync, Refused, Retry
+from mailboat.protocol.uploads.outcomes import Advanced, Completed, Created, NotOurs, Outcome, OutOfSync, Refused, Retry
 from mailboat.protocol.uploads.rufh_client import RufhDialect
+from mailboat.protocol.uploads.stride import Stride
 from mailboat.protocol.uploads.tasks import Done, Failed, Source, Wait
 from mailboat.protocol.uploads.values import Append, Cancel, Create, Query
 
@@ -67,8 +68,9 @@ class Broken:
 
 @dataclass(slots=True)
 class _Upload:
-    """One segment on its way. `given` are the bytes of all its requests that the connection has taken; `unreadable` is
-    set when its own file could not be read.
+    """One segment on its way. `given` are the bytes of all its requests that the connection has taken; `cut` how many
+    an append brought that broke off, and where it began, until it is known what that has cost; `unreadable` is set when
+    its own file could not be read.
     """
 
     client: UploadClient
@@ -78,6 +80,7 @@ class _Upload:
     made: Made | None
     turn: int = 0
     given: int = 0
+    cut: tuple[int, int] | None = None
     unreadable: Refused | Retry | None = None
 
     def cannot_read(self, error: OSError | EOFError) -> Refused | Retry:
@@ -93,6 +96,8 @@ class Uploader:
     def __init__(self, http: Http, clocks: Clocks, executor: Executor, traffic: Traffic) -> None:
         """Files are read on `executor`; `traffic` says how much may be sent."""
         self._http, self._clocks, self._executor, self._traffic = http, clocks, executor, traffic
+        self.stride = Stride()
+        """What cuts have taught of the line to this server."""
 
     async def send(self, task: Send, path: Path, progress: Progress) -> Outcome | Broken | Held:
         """Send what the server lacks of a segment. Never raises but for cancellation, which leaves nothing to be
@@ -116,7 +121,12 @@ class Uploader:
         """
         try:
             async with _opened(path, self._executor) as file:
-                return await self._drive(_Upload(client, file, progress, mark, made))
+                upload = _Upload(client, file, progress, mark, made)
+                try:
+                    return await self._drive(upload)
+                finally:
+                    if upload.cut is not None:
+                        self.stride = self.stride.cut(upload.cut[0], 0)  # as far as is known
         except OSError as error:
             return Retry(0.0, f"the segment {path.name} cannot be read: {error}")
 
@@ -126,6 +136,8 @@ class Uploader:
             if isinstance(granted, Held):
                 return granted
             before = upload.given
+            bounds = (granted.count if self._traffic.budgeted and upload.client.bytes_left else None, self.stride.size)
+            upload.client.append_bytes = min((each for each in bounds if each is not None), default=None)
             try:
                 end = await self._go_on(upload)
             finally:
@@ -137,12 +149,9 @@ class Uploader:
         """So much may go into the next request."""
         if not self._traffic.budgeted or not client.bytes_left:
             return Grant(0)
-        granted = await self._traffic.grant(
+        return await self._traffic.grant(
             min(client.bytes_left, GRANTED), min(client.bytes_left, client.limits.min_append_size or 1)
         )
-        if isinstance(granted, Grant):
-            client.append_bytes = granted.count
-        return granted
 
     async def _go_on(self, upload: _Upload) -> Outcome | Broken | None:
         """The next step; returns how the attempt ends, if it does."""
@@ -177,11 +186,14 @@ class Uploader:
         client = upload.client
         request = client.request(step)
         body: Body | None = None
+        before = upload.given
         if isinstance(step, Append) and step.content_length:
             body = self._body(upload, step.offset, step.content_length)
         try:
             answer = await self._http.request(request.method, request.url, request.headers, body, _REPLY)
         except TRANSPORT_FAILURES as error:
+            if isinstance(step, Append):
+                upload.cut = (upload.given - before, step.offset)
             broken = client.broken(now=self._clocks.now(), entropy=self._clocks.chance())
             return Broken(broken.after, told(error)) if isinstance(broken, Retry) else broken
         if upload.mark.header not in answer.headers and answer.status in STRANGERS:
@@ -192,7 +204,16 @@ class Uploader:
             answer.status, answer.headers, answer.body, now=now, wall=wall, entropy=self._clocks.chance()
         )
         upload.progress(0, client.offset)
+        self._learn(upload, step, outcome)
         return outcome
+
+    def _learn(self, upload: _Upload, step: Create | Query | Append | Cancel, outcome: Outcome) -> None:
+        """What an answer tells of the line."""
+        if upload.cut is not None:
+            sent, start = upload.cut
+            self.stride, upload.cut = self.stride.cut(sent, max(0, upload.client.offset - start)), None
+        elif isinstance(step, Append) and isinstance(outcome, Advanced | Completed):
+            self.stride = self.stride.went_through(step.content_length or 0)
 
     async def _body(self, upload: _Upload, offset: int, length: int) -> Body:
         """A stretch of the segment. aiohttp may be slow to let go of the body of a request that failed: one that is no

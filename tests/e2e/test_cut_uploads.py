@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,43 @@ async def test_answers_lost_after_the_server_took_all(
         assert report.complete, report
         assert await same(given, tmp_path, session_id) == len(segment)
         assert proxy.segment_bytes == await given.received() == await given.held()
+
+
+async def test_a_proxy_that_passes_on_whole_bodies_only(
+    make_agent: AgentMaker, server: Served, given: Given, tmp_path: Path, seed: int
+) -> None:
+    """And every connection ends after 300 KB: no body arrives that is larger, until the agent makes them small."""
+    session_id, recorded = await left_behind(make_agent, 2 * MIB, seed)
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        left = 300_000
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"content-length: *(\d+)", head.lower())
+                body = int(length[1]) if length is not None else 0
+                content = await reader.readexactly(min(body, left))
+                left -= len(content)
+                sent += len(content)
+                if len(content) < body:
+                    return
+                back, there = await asyncio.open_connection(*server.address)
+                there.write(head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1) + content)
+                writer.write(await back.read())
+                there.close()
+                return
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            writer.close()
+
+    proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = "http://{}:{}".format(*proxy.sockets[0].getsockname()[:2])
+    async with proxy, make_agent(server=url) as agent:
+        report = await agent.force_sync(timeout=60.0)
+    assert report.complete, report.error
+    assert digests(await given.segments(session_id)) == digests(stored(tmp_path, session_id))
+    assert len(await given.records(session_id)) == recorded
+    assert sent < 3 * sum(len(each) for each in stored(tmp_path, session_id))
