@@ -121,12 +121,7 @@ class Uploader:
         """
         try:
             async with _opened(path, self._executor) as file:
-                upload = _Upload(client, file, progress, mark, made)
-                try:
-                    return await self._drive(upload)
-                finally:
-                    if upload.cut is not None:
-                        self.stride = self.stride.cut(upload.cut[0], 0)  # as far as is known
+                return await self._drive(_Upload(client, file, progress, mark, made))
         except OSError as error:
             return Retry(0.0, f"the segment {path.name} cannot be read: {error}")
 

@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from bench import backlog, footprint, hot_path, ingesting, negotiating, peers, sealing, upload, whole_path
+from bench import backlog, cuts, footprint, hot_path, ingesting, negotiating, peers, sealing, tus, upload, whole_path
 from bench.harness import MIN_REPETITIONS, Measurement, Settings, compare
 from bench.machine import machine, versions
 from bench.results import Result
 from bench.table import show
 
-_ALL = (hot_path, whole_path, footprint, upload, backlog, negotiating, ingesting, sealing)
+_ALL = (hot_path, whole_path, footprint, upload, tus, cuts, backlog, negotiating, ingesting, sealing)
 MEASUREMENTS = {each.NAME: cast("Measurement", each) for each in _ALL}
 MIB = 1024 * 1024
 RESULTS = Path(__file__).parent / "results"

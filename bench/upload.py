@@ -52,7 +52,7 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
     ):
         folder = settings.folder / row
         session = make(folder / "session", size, segment)
-        uploads = _Uploads(folder, session)
+        uploads = Uploads(folder, session)
         yield Comparison(
             row,
             f"{about}, {session.size / MIB:.0f} MiB in all",
@@ -71,7 +71,7 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
         shutil.rmtree(folder)
 
 
-class _Uploads:
+class Uploads:
     """The contenders. Each run has a new server, a new store, and an empty queue of the disk."""
 
     def __init__(self, folder: Path, session: Made) -> None:

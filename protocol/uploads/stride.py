@@ -1,9 +1,9 @@
 """How much to put into one append: everything, until a cut shows that this costs too much on the line there is.
 
-One long request is the fastest, and a server that keeps what has come of a cut body loses next to nothing by it. But
-what lies in buffers on the way is lost with the connection, and a proxy that passes on whole bodies only loses all of a
-cut one: a body that never gets through whole never arrives. So what a cut has cost decides: the next appends are small,
-and each that goes through doubles them.
+One long request is the fastest, and where the server keeps what has come of a cut body, small ones would lose more:
+each begins anew. But a proxy that passes on whole bodies only loses all of a cut one, and a body that is never cut late
+enough never arrives. So what a cut has cost decides: if nothing was kept, the next appends are small, and each that
+goes through doubles them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from mailboat.protocol.limits import KIB, MAX_SEGMENT
 
 SMALLEST: Final = 64 * KIB
 """Bytes of the smallest append: below, head fields and round trips would cost more than a cut."""
-
-TOLERATED: Final = 16
-"""A cut that has cost less than this part of what was sent is no reason for smaller appends."""
 
 _SHRINK: Final = 4
 
@@ -36,7 +33,7 @@ class Stride:
 
     def cut(self, sent: int, kept: int) -> Stride:
         """An append broke off after `sent` bytes, of which the server has `kept`."""
-        if (sent - kept) * TOLERATED <= sent:
+        if kept > 0 or sent == 0:
             return self
         tried = sent if self.size is None else min(self.size, sent)
         return Stride(max(SMALLEST, tried // _SHRINK))

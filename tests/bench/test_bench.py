@@ -19,6 +19,8 @@ TINY = {
     "footprint": ["--size", "300000", "--sessions", "5", "--repetitions", "1"],
     "upload": ["--size", "300000", "--repetitions", "1"],
     "sealing": ["--calls", "500", "--repetitions", "1"],
+    "cuts": ["--size", "2500000", "--repetitions", "1"],
+    "backlog": ["--sessions", "20", "--repetitions", "1"],
     "negotiating": ["--sessions", "100", "--repetitions", "1"],
     "ingesting": ["--sessions", "1", "--repetitions", "1"],
 }
@@ -28,6 +30,8 @@ ROWS = {
     "footprint": ["P6", "P6w", "P7s", "P6u", "P7", "P8"],
     "upload": ["P3", "P3b"],
     "sealing": ["SEAL", "OPEN"],
+    "cuts": ["P5", "P5b"],
+    "backlog": ["P4"],
     "negotiating": ["P9"],
     "ingesting": ["P10"],
 }

@@ -1,0 +1,201 @@
+"""P3t: one large session, beside public tus clients that upload the same bytes: tuspy, aiotus and tus-js-client to
+@tus/server, and the first two to our server.
+
+Each client runs as it comes. @tus/server and tus-js-client are installed by npm into the folder of the measurement,
+where node and npm are there; tuspy and aiotus come with ``pip install '.[bench]'``. @tus/server flushes nothing to the
+disk before it answers, ours does. tus-js-client's time has the start of node in it, about a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.harness import BYTE, Absent, Budget, Comparison, Contender, Measured, Sense, Settings, Stopwatch
+from bench.serving import serving
+from bench.sessions import Made, make
+from bench.upload import SEGMENT, Uploads
+from mailboat.protocol.limits import MIB
+
+NAME = "tus"
+ABOUT = "one large session beside public tus clients and servers (P3)"
+REPETITIONS = 5
+
+MOST = 64 * MIB
+"""As much as our server takes of an upload; the peers hold all of it in memory."""
+
+NPM_PACKAGES = ("tus-js-client@4.3.1", "@tus/server@2.4.5", "@tus/file-store@2.1.1")
+PROGRAMS = Path(__file__).parent.parent / "tests" / "conformance" / "peers"
+
+
+async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
+    """P3 against each pair that can be had."""
+    folder = settings.folder / "tus"
+    size = min(settings.size, MOST)
+    session = make(folder / "session", size, min(SEGMENT, size))
+    whole = folder / "whole"
+    whole.write_bytes(b"".join(path.read_bytes() for path in session.paths))
+    npm = await asyncio.to_thread(_npm, folder / "npm")
+    pairs = _Pairs(folder, session, whole, npm if isinstance(npm, Path) else None)
+    there = {name: importlib.util.find_spec(module) is not None for name, module in _MODULES.items()}
+    node = npm if isinstance(npm, str) else ""
+    peers: list[Contender | Absent] = []
+    for client in ("tuspy", "aiotus", "tus-js-client"):
+        for server in ("@tus/server", "mailboat server"):
+            name = f"{client} to {server}"
+            missing = "it is not installed: pip install '.[bench]'" if not there.get(client, True) else ""
+            if "tus-js-client" in name or "@tus/server" in name:
+                missing = missing or node
+            peers.append(Absent(name, missing) if missing else Contender(name, pairs.upload(client, server)))
+    best = next((peer for peer in peers if isinstance(peer, Contender)), None)
+    if best is not None:
+        yield Comparison(
+            "P3t",
+            f"one session of {session.size / MIB:.0f} MiB",
+            BYTE,
+            Sense.SPEED,
+            best,
+            Contender("mailboat", Uploads(folder / "ours", session).ours),
+            tuple(peer for peer in peers if peer is not best),
+            Budget(4.0, Sense.SPEED),
+        )
+    shutil.rmtree(folder)
+
+
+_MODULES = {"tuspy": "tusclient", "aiotus": "aiotus"}
+
+
+def _npm(folder: Path) -> Path | str:
+    """A folder with `NPM_PACKAGES`, or why there is none."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        return "node and npm are not on PATH"
+    folder.mkdir(parents=True)
+    command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), *NPM_PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return folder if done.returncode == 0 else f"npm: {done.stderr[-200:]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where to upload to, with which key, and how to ask for the processor time of who is there."""
+
+    url: str
+    key: str
+    cpu: Callable[[], Awaitable[float]]
+
+
+class _Pairs:
+    """A client and a server each. Every run has a new server."""
+
+    def __init__(self, folder: Path, session: Made, whole: Path, npm: Path | None) -> None:
+        self._folder, self._size, self._whole, self._npm = folder, session.size, whole, npm
+
+    def upload(self, client: str, server: str) -> Callable[[], Awaitable[Measured]]:
+        """One pair."""
+        send = {"tuspy": self._tuspy, "aiotus": self._aiotus, "tus-js-client": self._tus_js}[client]
+
+        async def run() -> Measured:
+            try:
+                async with self._node() if server == "@tus/server" else self._mailboat() as target:
+                    began = await target.cpu()
+                    children = os.times()
+                    with Stopwatch() as watch:
+                        url = await send(target)
+                    after = os.times()
+                    used = watch.cpu + after.children_user + after.children_system
+                    used -= children.children_user + children.children_system
+                    spent = await target.cpu() - began
+                if not url:
+                    raise RuntimeError(f"{client} did not upload to {server}")
+                return Measured(self._size, watch.wall, used + spent, {"client": used, "server": spent})
+            finally:
+                shutil.rmtree(self._folder / "server", ignore_errors=True)
+
+        return run
+
+    # -- clients -------------------------------------------------------------------------------------------------
+
+    async def _tuspy(self, target: _Target) -> str:
+        from tusclient.client import TusClient  # noqa: PLC0415 - where it is installed
+
+        def upload() -> str:
+            with self._whole.open("rb") as file:
+                # @tus/server refuses the empty metadata that it sends otherwise.
+                uploader = TusClient(target.url, headers=_headers(target)).uploader(
+                    file_stream=file, metadata={"filename": "segment"}
+                )
+                uploader.upload()
+                return str(uploader.url)
+
+        return await asyncio.to_thread(upload)
+
+    async def _aiotus(self, target: _Target) -> str:
+        import aiotus  # noqa: PLC0415 - where it is installed
+
+        with self._whole.open("rb") as file:
+            return str(await aiotus.upload(target.url, file, {}, headers=_headers(target)) or "")
+
+    async def _tus_js(self, target: _Target) -> str:
+        options = {"file": str(self._whole), "endpoint": target.url, "headers": _headers(target)}
+        process = await asyncio.create_subprocess_exec(
+            "node",
+            str(PROGRAMS / "upload.cjs"),
+            str(self._npm),
+            json.dumps(options),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await process.communicate()
+        return out.decode().strip() if process.returncode == 0 else ""
+
+    # -- servers -------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _mailboat(self) -> AsyncIterator[_Target]:
+        async with serving("receiving", self._folder / "server") as server:
+            yield _Target(f"{server.url}/v1/uploads", server.key, server.cpu)
+
+    @asynccontextmanager
+    async def _node(self) -> AsyncIterator[_Target]:
+        data = self._folder / "server"
+        data.mkdir()
+        process = await asyncio.create_subprocess_exec(
+            "node",
+            str(PROGRAMS / "serve.cjs"),
+            str(self._npm),
+            str(data),
+            "0",
+            "absolute",  # aiotus needs that
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None  # noqa: S101 - made just now
+            port = int((await process.stdout.readline()).decode().rpartition(" ")[2])
+
+            async def cpu() -> float:
+                return await asyncio.to_thread(_cpu_of, process.pid)
+
+            yield _Target(f"http://127.0.0.1:{port}/files", "", cpu)
+        finally:
+            process.kill()
+            await process.wait()
+
+
+def _headers(target: _Target) -> dict[str, str]:
+    return {"Authorization": f"Bearer {target.key}"} if target.key else {}
+
+
+def _cpu_of(pid: int) -> float:
+    """Seconds of processor time of another process, where the system tells (Linux); zero elsewhere."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
