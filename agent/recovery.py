@@ -166,7 +166,7 @@ class _Recovery:
         try:
             return read_preamble(self._files, path)
         except SegmentError as error:
-            reader = SegmentReader(self._files.read(path))
+            reader = SegmentReader(self._files.read(path), digest=False)
             if any(reader.blocks()) or reader.gaps:
                 log.warning("%s of session %s is set aside: %s", path.name, path.parent.name, error)
                 set_aside(self._files, path)

@@ -150,7 +150,7 @@ class SegmentFile:
         Raises `SegmentError` when its preamble cannot be read, `OSError` when the file cannot.
         """
         content = files.read(path)
-        reader = SegmentReader(content)
+        reader = SegmentReader(content, digest=False)  # the writer makes its own, of what is kept
         blocks = list(reader.blocks())
         if reader.preamble is None:
             raise SegmentError(f"{path.name} has no intact preamble")
@@ -270,7 +270,7 @@ class SegmentFile:
     def unsynced(self) -> list[Block]:
         """The intact blocks that may not be on the disk, as far as they can be read back. Raises `OSError`."""
         content = self._files.read_range(self.path, 0, self.writer.size)
-        reader = SegmentReader(content[: self.writer.size])
+        reader = SegmentReader(content[: self.writer.size], digest=False)
         return [block for block in reader.blocks() if block.offset >= self.synced]
 
     def cut_to_synced(self) -> None:

@@ -205,9 +205,15 @@ class SegmentReader:
     `offset` and `next`, may begin to be fed.
     """
 
-    def __init__(self, data: bytes | bytearray | memoryview | None = None, unlock: Unlock = _sealed_always) -> None:
+    def __init__(
+        self,
+        data: bytes | bytearray | memoryview | None = None,
+        unlock: Unlock = _sealed_always,
+        *,
+        digest: bool = True,
+    ) -> None:
         """With `data`: that is the whole segment. Without: `feed` it, then `close`. `unlock` opens sealed blocks, as
-        `sealing.Keyring.unlock` does.
+        `sealing.Keyring.unlock` does. Without `digest` nothing is hashed, and the segment never said to be `intact`.
         """
         self._unlock_any = unlock
         self.preamble: Preamble | None = None
@@ -221,7 +227,7 @@ class SegmentReader:
         self._salt: int | None = None
         self._damage_from: int | None = None
         self._begun_without: int | None = None
-        self._digest = hashlib.sha256()
+        self._digest = hashlib.sha256() if digest else None
         self._digest_checks: bool | None = None
         if data is not None:
             self.feed(data)
@@ -325,7 +331,7 @@ class SegmentReader:
             seal = None
         if seal is None:
             return self._start_damage()
-        self._digest_checks = self._digest.digest() == seal.sha256
+        self._digest_checks = self._digest is not None and self._digest.digest() == seal.sha256
         self._note_missing(seal.next, self.offset, 0, "the blocks before the seal are missing")
         first = seal.next - seal.records
         if self._begun_without is not None and self._begun_without > first:
@@ -424,6 +430,7 @@ class SegmentReader:
             return None
 
     def _consume(self, length: int) -> None:
-        self._digest.update(memoryview(self._buffer)[:length])
+        if self._digest is not None:
+            self._digest.update(memoryview(self._buffer)[:length])
         del self._buffer[:length]
         self.offset += length

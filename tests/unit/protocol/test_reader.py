@@ -421,3 +421,11 @@ def test_a_seal_with_a_wrong_map_among_damage_is_damage() -> None:
     with pytest.raises(SegmentError):
         Seal.decode(frame)
     assert len(BLOCK_START) == SKIPPABLE.size < BLOCK_HEADER_SIZE
+
+
+def test_without_a_digest_the_same_is_read_and_nothing_called_intact() -> None:
+    hashed, unhashed = SegmentReader(sealed()), SegmentReader(sealed(), digest=False)
+    assert list(unhashed) == list(hashed)
+    assert (unhashed.seal, unhashed.gaps) == (hashed.seal, [])
+    assert hashed.intact
+    assert not unhashed.intact
