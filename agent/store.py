@@ -110,7 +110,7 @@ class Store:
     def at(cls, files: FileSystem, folder: Path) -> Store:
         """The store in a folder that is there already, whatever the names were."""
         store = cls(files, folder.parent.parent, folder.parent.name, folder.name)
-        store.folder = folder
+        store.folder, store.reserve = folder, Reserve(files, folder)
         return store
 
     def open(self) -> None:

@@ -281,3 +281,13 @@ def test_the_real_zstd_prints_the_very_stream_of_records(tmp_path: Path) -> None
         done = subprocess.run([tool, "-dc", str(path)], capture_output=True, check=True)
         assert done.stdout == stream
         assert subprocess.run([tool, "-tq", str(path)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"\xc1", "no msgpack"), (b"\x91\x01", "holds a list, not a map")])
+def test_a_description_that_is_no_map_is_refused_though_its_checksum_is_right(content: bytes, reason: str) -> None:
+    head = struct.pack("<8sHI", b"mailboat", 1, crc32(content, 1))
+    with pytest.raises(SegmentError, match=reason):
+        Preamble.decode(SKIPPABLE.pack(PREAMBLE_MAGIC, len(head) + len(content)) + head + content)
+    tail = struct.pack("<II4s", len(content), crc32(content), b"seal")
+    with pytest.raises(SegmentError, match=reason):
+        Seal.decode(SKIPPABLE.pack(SEAL_MAGIC, len(content) + len(tail)) + content + tail)
