@@ -37,12 +37,12 @@ def tell(root: Path, seeds: range, agents: int, hours: float, sessions: int) -> 
 @pytest.mark.parametrize("part", range(25))
 def test_one_agent(root: Path, part: int) -> None:
     """Rows L3, L10, T5 and T9 of the reference behaviour, whatever happens."""
-    tell(root, range(part * 40, part * 40 + 40), agents=1, hours=0.5, sessions=3)
+    tell(root, range(part * 40, part * 40 + 40), agents=1, hours=0.25, sessions=3)
 
 
 @pytest.mark.parametrize("part", range(10))
 def test_many_agents_and_one_server(root: Path, part: int) -> None:
-    tell(root, range(10_000 + part * 20, 10_020 + part * 20), agents=3, hours=0.5, sessions=2)
+    tell(root, range(10_000 + part * 20, 10_020 + part * 20), agents=3, hours=0.25, sessions=2)
 
 
 @pytest.mark.soak

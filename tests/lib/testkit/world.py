@@ -36,7 +36,7 @@ from testkit.virtual import Inline, VirtualLoop
 
 PRODUCT = "Acme Studio"
 AGENT = "mailboat-python/0.1.0"
-MISFORTUNES = 10
+MISFORTUNES = 7
 """What befalls an agent, on average."""
 PATIENCE = MAX_RETRY_AFTER + 4 * 3600.0
 """Seconds after healing in which all must be there: the longest Retry-After that is obeyed, and the pauses on top."""
@@ -239,7 +239,7 @@ class World:
         self.draw = random.Random(seed)
         self.hours, self.sessions = hours, sessions
         details = self.draw.choice([Details.ALL, Details.ALL, Details.ERRORS, Details.SHARE])
-        plan = Plan(details=details, share=0.5, sync_interval=self.draw.choice([None, None, 30.0, 600.0]))
+        plan = Plan(details=details, share=0.5, sync_interval=self.draw.choice([None, None, 120.0, 600.0]))
         unreasonable = self.draw.random() < 0.05
         self.server = SimServer(self.draw, lambda: START + 86_400.0 + loop.now, PRODUCT, unreasonable, plan)
         self.agents = [self._agent(f"app-{number}") for number in range(agents)]
