@@ -95,9 +95,6 @@ class Blobs(Protocol):
     def opened(self, blob_id: str) -> AbstractContextManager[Readable]:
         """The one blob to be read, and read again: cheaper so. `FileNotFoundError` if it is lost."""
 
-    def path(self, blob_id: str) -> Path:
-        """Where the blob is, or would be."""
-
     def size(self, blob_id: str) -> int:
         """Bytes in the blob, durable or not; zero when it is not there."""
 
@@ -215,7 +212,7 @@ class LocalBlobs:
             os.close(fd)
 
     def path(self, blob_id: str) -> Path:
-        """See `Blobs.path`."""
+        """Where the blob is, or would be; `ValueError` for what is no id."""
         if not is_canonical(blob_id):
             raise ValueError(f"{blob_id!r:.80} is no canonical UUID, so it names no blob")
         return self._folder / blob_id[-2:] / blob_id

@@ -15,6 +15,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Suites and checks that tests share say what they found, as tests do.
+pytest.register_assert_rewrite("testkit")
+
 TEST_VARIABLES = "MAILBOAT_TEST_"
 
 # No deadline: no test asserts a time. The blob in the output repeats a failed example on another machine.

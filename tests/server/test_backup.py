@@ -16,11 +16,21 @@ from mailboat.server import ServerConfig, backup, retention
 from mailboat.server.backup import back_up, restore
 from mailboat.server.blobs import LocalBlobs
 from mailboat.server.catalog import ProductRow
-from mailboat.server.context import BLOBS, CATALOG
+from mailboat.server.context import CATALOG
 from mailboat.server.ingest import INGEST
 from mailboat.server.serving import RunningServer, running
 from mailboat.server.upkeep import check_folder
-from testkit.serverkit import PRODUCT, RawAppend, Wire, eventually, fresh_session_id, make_segment, summary_of, wired
+from testkit.serverkit import (
+    PRODUCT,
+    RawAppend,
+    Wire,
+    blob_path,
+    eventually,
+    fresh_session_id,
+    make_segment,
+    summary_of,
+    wired,
+)
 from testkit.servers import given_by
 
 
@@ -44,7 +54,7 @@ async def test_a_restored_server_has_what_was_there_and_goes_on(
     # Bytes on their way, announced to nobody: they are none of the backup's.
     append = await RawAppend.begin(client, path, len(part) - 100_000, 100_000)
     await append.send(part[100_000:150_000])
-    await eventually(lambda: server.app[BLOBS].path(path.rpartition("/")[2]).stat().st_size == 150_000)
+    await eventually(lambda: blob_path(server.app, path).stat().st_size == 150_000)
     target, data = tmp_path / "backup", tmp_path / "restored"
     result = await asyncio.to_thread(run, "server", "backup", "--data", config.data, "--to", target)
     assert result.exit_code == 0, result.output

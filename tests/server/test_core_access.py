@@ -14,10 +14,10 @@ from mailboat.protocol import ConfigError
 from mailboat.server import ServerConfig
 from mailboat.server.access_log import harmless
 from mailboat.server.catalog import Role
-from mailboat.server.context import BLOBS, CATALOG, COUNTERS
+from mailboat.server.context import CATALOG, COUNTERS
 from mailboat.server.keys import PREFIX, create_key, digest_of
 from mailboat.server.serving import RunningServer, running
-from testkit.serverkit import PRODUCT, RawAppend, Wire, eventually, fresh_session_id, make_segment, wired
+from testkit.serverkit import PRODUCT, RawAppend, Wire, blob_path, eventually, fresh_session_id, make_segment, wired
 
 NOBODY = "01a2000f-192d-79f3-be31-1e20a873a4fc"
 ENDPOINTS = [
@@ -209,7 +209,7 @@ async def test_a_broken_chunk_keeps_what_came_before(server: RunningServer, clie
     path = await client.upload_of(data)
     append = await RawAppend.begin(client, path, -1)
     await append.send(b"%x\r\n" % 500 + data[:500] + b"\r\n")
-    blob = server.app[BLOBS].path(path.rpartition("/")[2])
+    blob = blob_path(server.app, path)
     await eventually(lambda: blob.exists() and blob.stat().st_size == 500)
     await append.send(b"this is no chunk\r\n")
     assert (await client.ask("HEAD", path)).offset == 500

@@ -12,18 +12,28 @@ import pytest
 
 from mailboat.server import ServerConfig
 from mailboat.server.catalog import Role, Verification
-from mailboat.server.context import BLOBS, CATALOG, COUNTERS
+from mailboat.server.context import CATALOG, COUNTERS
 from mailboat.server.keys import create_key
 from mailboat.server.serving import RunningServer, running
 from mailboat.server.turns import TURNS
-from testkit.serverkit import PRODUCT, RawAppend, Wire, eventually, fresh_session_id, make_segment, summary_of, wired
+from testkit.serverkit import (
+    PRODUCT,
+    RawAppend,
+    Wire,
+    blob_path,
+    eventually,
+    fresh_session_id,
+    make_segment,
+    summary_of,
+    wired,
+)
 
 KIB = 1024
 
 
 def stored(server: RunningServer, path: str) -> bytes:
     """The server's copy."""
-    return server.app[BLOBS].path(path.rpartition("/")[2]).read_bytes()
+    return blob_path(server.app, path).read_bytes()
 
 
 def idle(server: RunningServer) -> bool:
@@ -171,7 +181,7 @@ async def stalled(server: RunningServer, client: Wire, path: str, data: bytes, s
     """An append of all of `data` that stops after `size` bytes, every one of them taken."""
     append = await RawAppend.begin(client, path, len(data))
     await append.send(data[:size])
-    blob = server.app[BLOBS].path(path.rpartition("/")[2])
+    blob = blob_path(server.app, path)
     await eventually(lambda: blob.exists() and blob.stat().st_size == size)
     return append
 
@@ -236,7 +246,7 @@ async def test_a_cancelled_upload_stays_gone(server: RunningServer, client: Wire
     path = await client.upload_of(data)
     older = await stalled(server, client, path, data, 30_000)
     assert (await client.ask("DELETE", path)).status == 204
-    assert not server.app[BLOBS].path(path.rpartition("/")[2]).exists()
+    assert not blob_path(server.app, path).exists()
     older.writer.write(data[30_000:])
     await older.close()
     assert (await client.ask("HEAD", path)).status == 410

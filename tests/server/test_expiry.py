@@ -18,7 +18,7 @@ from mailboat.server.expiry import TOMBSTONE_AGE, sweep
 from mailboat.server.keys import create_key
 from mailboat.server.serving import RunningServer, running
 from mailboat.server.turns import TURNS
-from testkit.serverkit import RawAppend, Wire, eventually, fresh_session_id, make_segment, wired
+from testkit.serverkit import RawAppend, Wire, blob_path, eventually, fresh_session_id, make_segment, wired
 
 DAY = 24 * 3600.0
 
@@ -172,7 +172,7 @@ async def test_what_is_gone_is_forgotten_in_the_end(bench: Bench) -> None:
 async def test_a_blob_left_by_a_kill_goes_with_its_row(bench: Bench) -> None:
     path = await bench.begun()
     await bench.client.ask("DELETE", path)
-    blob = bench.server.app[BLOBS].path(path.rpartition("/")[2])
+    blob = blob_path(bench.server.app, path)
     blob.write_bytes(b"left behind")
     await bench.sweep(TOMBSTONE_AGE)
     assert not blob.exists()

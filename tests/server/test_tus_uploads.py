@@ -14,7 +14,7 @@ from mailboat.protocol.uploads.state import Phase
 from mailboat.server import ServerConfig
 from mailboat.server.blobs import LocalBlobs
 from mailboat.server.catalog import UploadRow, Verification
-from mailboat.server.context import BLOBS, CATALOG, COUNTERS
+from mailboat.server.context import CATALOG, COUNTERS
 from mailboat.server.keys import create_key
 from mailboat.server.serving import RunningServer
 from testkit.serverkit import (
@@ -23,6 +23,7 @@ from testkit.serverkit import (
     Body,
     ServerProcess,
     Wire,
+    blob_path,
     eventually,
     fresh_session_id,
     make_segment,
@@ -74,7 +75,7 @@ async def row_of(server: RunningServer, path: str) -> UploadRow:
 
 def blob(server: RunningServer, path: str) -> Path:
     """The file of an upload's bytes."""
-    return server.app[BLOBS].path(path.rpartition("/")[2])
+    return blob_path(server.app, path)
 
 
 def stored(server: RunningServer, path: str) -> bytes:

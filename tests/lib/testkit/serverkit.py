@@ -16,12 +16,15 @@ from pathlib import Path
 
 import aiohttp
 import msgpack
+from aiohttp import web
 
 from mailboat.protocol import Info, Preamble, SealReason, SegmentReader, SegmentWriter, Summary, wire
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 from mailboat.protocol.negotiation import Decision, Reply, Request
 from mailboat.protocol.records import COUNTERS, Kind
 from mailboat.protocol.summary import summarise
+from mailboat.server.blobs import LocalBlobs
+from mailboat.server.context import BLOBS
 
 PRODUCT = "Acme Studio"
 AGENT = "mailboat-python/0.1.0"
@@ -78,6 +81,13 @@ def summary_of(*segments: bytes) -> Summary:
         assert reader.seal is not None
         parts.append((reader.preamble, reader.seal, len(data)))
     return summarise(parts)
+
+
+def blob_path(app: web.Application, upload: str) -> Path:
+    """The file of an upload's bytes (by its id or path), on a server that keeps them in local files."""
+    blobs = app[BLOBS]
+    assert isinstance(blobs, LocalBlobs)
+    return blobs.path(upload.rpartition("/")[2])
 
 
 async def eventually(condition: Callable[[], bool], within: float = 20.0) -> None:

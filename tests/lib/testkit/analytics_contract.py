@@ -1,0 +1,157 @@
+"""What any analytics store must do: a suite to be run for each implementation of `AnalyticsStore`.
+
+Take it as a base class, and give it a fixture ``store`` of an empty one; ``decoder`` and ``tmp_path`` are needed, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mailboat.server.analytics_store import AnalyticsStore, Holding, RowsRefused, Step
+from mailboat.server.batches import Batch
+from mailboat.server.catalog import SegmentRow
+from mailboat.server.decoding import Decoded, Decoder
+from testkit.loading import PRODUCT, segment_row, session_row
+from testkit.segments import SESSION, Segment, event, exception, feature, timing, value
+
+OTHER = "018f0000-0000-7000-8000-000000000002"
+
+
+@dataclass
+class Loading:
+    """Loads what it is given, as the server's loader does."""
+
+    store: AnalyticsStore
+    decoder: Decoder
+    folder: Path
+    count: int = 0
+
+    def decode(self, *given: tuple[SegmentRow, bytes]) -> tuple[Decoded, list[Step]]:
+        rows = [row for row, _ in given]
+        batch = Batch(rows, self.store.progress({(row.product, row.session_id) for row in rows}))
+        self.count += 1
+        folder = self.folder / f"contract-{self.count}"
+        folder.mkdir()
+        tasks = (
+            (task, [given[task.number][1][task.offset : given[task.number][0].offset]])
+            for task in map(batch.task, range(len(rows)))
+        )
+        return self.decoder.decode(folder, tasks, batch.done), batch.steps
+
+    def load(self, *given: tuple[SegmentRow, bytes]) -> None:
+        decoded, steps = self.decode(*given)
+        self.store.load(decoded, steps)
+
+
+def some_records(session_id: str = SESSION, index: int = 0, first: int = 0) -> Segment:
+    segment = Segment(session_id, index, first)
+    segment.block([feature(), value("size", 1.0), timing("parse", 0.25)])
+    segment.block([event("cache.miss"), exception()])
+    return segment
+
+
+class AnalyticsContract:
+    """The suite."""
+
+    @pytest.fixture
+    def loading(self, store: AnalyticsStore, decoder: Decoder, tmp_path: Path) -> Loading:
+        """A loader into the store."""
+        return Loading(store, decoder, tmp_path)
+
+    def test_a_new_store_holds_nothing(self, store: AnalyticsStore) -> None:
+        assert (store.generation, store.revision, list(store.holdings())) == (0, 0, [])
+        assert store.progress([(PRODUCT, SESSION)]) == {}
+
+    def test_every_record_is_loaded_once_whatever_comes_again(self, store: AnalyticsStore, loading: Loading) -> None:
+        data = some_records().seal()
+        row = segment_row(data)
+        for _ in range(3):
+            loading.load((row, data))
+        (holding,) = store.holdings()
+        assert holding == Holding(PRODUCT, SESSION, 5, 5, 5, listed=False)
+        progress = store.progress([(PRODUCT, SESSION), (PRODUCT, OTHER)])[PRODUCT, SESSION][row.upload_id]
+        assert (progress.consumed, progress.records, progress.ranges) == (len(data), 5, ((0, 5),))
+
+    def test_a_segment_that_grows_is_gone_on_with(self, store: AnalyticsStore, loading: Loading) -> None:
+        segment = some_records()
+        data, half = segment.seal(), segment.ends[0]
+        loading.load((segment_row(data[:half], complete=False), data))
+        before = store.generation
+        assert next(iter(store.holdings())).rows == 3
+        loading.load((segment_row(data), data))
+        assert next(iter(store.holdings())).rows == 5
+        assert store.generation > before
+
+    def test_sessions_and_products_are_kept_apart(self, store: AnalyticsStore, loading: Loading) -> None:
+        one, other = some_records().seal(), some_records(OTHER).seal()
+        loading.load((segment_row(one), one), (segment_row(other, OTHER), other))
+        foreign = segment_row(one, product="Zeta")
+        loading.load((foreign, one))
+        assert [(each.product, each.session_id, each.rows) for each in store.holdings()] == [
+            (PRODUCT, SESSION, 5),
+            (PRODUCT, OTHER, 5),
+            ("Zeta", SESSION, 5),
+        ]
+
+    def test_what_is_forgotten_can_be_loaded_again(self, store: AnalyticsStore, loading: Loading) -> None:
+        one, other = some_records().seal(), some_records(OTHER).seal()
+        loading.load((segment_row(one), one), (segment_row(other, OTHER), other))
+        store.load_sessions([session_row(SESSION), session_row(OTHER)], 7)
+        assert store.forget([(PRODUCT, SESSION), ("Zeta", OTHER)]) == 5
+        assert [each.session_id for each in store.holdings()] == [OTHER]
+        assert store.progress([(PRODUCT, SESSION)]) == {}
+        assert store.forget([(PRODUCT, SESSION)]) == 0
+        assert store.forget([]) == 0
+        loading.load((segment_row(one), one))
+        assert [each.rows for each in store.holdings()] == [5, 5]
+
+    def test_rows_that_are_none_change_nothing(self, store: AnalyticsStore, loading: Loading) -> None:
+        data = some_records().seal()
+        decoded, steps = loading.decode((segment_row(data), data))
+        with (decoded.folder / f"{decoded.tables[-1]}.json").open("a") as lines:
+            lines.write("this is no row\n")
+        with pytest.raises(RowsRefused):
+            store.load(decoded, steps)
+        assert (store.generation, list(store.holdings())) == (0, [])
+        loading.load((segment_row(data), data))
+        assert [each.rows for each in store.holdings()] == [5]
+
+    def test_a_segment_that_failed_is_noted_with_what_there_was(self, store: AnalyticsStore, loading: Loading) -> None:
+        segment = some_records()
+        data, half = segment.seal(), segment.ends[0]
+        row = segment_row(data[:half], complete=False)
+        loading.load((row, data))
+        key = (PRODUCT, SESSION)
+        store.load_failed(row, store.progress([key])[key][row.upload_id], "the decoder died")
+        failed = store.progress([key])[key][row.upload_id]
+        assert (failed.failed, failed.records, failed.consumed) == ("the decoder died", 3, half)
+        assert [(each.noted, each.rows) for each in store.holdings()] == [(3, 3)]
+        store.load_failed(segment_row(b"", OTHER), None, "never read")
+        assert store.progress([(PRODUCT, OTHER)])[PRODUCT, OTHER]
+
+    def test_sessions_are_copied_with_their_revision(self, store: AnalyticsStore) -> None:
+        store.load_sessions([session_row(SESSION)], 3)
+        store.load_sessions([session_row(SESSION), session_row(OTHER)], 8)
+        assert store.revision == 8
+        assert [(each.session_id, each.listed, each.rows) for each in store.holdings()] == [
+            (SESSION, True, 0),
+            (OTHER, True, 0),
+        ]
+        store.load_sessions([], 0)
+        assert store.revision == 0
+
+    def test_reopened_it_holds_the_same(self, store: AnalyticsStore, loading: Loading) -> None:
+        data = some_records().seal()
+        loading.load((segment_row(data), data))
+        store.load_sessions([session_row(SESSION)], 3)
+        before = (store.generation, store.revision, list(store.holdings()), store.progress([(PRODUCT, SESSION)]))
+        store.reopen()
+        assert before == (
+            store.generation,
+            store.revision,
+            list(store.holdings()),
+            store.progress([(PRODUCT, SESSION)]),
+        )

@@ -1,0 +1,89 @@
+"""An analytics store in this process's memory: `AnalyticsStore` carried out without SQL, to prove that its contract can
+be met by another engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+
+from mailboat.server.analytics_store import Holding, Key, Progress, RowsRefused, Step
+from mailboat.server.catalog import SegmentRow, SessionRow
+from mailboat.server.decoding import Decoded
+
+
+@dataclass
+class _Kept:
+    """What is kept, so that it can be put back as a whole."""
+
+    generation: int = 0
+    revision: int = 0
+    progress: dict[Key, dict[str, Progress]] = field(default_factory=dict)
+    numbers: dict[Key, list[int]] = field(default_factory=dict)
+    sessions: set[Key] = field(default_factory=set)
+
+
+class MemoryAnalytics:
+    """`AnalyticsStore` in dictionaries; of a row it keeps the number."""
+
+    def __init__(self) -> None:
+        self._kept = _Kept()
+
+    @property
+    def generation(self) -> int:
+        return self._kept.generation
+
+    @property
+    def revision(self) -> int:
+        return self._kept.revision
+
+    def progress(self, sessions: Iterable[Key]) -> dict[Key, dict[str, Progress]]:
+        return {key: dict(self._kept.progress[key]) for key in sessions if key in self._kept.progress}
+
+    def load(self, decoded: Decoded, steps: Sequence[Step]) -> None:
+        after = deepcopy(self._kept)
+        keys = {step.outcome.number: (step.segment.product, step.segment.session_id) for step in steps}
+        for table in decoded.tables:
+            for line in (decoded.folder / f"{table}.json").read_text("utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                    after.numbers.setdefault(keys[row["s"]], []).append(int(row["q"]))
+                except (ValueError, KeyError) as error:
+                    raise RowsRefused(f"a line is no row: {error}") from error
+        for step in steps:
+            key = (step.segment.product, step.segment.session_id)
+            after.progress.setdefault(key, {})[step.segment.upload_id] = step.progress
+        after.generation += 1
+        self._kept = after
+
+    def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
+        failed = replace(before or Progress(segment.index), schemas=(), failed=reason)
+        self._kept.progress.setdefault((segment.product, segment.session_id), {})[segment.upload_id] = failed
+        self._kept.generation += 1
+
+    def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
+        self._kept.sessions |= {(row.product, row.summary.session_id) for row in rows}
+        self._kept.revision = revision
+
+    def forget(self, sessions: Iterable[Key]) -> int:
+        records = 0
+        for key in set(sessions):
+            records += len(self._kept.numbers.pop(key, ()))
+            self._kept.progress.pop(key, None)
+            self._kept.sessions.discard(key)
+        return records
+
+    def holdings(self) -> Iterator[Holding]:
+        kept = self._kept
+        for key in sorted(kept.numbers.keys() | kept.progress.keys() | kept.sessions):
+            noted = sum(each.records for each in kept.progress.get(key, {}).values())
+            numbers = kept.numbers.get(key, [])
+            yield Holding(*key, noted, len(numbers), len(set(numbers)), key in kept.sessions)
+
+    def reopen(self) -> None:
+        """Nothing to be done."""
+
+    def close(self) -> None:
+        """Nothing to be done."""
