@@ -97,6 +97,16 @@ class BlobsContract:
         with pytest.raises(BlobLost):
             blobs.join(name, [parts[0], fresh_session_id()])
 
+    def test_small_blobs_are_put_many_at_once(self, blobs: Blobs) -> None:
+        contents = [b"abc", b"x" * 60_000, b"de"]
+        names = blobs.put(contents)
+        assert len({*names, *blobs.put(contents)}) == 6
+        assert [blobs.read(name, 0, 10**6) for name in names] == contents
+        assert [blobs.size(name) for name in names] == [3, 60_000, 2]
+        assert (blobs.read(names[1], 59_999, 5), blobs.read(names[0], 3, 5)) == (b"x", b"")
+        blobs.remove(names[0])
+        assert [blobs.read(name, 0, 10**6) for name in names[1:]] == contents[1:]
+
     def test_a_blob_is_settled_removed_and_laid_aside(self, blobs: Blobs, name: str) -> None:
         put(blobs, name, b"abcdef")
         blobs.settle(name, 4)

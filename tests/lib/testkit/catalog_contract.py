@@ -19,6 +19,7 @@ from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import Status
 from mailboat.protocol.uploads.state import Creation, Event, Phase, UploadState
 from mailboat.server.catalog import (
+    Arrival,
     Catalog,
     Deletion,
     Doomed,
@@ -298,6 +299,31 @@ class CatalogContract:
         fresh = await upload_of(catalog, offer)
         assert (fresh.id != row.id, fresh.state.offset) == (True, 0)
         assert not await catalog.store(replace(row.state, offset=10**6), 3.0), "the old one is fenced"
+
+    async def test_what_arrives_with_its_offer_is_complete(self, catalog: Catalog, summary: Summary) -> None:
+        """In place of an unfinished upload; where the segment is here already, that one stays."""
+        offer, unfinished = offered(summary), offered(summary)
+        begun = await upload_of(catalog, unfinished)
+        arrivals = [Arrival(fresh_session_id(), 10, Verification.VERIFIED, "ab" * 32, 3) for _ in range(2)]
+        for each, arrival in zip((offer, unfinished), arrivals, strict=True):
+            ((held,),) = await catalog.register([replace(each, fresh_uploads=False, arrivals={0: arrival})], 2.0)
+            assert (held.upload_id, held.complete, held.offset, held.records) == (arrival.upload_id, True, 10, 3)
+            second = replace(arrival, upload_id=fresh_session_id())
+            ((held,),) = await catalog.register([replace(each, arrivals={0: second})], 3.0)
+            assert held.upload_id == arrival.upload_id
+        gone = await catalog.upload(begun.id)
+        assert gone is not None
+        assert gone.session_id is None
+        assert await catalog.any_upload(arrivals[0].upload_id, arrivals[0].upload_id + "x")
+        assert not await catalog.any_upload("", min(row.id for row in await catalog.all_uploads()))
+
+    async def test_what_arrives_spoilt_rejects_its_session(self, catalog: Catalog, summary: Summary) -> None:
+        offer = offered(summary)
+        arrival = Arrival(fresh_session_id(), 10, Verification.REJECTED, reason="corrupted", detail="noise")
+        await catalog.register([replace(offer, arrivals={0: arrival}, source="host")], 2.0)
+        row = await catalog.session(PRODUCT, offer.summary.session_id)
+        assert row is not None
+        assert (row.state, row.reason, row.source) == (SessionState.REJECTED, "corrupted", "host")
 
     # -- strangers -----------------------------------------------------------------------------------------------
 

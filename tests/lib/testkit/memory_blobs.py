@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mailboat.protocol.ids import is_canonical
 from mailboat.server.blobs import BlobLost
+from testkit.serverkit import fresh_session_id
 
 
 @dataclass
@@ -87,7 +88,13 @@ class MemoryBlobs:
     def free(self) -> int:
         return 2**40
 
-    def put(self, blob_id: str, offset: int, content: bytes) -> None:
+    def put(self, contents: Sequence[bytes]) -> tuple[str, ...]:
+        names = tuple(fresh_session_id() for _ in contents)
+        for name, content in zip(names, contents, strict=True):
+            self.put_object(name, 0, content)
+        return names
+
+    def put_object(self, blob_id: str, offset: int, content: bytes) -> None:
         """Put one object, whole."""
         with self._lock:
             self._objects.setdefault(blob_id, {})[offset] = content
@@ -116,7 +123,7 @@ class MemoryWriter:
 
     def write(self, piece: bytes) -> None:
         self._content += piece
-        self._blobs.put(self._id, self._start, bytes(self._content))
+        self._blobs.put_object(self._id, self._start, bytes(self._content))
 
     def sync(self) -> int:
         return self.offset

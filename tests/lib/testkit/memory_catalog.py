@@ -18,6 +18,7 @@ from mailboat.protocol.uploads.rufh import CURRENT
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.protocol.uploads.values import Limits
 from mailboat.server.catalog import (
+    Arrival,
     Deletion,
     Doomed,
     KeyRow,
@@ -124,7 +125,15 @@ class MemoryCatalog:
         key = (offer.product, offer.summary.session_id)
         known = self._sessions.get(key)
         row = SessionRow(
-            offer.product, offer.summary, offer.state, offer.reason, offer.explanation, offer.skew, now, now
+            offer.product,
+            offer.summary,
+            offer.state,
+            offer.reason,
+            offer.explanation,
+            offer.skew,
+            now,
+            now,
+            source=offer.source,
         )
         if known is None:
             known = self._sessions[key] = _Session(row, self._revision)
@@ -141,17 +150,31 @@ class MemoryCatalog:
     def _make_uploads(self, offer: Registration, now: float) -> None:
         session_id = offer.summary.session_id
         for state in offer.summary.segments:
-            held = self._upload_of(offer.product, session_id, state.index)
-            if held is not None:
-                segment = segment_of(held)
-                if not segment.complete and state.sealed and segment.offset > state.size:
-                    self._detach(held, now)
-                    held = None
-            if held is None and offer.fresh_uploads:
-                fresh = UploadState(self.new_id(), limits=Limits(max_size=MAX_SEGMENT), dialect=CURRENT.tag)
-                self._uploads[fresh.id] = UploadRow(
-                    fresh, offer.product, session_id, state.index, created=now, updated=now
-                )
+            held, arrival = self._upload_of(offer.product, session_id, state.index), offer.arrivals.get(state.index)
+            outgrown = held is not None and state.sealed and held.state.offset > state.size
+            if held is not None and not segment_of(held).complete and (arrival is not None or outgrown):
+                self._detach(held, now)
+                held = None
+            if held is None and (offer.fresh_uploads or arrival is not None):
+                self._make_upload(offer, state.index, arrival, now)
+
+    def _make_upload(self, offer: Registration, index: int, arrival: Arrival | None, now: float) -> None:
+        state = UploadState(self.new_id(), limits=Limits(max_size=MAX_SEGMENT), dialect=CURRENT.tag)
+        row = UploadRow(state, offer.product, offer.summary.session_id, index, created=now, updated=now)
+        if arrival is not None:
+            done = replace(state, id=arrival.upload_id, offset=arrival.size, length=arrival.size, phase=Phase.COMPLETE)
+            row = replace(
+                row,
+                state=done,
+                verification=arrival.verification,
+                sha256=arrival.sha256,
+                records=arrival.records,
+                reason=arrival.reason,
+                detail=arrival.detail,
+            )
+        self._uploads[row.id] = row
+        if row.verification is Verification.REJECTED:
+            self._reject(row.product, row.session_id, row.reason, row.detail, now)
 
     def _put_ledger(self, row: LedgerRow) -> None:
         if row.ledger.get("store") == row.source:
@@ -196,6 +219,9 @@ class MemoryCatalog:
         if row.verification is Verification.REJECTED:
             self._reject(row.product, row.session_id, row.reason, row.detail, row.updated)
         return True
+
+    async def any_upload(self, first: str, beyond: str) -> bool:
+        return any(first <= upload_id < beyond for upload_id in self._uploads)
 
     async def open_uploads(self) -> tuple[UploadRow, ...]:
         return tuple(row for row in self._uploads.values() if row.state.phase is Phase.OPEN)
