@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,37 @@ class Transfers:
                 del self._under_way[key_id]
 
 
+class Rates:
+    """How often each key has asked lately: a bucket for each, filled at `rate` requests a second; it holds `burst`."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def wait(self, key_id: str, now: float) -> float:
+        """Seconds that this key has to wait before it may ask; zero, and the request is counted, where it may.
+
+        `now` is monotonic seconds.
+        """
+        left, then = self._left.get(key_id, (self._burst, now))
+        left = min(self._burst, left + (now - then) * self._rate)
+        if left < 1:
+            self._left[key_id] = (left, now)
+            return (1 - left) / self._rate
+        self._left[key_id] = (left - 1, now)
+        return 0.0
+
+
+def require_patience(rates: Rates, key_id: str, now: float) -> None:
+    """`ProblemError` 429 when a key asks too often."""
+    wait = rates.wait(key_id, now)
+    if wait > 0:
+        detail = "this key asks too often: wait as long as Retry-After says"
+        raise ProblemError(Code.TOO_MANY_REQUESTS, detail, {"Retry-After": str(math.ceil(wait))})
+
+
+RATES: Final = web.AppKey("rates", Rates)
 TRANSFERS: Final = web.AppKey("transfers", Transfers)
 
 

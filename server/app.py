@@ -21,7 +21,7 @@ from aiohttp import web
 from mailboat.protocol import negotiation as said
 from mailboat.protocol.limits import MAX_NEGOTIATION_WIRE, MAX_OFFERS
 from mailboat.server import admin, api, expiry, exports, ingest, negotiation, quarantine, retention, riding, uploads
-from mailboat.server.allowance import TRANSFERS, Transfers
+from mailboat.server.allowance import RATES, TRANSFERS, Rates, Transfers
 from mailboat.server.blobs import Blobs, LocalBlobs
 from mailboat.server.catalog import Catalog
 from mailboat.server.config import ServerConfig
@@ -53,6 +53,9 @@ WORKER_THREADS: Final = 8
 
 VERIFIER_THREADS: Final = 2
 """Threads that verify: bound by the processor, so more would only take it from the event loop."""
+
+BURST: Final = 10.0
+"""Seconds' worth of requests that a key may ask at once: a backlog of small sessions comes in thousands."""
 
 LINGER: Final = 5.0
 """Seconds for which the rest of a refused body is read and dropped, so that its sender gets to read the answer."""
@@ -86,6 +89,7 @@ def create_app(
     app[COUNTERS] = Counter()
     app[TURNS] = Turns()
     app[TRANSFERS] = Transfers()
+    app[RATES] = Rates(config.max_requests, BURST * config.max_requests)
     app.on_response_prepare.append(add_version)
     app.on_shutdown.append(_end_transfers)
     app.cleanup_ctx.append(_threads)

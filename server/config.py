@@ -24,6 +24,7 @@ _ABOVE_ZERO: Final = (
     "sweep_interval",
     "max_unfinished",
     "max_transfers",
+    "max_requests",
 )
 
 
@@ -66,6 +67,8 @@ class ServerConfig:
     """Unfinished uploads of a product that no negotiation asked for: a client that only begins them is stopped here."""
     max_transfers: int = 1000
     """Bodies of uploads that one key may send at the same time: each holds a connection and its buffers, half a MiB."""
+    max_requests: float = 1000.0
+    """Requests a second of one key, on average over ten seconds; an agent makes a few a minute."""
     interim_answers: bool = False
     """Whether a creation of the draft's dialect is told its resource by an interim answer (104) while its body comes.
     Off: HTTP libraries take such an answer for the final one, and proxies hang on it.

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE, Code, Problem, WireError
 from mailboat.protocol.negotiation import SERVER_HEADER
+from mailboat.server.allowance import RATES, require_patience
 from mailboat.server.catalog import CatalogError
 from mailboat.server.context import COUNTERS, PRINCIPAL, ProblemError
 from mailboat.server.keys import KEYRING
@@ -71,6 +72,7 @@ async def authentication(request: web.Request, handler: Handler) -> web.StreamRe
     if scheme.lower() == "bearer":
         principal = await request.app[KEYRING].principal(key.strip(), time.monotonic())
         if principal is not None:
+            require_patience(request.app[RATES], principal.key_id, time.monotonic())
             request[PRINCIPAL] = principal
     if PRINCIPAL not in request and request.path not in OPEN_PATHS:
         detail = "the key is not valid here" if scheme else "send the key as `Authorization: Bearer mbk_...`"

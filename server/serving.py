@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 import time
@@ -43,6 +44,7 @@ def run(config: ServerConfig, *, echo: Echo = print) -> int:
     address. Raises `StoreError` when the data folder cannot be used, or is in use; `OSError` when the address cannot.
     """
     set_up(config.log_format)
+    os.umask(0o077)  # what is written is for its owner only, also in a folder that was there before
     return asyncio.run(_serve(config, echo))
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from blockbuster import BlockingError
@@ -13,11 +14,22 @@ from blockbuster import BlockingError
 from mailboat.protocol import ConfigError
 from mailboat.server import ServerConfig
 from mailboat.server.access_log import harmless
+from mailboat.server.allowance import Rates
 from mailboat.server.catalog import Role
 from mailboat.server.context import CATALOG, COUNTERS
 from mailboat.server.keys import PREFIX, create_key, digest_of
 from mailboat.server.serving import RunningServer, running
-from testkit.serverkit import PRODUCT, RawAppend, Wire, blob_path, eventually, fresh_session_id, make_segment, wired
+from testkit.serverkit import (
+    PRODUCT,
+    RawAppend,
+    ServerProcess,
+    Wire,
+    blob_path,
+    eventually,
+    fresh_session_id,
+    make_segment,
+    wired,
+)
 
 NOBODY = "01a2000f-192d-79f3-be31-1e20a873a4fc"
 ENDPOINTS = [
@@ -202,6 +214,46 @@ async def test_who_sends_no_whole_head_is_not_waited_for(config: ServerConfig, k
         finally:
             trickling.cancel()
             writer.close()
+
+
+async def test_a_key_asks_so_often_and_no_more(config: ServerConfig, key: str) -> None:
+    """And no other key is held back by it."""
+    other = await asyncio.to_thread(create_key, config.data, PRODUCT, Role.READER)
+    async with running(replace(config, max_requests=1.0)) as server, wired(server.url, key) as client:
+        answers = [await client.ask("OPTIONS", "/v1/uploads") for _ in range(30)]
+        held = [answer for answer in answers if answer.status == 429]
+        assert held
+        assert {answer.status for answer in answers} == {204, 429}
+        assert {answer.headers["Retry-After"] for answer in held} == {"1"}
+        assert json.loads((await client.ask("GET", "/v1/negotiate")).body)["code"] == "too_many_requests"
+        async with wired(server.url, other) as reader:
+            assert (await reader.ask("GET", "/api/v1/products")).status == 200
+
+
+def test_an_allowance_is_filled_again_as_time_passes() -> None:
+    rates = Rates(rate=2.0, burst=3.0)
+    assert [rates.wait("a", 100.0) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert rates.wait("a", 100.0) == 0.5
+    assert rates.wait("a", 100.25) == 0.25
+    assert rates.wait("b", 100.25) == 0.0
+    assert [rates.wait("a", 100.5), rates.wait("a", 100.5)] == [0.0, 0.5]
+    assert [rates.wait("a", 1e6) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
+
+
+async def test_the_folder_is_for_its_owner_only(tmp_path: Path) -> None:
+    """Also where somebody has made it before, open to all."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    server = await ServerProcess.start(data)
+    key = await asyncio.to_thread(create_key, data, PRODUCT)
+    async with wired(server.url, key) as client:
+        segment = make_segment(fresh_session_id())
+        path = await client.upload_of(segment)
+        assert (await client.append(path, segment, 0, complete=True)).complete
+    assert await server.stop() == 0
+    modes = await asyncio.to_thread(lambda: {path.name: path.stat().st_mode & 0o077 for path in data.rglob("*")})
+    assert {name for name, mode in modes.items() if mode} == set()
+    assert len(modes) > 3
 
 
 async def test_a_broken_chunk_keeps_what_came_before(server: RunningServer, client: Wire) -> None:
