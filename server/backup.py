@@ -4,6 +4,7 @@ A backup is a folder laid out as the server's own, without the analytics store, 
 
     catalog.sqlite    a snapshot of one moment
     segments/         of each upload in it the bytes that were announced at that moment, no more and no fewer
+    sealing/          the private keys that open sealed sessions: without them a backup of those is noise
     backup.json       written last: what there is, and the digest of the catalog; without it the backup is none
 
 The snapshot comes first. What it announces is durable in the blobs and does not change any more, whatever is appended
@@ -35,6 +36,8 @@ from mailboat.server.check import PAGE, is_kept
 from mailboat.server.folder import BLOBS_FOLDER, CATALOG_FILE, served
 from mailboat.server.sqlite_catalog import SqliteCatalog
 from mailboat.server.sqlite_engine import snapshot
+from mailboat.server.unsealing import FOLDER as SEALING_FOLDER
+from mailboat.server.unsealing import SUFFIX as SEALING_SUFFIX
 
 MANIFEST_FILE: Final = "backup.json"
 FORMAT: Final = 1
@@ -67,6 +70,7 @@ def back_up(data: Path, target: Path) -> Manifest:
     served(data)
     _take_empty(target)
     snapshot(data / CATALOG_FILE, target / CATALOG_FILE)
+    _copy_keys(data, target)
     source, copies = LocalBlobs(data / BLOBS_FOLDER), LocalBlobs(target / BLOBS_FOLDER)
     segments, size, lost = asyncio.run(_copy_all(data / CATALOG_FILE, target / CATALOG_FILE, source, copies))
     digest = _digest(target / CATALOG_FILE)
@@ -86,6 +90,7 @@ def restore(source: Path, data: Path) -> Manifest:
     _take_empty(data)
     if (source / BLOBS_FOLDER).is_dir():
         shutil.copytree(source / BLOBS_FOLDER, data / BLOBS_FOLDER, copy_function=_copy_durably)
+    _copy_keys(source, data)
     coming = data / f"{CATALOG_FILE}.coming"
     _copy_durably(source / CATALOG_FILE, coming)
     coming.replace(data / CATALOG_FILE)
@@ -194,12 +199,21 @@ def _write_durably(file: Path, content: bytes) -> None:
 
 
 def _copy_durably(source: str | Path, target: str | Path) -> str:
-    with Path(source).open("rb") as reading, Path(target).open("xb") as writing:
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    with Path(source).open("rb") as reading, open(fd, "wb") as writing:  # noqa: PTH123 - with its mode from the start
         shutil.copyfileobj(reading, writing, MIB)
         writing.flush()
         os.fsync(writing.fileno())
-    Path(target).chmod(0o600)
     return str(target)
+
+
+def _copy_keys(source: Path, target: Path) -> None:
+    """Copy private keys with their times: the newest is the one that agents are given."""
+    for key in sorted((source / SEALING_FOLDER).glob(f"*{SEALING_SUFFIX}")):
+        (target / SEALING_FOLDER).mkdir(mode=0o700, exist_ok=True)
+        copied = Path(_copy_durably(key, target / SEALING_FOLDER / key.name))
+        made = key.stat().st_mtime_ns
+        os.utime(copied, ns=(made, made))
 
 
 def _sync_folders(root: Path) -> None:

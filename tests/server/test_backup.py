@@ -19,6 +19,7 @@ from mailboat.server.catalog import ProductRow
 from mailboat.server.context import CATALOG
 from mailboat.server.ingest import INGEST
 from mailboat.server.serving import RunningServer, running
+from mailboat.server.unsealing import public_key
 from mailboat.server.upkeep import check_folder
 from testkit.serverkit import (
     PRODUCT,
@@ -114,6 +115,20 @@ async def test_backups_under_load_are_whole(
             assert findings.faults == []
             assert findings.bytes == made.bytes
         stop.set()
+
+
+def test_the_keys_of_sealed_sessions_are_in_it_for_their_owner_only(
+    config: ServerConfig, key: str, tmp_path: Path
+) -> None:
+    older, newer = public_key(config.data), public_key(config.data, fresh=True)
+    assert older != newer
+    back_up(config.data, tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "restored")
+    assert public_key(tmp_path / "restored") == newer
+    for folder in (tmp_path / "backup", tmp_path / "restored"):
+        keys = list((folder / "sealing").iterdir())
+        assert len(keys) == 2
+        assert {path.stat().st_mode & 0o077 for path in (folder / "sealing", *keys)} == {0}
 
 
 @pytest.fixture
