@@ -13,7 +13,7 @@ loaded yet, doomed sessions) is within the rules, and put in order by its next s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
@@ -94,7 +94,7 @@ async def check(catalog: Catalog, blobs: Blobs, store: AnalyticsStore | None, *,
         findings.add(Kind.CATALOG, "catalog", text)
     # Blobs first: what comes later has an upload by then, and what goes later is asked for once more.
     names = await asyncio.to_thread(lambda: list(blobs.ids()))
-    sessions = {key async for key in _sessions(catalog)}
+    sessions: dict[Key, bool] = {key: locked async for key, locked in _sessions(catalog)}
     findings.sessions = len(sessions)
     await _check_uploads(catalog, blobs, sessions, findings, deep=deep)
     await _check_blobs(catalog, blobs, names, findings)
@@ -103,12 +103,13 @@ async def check(catalog: Catalog, blobs: Blobs, store: AnalyticsStore | None, *,
     return findings
 
 
-async def _sessions(catalog: Catalog) -> AsyncIterator[Key]:
+async def _sessions(catalog: Catalog) -> AsyncIterator[tuple[Key, bool]]:
+    """Every session, and whether it is sealed to a key that is not here."""
     cursor: str | None = None
     while True:
         page = await catalog.sessions(SessionQuery(None, limit=PAGE, cursor=cursor))
         for row in page.sessions:
-            yield row.product, row.summary.session_id
+            yield (row.product, row.summary.session_id), bool(row.summary.boxed_info)
         cursor = page.cursor
         if cursor is None:
             return
@@ -117,7 +118,9 @@ async def _sessions(catalog: Catalog) -> AsyncIterator[Key]:
 # -- uploads and blobs -------------------------------------------------------------------------------------------------
 
 
-async def _check_uploads(catalog: Catalog, blobs: Blobs, sessions: set[Key], findings: Findings, *, deep: bool) -> None:
+async def _check_uploads(
+    catalog: Catalog, blobs: Blobs, sessions: Mapping[Key, bool], findings: Findings, *, deep: bool
+) -> None:
     after = ""
     while rows := await catalog.all_uploads(after, PAGE):
         after = rows[-1].id
@@ -186,7 +189,9 @@ async def _check_blobs(catalog: Catalog, blobs: Blobs, names: list[str], finding
 # -- the analytics store -----------------------------------------------------------------------------------------------
 
 
-async def _check_store(catalog: Catalog, store: AnalyticsStore, sessions: set[Key], findings: Findings) -> None:
+async def _check_store(
+    catalog: Catalog, store: AnalyticsStore, sessions: Mapping[Key, bool], findings: Findings
+) -> None:
     noted = int(await catalog.note(GENERATION_NOTE) or 0)
     if await asyncio.to_thread(lambda: store.generation) < noted:
         findings.notes.append("the analytics store is older than the catalog: the next start loads it anew")
@@ -202,8 +207,8 @@ async def _check_store(catalog: Catalog, store: AnalyticsStore, sessions: set[Ke
             if key not in doomed:
                 _check_holding(holding, findings, known=key in sessions)
             findings.records += holding.rows
-        await _check_progress(catalog, store, some, findings)
-    await _check_listed(catalog, store, sessions - listed, findings)
+        await _check_progress(catalog, store, some, sessions, findings)
+    await _check_listed(catalog, store, set(sessions) - listed, findings)
 
 
 def _check_holding(holding: Holding, findings: Findings, *, known: bool) -> None:
@@ -219,7 +224,13 @@ def _check_holding(holding: Holding, findings: Findings, *, known: bool) -> None
         findings.add(Kind.RECORDS_STRANGE, subject, f"{holding.noted} records were loaded, {holding.rows} are here")
 
 
-async def _check_progress(catalog: Catalog, store: AnalyticsStore, holdings: list[Holding], findings: Findings) -> None:
+async def _check_progress(
+    catalog: Catalog,
+    store: AnalyticsStore,
+    holdings: list[Holding],
+    sessions: Mapping[Key, bool],
+    findings: Findings,
+) -> None:
     """Hold what the store says it took of each segment against the segment."""
     keys = [(each.product, each.session_id) for each in holdings]
     progress = await asyncio.to_thread(store.progress, keys)
@@ -228,11 +239,10 @@ async def _check_progress(catalog: Catalog, store: AnalyticsStore, holdings: lis
             row = await catalog.upload(upload_id)
             if row is None or (row.product, row.session_id) != key:
                 continue  # it made room for another upload of the same segment, and was forgotten since
-            for fault in _of_progress(row, taken):
-                findings.faults.append(fault)
+            findings.faults.extend(_of_progress(row, taken, locked=sessions.get(key, False)))
 
 
-def _of_progress(row: UploadRow, taken: Progress) -> Iterator[Fault]:
+def _of_progress(row: UploadRow, taken: Progress, *, locked: bool) -> Iterator[Fault]:
     if taken.consumed > row.state.offset:
         text = f"{taken.consumed} bytes were loaded, {row.state.offset} were announced"
         yield Fault(Kind.RECORDS_STRANGE, row.id, text)
@@ -240,7 +250,8 @@ def _of_progress(row: UploadRow, taken: Progress) -> Iterator[Fault]:
     if numbers != taken.records:
         yield Fault(Kind.RECORDS_MISSING, row.id, f"{taken.records} records were loaded under {numbers} numbers")
     through = row.verification is Verification.VERIFIED and row.loaded >= row.state.offset
-    if through and taken.failed is None and taken.consumed < row.state.offset:
+    # What is sealed to a key that is not here has been dealt with, and waits for it.
+    if through and not locked and taken.failed is None and taken.consumed < row.state.offset:
         text = f"the catalog has it as loaded, the store has {taken.consumed} of {row.state.offset} bytes"
         yield Fault(Kind.RECORDS_MISSING, row.id, text)
 
