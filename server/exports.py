@@ -70,7 +70,8 @@ async def _send(asked: Asked, table: str, path: Path) -> web.StreamResponse:
     response.content_length = size
     with await run_in_worker(asked.app, _open, path) as file:
         await response.prepare(asked.request)
-        while piece := await run_in_worker(asked.app, file.read, MIB):
+        bare = asked.request.method == "HEAD"  # a body would be taken for the next answer
+        while not bare and (piece := await run_in_worker(asked.app, file.read, MIB)):
             await response.write(piece)
     await response.write_eof()
     return response

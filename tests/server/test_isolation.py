@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import tempfile
 import urllib.parse
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import msgpack
 import pytest
 
 from mailboat.protocol import Info, wire
 from mailboat.protocol.negotiation import Request
 from mailboat.server.context import CATALOG, CONFIG
+from mailboat.server.exports import EXPORTED, PARQUET
 from testkit.segments import Segment, exception, feature, installation
 from testkit.serverkit import AGENT, PARTIAL, Answer, Wire, fresh_session_id, make_segment, of_product, summary_of
 from testkit.sites import PRODUCT, Site, site_in
@@ -59,6 +62,7 @@ class Secrets:
             "upload_id": [(each, nobody) for each in ids[1:]],
             "product": [(PRODUCT, "Acme Nobody")],
             "key_id": [(self.key_id, "key-0123456789ab")],
+            "table": [(each, each) for each in EXPORTED],  # nobody's own: what is in them is looked at
             "group": [(self.group, "0" * len(self.group))],
         }
         (name,) = names
@@ -133,6 +137,14 @@ def bodies(method: str, path: str, secrets: Secrets) -> list[tuple[bytes | None,
     return [(json.dumps(each).encode(), {"Content_Type": "application/json"}) for each in contents]
 
 
+def rows_of(parquet: bytes) -> bytes:
+    """The rows of a Parquet file, whose columns are compressed, as text."""
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
+        file.write(parquet)
+        file.flush()
+        return repr(duckdb.sql(f"FROM read_parquet('{file.name}')").fetchall()).encode()
+
+
 def told(answer: Answer) -> bytes:
     """All that an answer says, in whatever encoding, without its times."""
     body = answer.body
@@ -140,6 +152,8 @@ def told(answer: Answer) -> bytes:
         body = wire.decompress(body)
     if answer.headers.get("Content-Type", "").startswith(wire.MSGPACK_MEDIA_TYPE):
         body = repr(msgpack.unpackb(body)).encode()
+    if body and answer.headers.get("Content-Type") == PARQUET:
+        body = rows_of(body)
     heads = "\n".join(f"{name}: {text}" for name, text in sorted(answer.headers.items()) if name != "Date")
     return body + b"\n" + heads.encode()
 
@@ -223,8 +237,9 @@ async def test_this_test_would_see_it(site: Site, secrets: Secrets) -> None:
         ("/api/v1/features", "Sumac"),
         ("/api/v1/exceptions", "Lovage"),
         ("/api/v1/ledger", "Lovage"),
+        ("/api/v1/export/feature", "Nutmeg"),
     ):
         answer = await site.ask(path)
-        assert word.encode() in answer.body, path
+        assert word.encode() in told(answer), path
         denied = await site.ask(path, site.other_reader)
-        assert word.encode() not in denied.body, path
+        assert word.encode() not in told(denied), path
