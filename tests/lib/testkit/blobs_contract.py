@@ -50,6 +50,8 @@ class BlobsContract:
         assert blobs.read(name, 0, 100) == b"abcdefghij"
         assert blobs.read(name, 2, 3) == b"cde"
         assert blobs.read(name, 10, 5) == b""
+        with blobs.opened(name) as opened:
+            assert [opened.read(name, at, 4) for at in (0, 8, 2, 10)] == [b"abcd", b"ij", b"cdef", b""]
         assert (blobs.size(name), list(blobs.ids())) == (10, [name])
 
     def test_going_on_below_the_end_cuts_it_off(self, blobs: Blobs, name: str) -> None:
@@ -68,6 +70,8 @@ class BlobsContract:
     def test_what_is_not_there_is_not_read(self, blobs: Blobs, name: str) -> None:
         with pytest.raises(FileNotFoundError):
             blobs.read(name, 0, 1)
+        with pytest.raises(FileNotFoundError), blobs.opened(name):
+            pytest.fail("it is not there")
         with pytest.raises(FileNotFoundError):
             blobs.lay_aside(name)
         blobs.remove(name)
@@ -104,6 +108,8 @@ class BlobsContract:
         assert [blobs.read(name, 0, 10**6) for name in names] == contents
         assert [blobs.size(name) for name in names] == [3, 60_000, 2]
         assert (blobs.read(names[1], 59_999, 5), blobs.read(names[0], 3, 5)) == (b"x", b"")
+        with blobs.opened(names[1]) as opened:
+            assert opened.read(names[1], 59_998, 5) == b"xx"
         blobs.remove(names[0])
         assert [blobs.read(name, 0, 10**6) for name in names[1:]] == contents[1:]
 

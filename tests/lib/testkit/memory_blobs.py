@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mailboat.protocol.ids import is_canonical
-from mailboat.server.blobs import BlobLost
+from mailboat.server.blobs import BlobLost, Readable
 from testkit.serverkit import fresh_session_id
 
 
@@ -58,6 +59,12 @@ class MemoryBlobs:
             if blob_id not in self._objects:
                 raise FileNotFoundError(blob_id)
             return self._whole(blob_id)[offset : offset + length]
+
+    @contextmanager
+    def opened(self, blob_id: str) -> Iterator[Readable]:
+        if blob_id not in self._objects:
+            raise FileNotFoundError(blob_id)
+        yield self
 
     def size(self, blob_id: str) -> int:
         with self._lock:
