@@ -3,6 +3,7 @@
 from mailboat.agent.agent import Agent
 from mailboat.agent.alerts import Alert
 from mailboat.agent.config import AgentConfig
+from mailboat.agent.hosted import AgentThread
 from mailboat.agent.report import AgentState, SessionOutcome, SessionState, Status, SyncProgress, SyncReport
 from mailboat.protocol.errors import ConfigError, MailboatError, StoreError
 from mailboat.protocol.records import Kind, Level, Record
@@ -11,6 +12,7 @@ __all__ = [
     "Agent",
     "AgentConfig",
     "AgentState",
+    "AgentThread",
     "Alert",
     "ConfigError",
     "Kind",

@@ -224,7 +224,7 @@ class Agent:
         for task in self._tasks:
             task.cancel()
         for outcome in await asyncio.gather(*self._tasks, return_exceptions=True) if self._tasks else ():
-            if isinstance(outcome, Exception):  # a fault of our own, which must not become the host's
+            if isinstance(outcome, Exception) and not process.ends_work(outcome):  # a fault of our own, not the host's
                 log.error("a task of the agent failed: %r", outcome, exc_info=outcome)
         self._tasks.clear()
         if self._sync is not None:
@@ -238,16 +238,16 @@ class Agent:
         left = self._give_way()
         if self._disk is not None:
             self._disk.shutdown(wait=False)
-        if left is not None:
-            await asyncio.wait(
-                [asyncio.wrap_future(left)], timeout=LEAVE_TIMEOUT
-            )  # whoever starts next may send at once
+        if left is not None:  # whoever starts next may send at once
+            await asyncio.wait([asyncio.wrap_future(left)], timeout=LEAVE_TIMEOUT)
 
     def _give_way(self) -> Future[None] | None:
         """Leave the place of the sender to another process."""
         if self._disk is None or self._stores is None:
             return None
-        return self._disk.submit(self._stores.cease_sending)
+        with contextlib.suppress(RuntimeError):  # the interpreter ends, which frees the place, too
+            return self._disk.submit(self._stores.cease_sending)
+        return None
 
     # -- recording -----------------------------------------------------------------------------------------------
 

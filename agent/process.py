@@ -29,6 +29,9 @@ EXIT_TIMEOUT: Final = 2.0
 """Seconds that the end of the process is put off for a disk that is slow; what is in the journal's file can wait."""
 
 
+_NO_MORE_WORK: Final = "cannot schedule new futures"
+
+
 class Inhabitant(Protocol):
     """Something that lives and dies with its process."""
 
@@ -83,6 +86,11 @@ def part_from_parent(loop: asyncio.AbstractEventLoop) -> None:
         os.dup2(own.fileno(), selector.fileno(), inheritable=False)
     finally:
         own.close()
+
+
+def ends_work(error: BaseException) -> bool:
+    """Whether this is how an executor refuses work because the interpreter ends, which nobody needs to be told."""
+    return isinstance(error, RuntimeError) and str(error).startswith(_NO_MORE_WORK)
 
 
 def _before_fork() -> None:

@@ -26,11 +26,13 @@ class Timing:
         self._begun = time.monotonic_ns()
         return self
 
-    def end(self) -> None:
-        """Stop the clock and record, unless that was done before or the timing was cancelled."""
+    def end(self, name: str | None = None, /, **attributes: object) -> None:
+        """Stop the clock and record, unless that was done before or the timing was cancelled; under another `name`, and
+        with more `attributes`, where they are known only now.
+        """
         begun, self._begun = self._begun, None
         if begun is not None and not self._cancelled:
-            self._record(self._name, time.monotonic_ns() - begun, self._attributes)
+            self._record(name or self._name, time.monotonic_ns() - begun, {**self._attributes, **attributes})
 
     def cancel(self) -> None:
         """Discard this timing."""

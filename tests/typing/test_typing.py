@@ -12,6 +12,9 @@ from pathlib import Path
 
 PACKAGES = (
     "mailboat.agent",
+    "mailboat.agent.integrations.aiohttp_web",
+    "mailboat.agent.integrations.asgi",
+    "mailboat.agent.integrations.logs",
     "mailboat.protocol",
     "mailboat.protocol.uploads",
     "mailboat.server",
