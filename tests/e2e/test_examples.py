@@ -125,7 +125,7 @@ async def test_an_aiohttp_application(given: Given) -> None:
                 ("/hello/" + 30 * "a", 200),
                 ("/x", 404),
             ):
-                async with http.get(f"{url}/{path}") as response:
+                async with http.get(url + path) as response:
                     assert response.status == status
     finally:
         await runner.cleanup()
