@@ -32,12 +32,12 @@ class End:
     errors: str
 
 
-async def run(store: Path, program: str, **environment: str) -> End:
-    """Run `program`, in which `agent` is an agent that was not started yet, to its end."""
+async def run(store: Path, program: str, *, prelude: str = "", **environment: str) -> End:
+    """Run `prelude` and `program`, in which `agent` is an agent that was not started yet, to the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        _PROGRAM + textwrap.dedent(program),
+        _PROGRAM + prelude + textwrap.dedent(program),
         env={**os.environ, "STORE": str(store), **environment},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
