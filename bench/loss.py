@@ -50,14 +50,14 @@ DRAIN: Final = 5.0
 class Figures:
     """What a script is run with. Times are seconds, `rate` events a second."""
 
-    rate: float = 50.0
+    rate: float = 20.0
     before: float = 5.0
     outage: float = 30.0
     delay: float = 3.0
     slow: float = 10.0
     burst: int = 500
     held: float = 10.0
-    patience: float = 45.0
+    patience: float = 30.0
 
 
 QUICK: Final = Figures(before=1.0, outage=3.0, delay=0.3, slow=2.0, burst=200, held=2.0, patience=60.0)
