@@ -19,6 +19,9 @@ from enum import StrEnum
 from itertools import islice
 from typing import Final
 
+from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.limits import MAX_SEAL
+from mailboat.protocol.segment import SKIPPABLE, Seal
 from mailboat.server.analytics_store import AnalyticsStore, Holding, Key, Progress
 from mailboat.server.blobs import Blobs
 from mailboat.server.catalog import Catalog, SessionQuery, UploadRow, Verification
@@ -99,7 +102,7 @@ async def check(catalog: Catalog, blobs: Blobs, store: AnalyticsStore | None, *,
     await _check_uploads(catalog, blobs, sessions, findings, deep=deep)
     await _check_blobs(catalog, blobs, names, findings)
     if store is not None:
-        await _check_store(catalog, store, sessions, findings)
+        await _check_store(catalog, blobs, store, sessions, findings)
     return findings
 
 
@@ -190,7 +193,7 @@ async def _check_blobs(catalog: Catalog, blobs: Blobs, names: list[str], finding
 
 
 async def _check_store(
-    catalog: Catalog, store: AnalyticsStore, sessions: Mapping[Key, bool], findings: Findings
+    catalog: Catalog, blobs: Blobs, store: AnalyticsStore, sessions: Mapping[Key, bool], findings: Findings
 ) -> None:
     noted = int(await catalog.note(GENERATION_NOTE) or 0)
     if await asyncio.to_thread(lambda: store.generation) < noted:
@@ -207,7 +210,7 @@ async def _check_store(
             if key not in doomed:
                 _check_holding(holding, findings, known=key in sessions)
             findings.records += holding.rows
-        await _check_progress(catalog, store, some, sessions, findings)
+        await _check_progress(catalog, blobs, store, some, sessions, findings)
     await _check_listed(catalog, store, set(sessions) - listed, findings)
 
 
@@ -226,6 +229,7 @@ def _check_holding(holding: Holding, findings: Findings, *, known: bool) -> None
 
 async def _check_progress(
     catalog: Catalog,
+    blobs: Blobs,
     store: AnalyticsStore,
     holdings: list[Holding],
     sessions: Mapping[Key, bool],
@@ -239,10 +243,25 @@ async def _check_progress(
             row = await catalog.upload(upload_id)
             if row is None or (row.product, row.session_id) != key:
                 continue  # it made room for another upload of the same segment, and was forgotten since
-            findings.faults.extend(_of_progress(row, taken, locked=sessions.get(key, False)))
+            over = sessions.get(key, False) or await asyncio.to_thread(_only_seal_left, blobs, row, taken.consumed)
+            findings.faults.extend(_of_progress(row, taken, over=over))
 
 
-def _of_progress(row: UploadRow, taken: Progress, *, locked: bool) -> Iterator[Fault]:
+def _only_seal_left(blobs: Blobs, row: UploadRow, consumed: int) -> bool:
+    """Whether nothing was left unread but, at most, the seal: a segment that was loaded to its last block while it was
+    incomplete, and completed by a request without bytes, has nothing to be loaded any more. Blocks.
+    """
+    left = row.state.offset - consumed
+    if not 0 < left <= MAX_SEAL + SKIPPABLE.size:
+        return left <= 0
+    try:
+        return Seal.decode(blobs.read(row.id, consumed, left)) is not None
+    except (OSError, SegmentError):
+        return False  # what is wrong with the blob is told elsewhere
+
+
+def _of_progress(row: UploadRow, taken: Progress, *, over: bool) -> Iterator[Fault]:
+    """`over`: what was not taken holds nothing to be loaded, or waits for its key."""
     if taken.consumed > row.state.offset:
         text = f"{taken.consumed} bytes were loaded, {row.state.offset} were announced"
         yield Fault(Kind.RECORDS_STRANGE, row.id, text)
@@ -250,8 +269,7 @@ def _of_progress(row: UploadRow, taken: Progress, *, locked: bool) -> Iterator[F
     if numbers != taken.records:
         yield Fault(Kind.RECORDS_MISSING, row.id, f"{taken.records} records were loaded under {numbers} numbers")
     through = row.verification is Verification.VERIFIED and row.loaded >= row.state.offset
-    # What is sealed to a key that is not here has been dealt with, and waits for it.
-    if through and not locked and taken.failed is None and taken.consumed < row.state.offset:
+    if through and not over and taken.failed is None and taken.consumed < row.state.offset:
         text = f"the catalog has it as loaded, the store has {taken.consumed} of {row.state.offset} bytes"
         yield Fault(Kind.RECORDS_MISSING, row.id, text)
 

@@ -235,3 +235,16 @@ async def test_what_can_be_is_put_right(left: Left, config: ServerConfig, key: s
     findings = await asyncio.to_thread(check_folder, left.data)
     assert (findings.faults, findings.notes) == ([], [])
     assert findings.records == left.records
+
+
+async def test_a_segment_that_was_loaded_before_it_was_completed_is_whole(config: ServerConfig, key: str) -> None:
+    """Its last request brings no bytes, so there is nothing to load any more."""
+    async with running(config) as server, wired(server.url, key) as client:
+        data = make_segment(fresh_session_id(), size=WHOLE)
+        path = await client.upload_of(data)
+        await client.append(path, data, 0, complete=False)
+        await server.app[INGEST].settled()
+        assert (await client.append(path, b"", len(data), complete=True)).complete
+        await server.app[INGEST].settled()
+        assert (await asyncio.to_thread(check_folder, config.data, deep=False)).faults == []
+    assert (await asyncio.to_thread(check_folder, config.data)).faults == []
