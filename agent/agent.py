@@ -290,7 +290,8 @@ class Agent:
         error = error if error is not None else sys.exc_info()[1]
         if self._recorder is not None and error is not None:
             self._recorder.exception(error, context, attributes, level)
-            mark(error, self.session_id)
+            if isinstance(error, BaseException):  # a text, as loggers take it, is a mistake and told all the same
+                mark(error, self.session_id)
 
     def set_installation(self, installation_id: str, /, **properties: object) -> None:
         """Say which installation this is, and what is known of it."""

@@ -13,9 +13,9 @@ a container is made; none is made within a step.) All calls of one recorder shar
 each), so that turning to another half is one step, too: `Surroundings` shows the four cells for it. Line by line:
 
 * A record *fits* if it may be packed as it stands: plain values under names that are known to be harmless (see
-  `_fit_of_attributes`). Packing it runs nobody's code, and ``pack`` keeps nothing from one call to the next, so whoever
-  records meanwhile (another thread, a signal handler) is not in its way. Anything else goes to ``odd``, which takes the
-  secrets out of it first.
+  `_fit_of_attributes`). Packing it runs nobody's code (but for the time zone of a date), and ``pack`` keeps nothing
+  from one call to the next, so whoever records meanwhile (another thread, a signal handler) is not in its way. Anything
+  else goes to ``odd``, which takes the secrets out of it first.
 * ``count`` and ``write`` are one step: of every half it is known what it holds. `ValueError` is how a mapping says that
   it has no room; any other exception came in after the step, and the record is there.
 * Between ``tell`` and the last line others may have recorded: then the end that they have stored is the larger one. Or

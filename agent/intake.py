@@ -97,8 +97,9 @@ class Intake:
         self._freed.acquire()
         self._paced = False
         self._scrubber = Scrubber()
+        self._pack: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
         self._around = Surroundings(
-            pack=msgspec.msgpack.Encoder().encode,
+            pack=self._pack,
             known=self._scrubber.harmless.issuperset,
             clock=clock,
             lock=self.lock,
@@ -243,6 +244,8 @@ class Intake:
         packed, again = None, None
         try:
             packed = self._packed(fields)
+            if packed is None and error is not None:
+                self._pack(fields)  # a date asks its time zone, which may be the host's
         except Exception as second:
             if error is None:
                 raise  # to the call, which comes back with it

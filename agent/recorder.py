@@ -107,7 +107,7 @@ class Recorder(Intake):
             name, message, stack, causes = exception_fields(error)
         except Exception:  # noqa: BLE001 - an exception class of the host's may do anything; counted
             self.faults += 1
-            name, message, stack, causes = type(error).__name__, "", [], []
+            name, message, stack, causes = type(error).__name__, text_of(error), [], []
         number = _level(level)
         call = self._exceptions[level_counter(number) - KIND_COUNTERS]
         call(name, attributes, number, message, _text(context), stack, causes)

@@ -85,7 +85,8 @@ def scrubbed(attributes: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
 
 def scrubbed_entry(key: object, value: object, depth: int = 0) -> object:
     """`value` without secrets, as it stands under `key`; see `scrubbed`."""
-    if isinstance(key, str) and (names_secret(key) or (names_token(key) and not isinstance(value, int | float))):
+    name = key.decode("latin-1") if isinstance(key, bytes) else key  # as of the head fields in an ASGI scope
+    if isinstance(name, str) and (names_secret(name) or (names_token(name) and not isinstance(value, int | float))):
         return REDACTED
     return _scrubbed_value(value, depth + 1)
 

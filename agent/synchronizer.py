@@ -22,7 +22,7 @@ from mailboat.agent.http import Http
 from mailboat.agent.link_policy import LinkState, Priority
 from mailboat.agent.negotiator import probe
 from mailboat.agent.report import SessionOutcome, SessionState, SyncProgress, SyncReport, one_line
-from mailboat.agent.rounds import BudgetSpent, LinkDown, Live, Rounds, Sources
+from mailboat.agent.rounds import OTHER_SENDS, BudgetSpent, LinkDown, Live, Rounds, Sources
 from mailboat.agent.traffic import Traffic
 from mailboat.agent.tus_sink import TusSink
 from mailboat.agent.window import Window
@@ -36,6 +36,12 @@ log = logging.getLogger("mailboat")
 
 WINDOW_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 """Within a window every second counts: short pauses, for the time of the window only."""
+
+OTHER_PAUSE: Final = 0.25
+OTHER_TRIES: Final = 4
+"""Within a window: seconds before it is looked again whether another process still sends, and how often. That may have
+taken the sender's place for a moment only, to give up sessions (see `eviction`).
+"""
 
 SHORTEST_REST: Final = 0.05
 """Seconds between two automatic rounds, whatever wants the next one at once."""
@@ -268,11 +274,15 @@ class Synchronizer:
         if self._automatic is not None:
             self._automatic.cancel()
         async with self._one_round:
-            backoff = WINDOW_BACKOFF
+            backoff, tries = WINDOW_BACKOFF, OTHER_TRIES if window.everything and window.patient else 0
             while True:
                 before = window.sent.total()
                 try:
                     due = await self._round(window)
+                    if window.error == OTHER_SENDS and tries:
+                        tries -= 1
+                        await asyncio.sleep(OTHER_PAUSE)
+                        continue
                     if due is None or not window.patient or due > self._clocks.now():
                         return
                 except LinkDown as down:

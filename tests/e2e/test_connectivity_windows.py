@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from mailboat.agent import AgentState, SessionState, SyncProgress, SyncReport
+from mailboat.agent.files import OsFileSystem
+from mailboat.agent.rounds import OTHER_SENDS
+from mailboat.agent.store import Store
 from testkit.agents import AgentMaker, fill, left_behind
 from testkit.oracle import Habits, Told, complaints, victim
 from testkit.proxies import CountingProxy, LostLineProxy
-from testkit.serverkit import eventually
+from testkit.serverkit import PRODUCT, eventually
 from testkit.servers import Given, Served, digests, show, stored
 from testkit.strange import silence, strange
 
@@ -210,6 +213,25 @@ async def test_twice_and_at_the_wrong_time(make_agent: AgentMaker, given: Given)
     assert (outcome.state, outcome.records) == (SessionState.ACCEPTED, 1)
     assert outcome.bytes_sent == sum(map(len, await given.segments(first)))
     assert (agent.status.recorded, agent.status.ledger.accepted) == (1, 1)
+
+
+async def test_another_process_that_has_the_place_of_the_sender_for_a_moment_costs_no_window(
+    make_agent: AgentMaker, given: Given, tmp_path: Path
+) -> None:
+    """As one has that looks whether sessions are to be given up."""
+    session = await left_behind(make_agent, 1000, 1)
+    async with make_agent() as agent:
+        other = Store(OsFileSystem(), tmp_path / "store", PRODUCT, "importer")
+        async with asyncio.timeout(10.0):  # the agent itself has looked, as it started
+            while not other.become_sender():  # noqa: ASYNC110 - a lock tells when asked
+                await asyncio.sleep(0)
+        assert (await agent.force_sync()).error == OTHER_SENDS, "a window without an end ends with the first failure"
+        window = asyncio.create_task(agent.force_sync(timeout=30.0))
+        await asyncio.sleep(0.3)
+        other.cease_sending()
+        report = await window
+        assert report.complete, report
+    await all_there(given, tmp_path, [session])
 
 
 async def test_one_process_sends_and_another_takes_over_after_kill_9(

@@ -47,6 +47,17 @@ def told(records: Records) -> list[tuple[str, str, int | None, str | None]]:
     return [(each.kind, each.name, each.level, each.message) for each in records]
 
 
+async def test_what_is_no_exception_is_told_as_one_all_the_same(tmp_path: Path) -> None:
+    """As a logger's `exception` takes a text."""
+    async with recording(tmp_path) as (agent, found):
+        agent.exception("no connection")  # type: ignore[arg-type] # that is the point
+        agent.exception(LookupError)  # type: ignore[arg-type] # that is the point
+    assert told(found) == [
+        ("exception", "str", Level.ERROR, "no connection"),
+        ("exception", "type", Level.ERROR, "<class 'LookupError'>"),
+    ]
+
+
 # -- logging -----------------------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ def test_names_of_secrets(key: str) -> None:
     assert names_secret(key)
     assert scrubbed({key: "hunter2"}) == {key: REDACTED}
     assert scrubbed({key: 4111}) == {key: REDACTED}
+    assert scrubbed({"headers": {key.encode(): b"hunter2"}}) == {"headers": {key.encode(): REDACTED}}
 
 
 @pytest.mark.parametrize(
