@@ -78,8 +78,10 @@ class Backlog:
 
     def ended(self, session_ids: Iterable[str]) -> None:
         """These sessions have come to an end, and are in the ledger."""
+        running = self._running()
         for session_id in session_ids:
-            self._gone.add(session_id)
+            if running is not None and running.session_id == session_id:
+                self._gone.add(session_id)
             summary = self._waiting.pop(session_id, None)
             if summary is not None:
                 self.bytes -= summary.size

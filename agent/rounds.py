@@ -48,6 +48,9 @@ FAILED_UPLOADS: Final = 3
 OTHER_SENDS: Final = "another process sends for this store"
 """Why a round did nothing, where that is so."""
 
+MOST_OUTCOMES: Final = 10_000
+"""Outcomes kept in memory; older ones are read from what is kept of their sessions."""
+
 ABOUT_OFFERS: Final = frozenset({400, 413, 422})
 """The refusals of a negotiation that one of its offers may have caused."""
 
@@ -402,6 +405,8 @@ class Rounds:
             self.told(self.outcomes[entry.summary.session_id])
         async with self.ended:
             self.ended.notify_all()
+        while len(self.outcomes) > MOST_OUTCOMES:
+            del self.outcomes[next(iter(self.outcomes))]
 
     async def _set_aside(self, endings: Sequence[Ending]) -> set[str]:
         """Put sessions into quarantine; returns those with which that could not be done: they stop nothing else."""

@@ -228,6 +228,21 @@ async def test_outcomes_are_told_and_kept_over_restarts(make_agent: AgentMaker, 
             await agent.delivered("0190a000-0000-7000-8000-000000000000", timeout=0.05)
 
 
+async def test_a_sender_for_years_keeps_the_last_outcomes_in_memory_and_knows_them_all(
+    make_agent: AgentMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailboat.agent.rounds.MOST_OUTCOMES", 2)
+    sessions = [(await left_behind(make_agent, 1000, seed))[0] for seed in range(5)]
+    async with make_agent() as agent:
+        report = await agent.force_sync(timeout=30.0)
+        assert {each.session_id for each in report.sessions} >= set(sessions)
+        assert agent._sync is not None
+        assert len(agent._sync.outcomes) == 2
+        outcomes = [await agent.delivered(session_id, timeout=5.0) for session_id in sessions]
+        assert {outcome.state for outcome in outcomes} == {SessionState.ACCEPTED}
+        assert agent.status.ledger.pending == 0
+
+
 async def test_a_session_that_was_declined_is_sent_when_the_server_asks_for_it(
     make_agent: AgentMaker, server: Served, given: Given
 ) -> None:
