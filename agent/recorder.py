@@ -178,13 +178,16 @@ class Recorder(Intake):
             self.faults += 1
 
 
-def _level(level: object) -> int:
-    """The number of a level, by number or name; INFO for what is neither."""
-    if isinstance(level, int):
-        return max(0, min(int(level), _HIGHEST_LEVEL))
+def _level(level: Any) -> int:  # noqa: ANN401 - a value of the host's
+    """The number of a level, by number or name; INFO for what is neither. Only its type is asked what it is: what a
+    value says of itself may be code of the host's.
+    """
+    kind = type(level)
+    if issubclass(kind, int):
+        return max(0, min(int.__index__(level), _HIGHEST_LEVEL))
     named = {known.name: known for known in Level}
-    return named.get(str(level).upper(), Level.INFO) if isinstance(level, str) else Level.INFO
+    return named.get(str.upper(level), Level.INFO) if issubclass(kind, str) else Level.INFO
 
 
-def _text(value: object) -> str | None:
-    return value if value is None or isinstance(value, str) else text_of(value)
+def _text(value: Any) -> str | None:  # noqa: ANN401 - a value of the host's
+    return value if value is None or issubclass(type(value), str) else text_of(value)

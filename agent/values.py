@@ -101,11 +101,13 @@ class _Shaping:
 
     def _scalar(self, value: object) -> object:
         """Methods of the built-in types are called by name, since a subclass may have others."""
-        if value is None or isinstance(value, bool | float):
+        if value is None or isinstance(value, bool):
             return value
+        if isinstance(value, float):
+            return float.__float__(value)
         if isinstance(value, int):
             fits = int.__le__(_INT_LOW, value) and int.__lt__(value, _INT_HIGH)
-            return value if fits else text_of(value, self._text_limit)
+            return int.__index__(value) if fits else text_of(value, self._text_limit)
         if isinstance(value, bytes | bytearray | memoryview):
             return bytes(value[: self._text_limit])
         if type(value) in _DATES:

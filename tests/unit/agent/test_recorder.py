@@ -94,6 +94,41 @@ def test_whatever_a_value_is_its_record_and_those_beside_it_are_kept(rig: Rig, v
     assert story.lost == {}
 
 
+class Unbound:
+    """As proxies of web frameworks are, outside of a request."""
+
+    @property  # type: ignore[misc] # that is the point
+    def __class__(self) -> Any:  # noqa: ANN401 - none
+        raise LookupError("outside of a request")
+
+
+class OddNumber(int):
+    def __int__(self) -> int:
+        raise LookupError("no number")
+
+
+class OddText(str):
+    __slots__ = ()
+
+    def upper(self) -> str:
+        raise LookupError("no text")
+
+    __str__ = upper
+
+
+@pytest.mark.parametrize("kind", [Unbound, OddNumber, OddText])
+def test_what_a_value_says_of_itself_harms_nobody(rig: Rig, kind: type) -> None:
+    value = kind()
+    rig.recorder.feature("odd", value=value, within=[{"value": value}])
+    rig.recorder.value("number", value, unit=value)
+    rig.recorder.event("level", level=value, message=value)
+    rig.recorder.exception(ValueError("boom"), value, {"value": value})
+    rig.recorder.set_installation(value, {"value": value})
+    assert rig.end()
+    story = only(waiting(rig.store))
+    assert (len(story.records), story.gaps, story.lost) == (5, [], {})
+
+
 def test_eight_threads_lose_and_double_nothing_and_each_keeps_its_order(rig: Rig) -> None:
     def record(thread: int) -> None:
         emit = rig.recorder.emitter("placed", ["thread", "number"])
