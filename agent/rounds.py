@@ -32,15 +32,12 @@ from mailboat.agent.stores import Stores
 from mailboat.agent.traffic import Held, Traffic
 from mailboat.agent.tus_sink import TusSink
 from mailboat.agent.uploader import Broken, Uploader
-from mailboat.agent.window import Window, outcome_of
+from mailboat.agent.window import SLICE, Window, outcome_of
 from mailboat.protocol.negotiation import Policy, Rider, Wish
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.outcomes import Exhausted, NotOurs, Outcome, Refused, Retry, Unauthorised
 
 log = logging.getLogger("mailboat")
-
-SLICE: Final = 200
-"""Sessions dealt with before the event loop gets a turn: about a millisecond of work."""
 
 FAILED_UPLOADS: Final = 3
 """So many uploads in a row that the server answered but could not take mean that it is the server, not the upload."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
 
 from mailboat.agent.entries import Entry, Fate
 from mailboat.agent.planner import Planner, Send
 from mailboat.agent.report import SessionOutcome, SessionState, SyncProgress, SyncReport, one_line
 
 log = logging.getLogger("mailboat")
+
+SLICE: Final = 200
+"""Sessions dealt with before the event loop gets a turn: about a millisecond of work."""
 
 
 def outcome_of(entry: Entry, sent: int) -> SessionOutcome:
@@ -76,14 +82,17 @@ class Window:
             log.warning("the progress callback failed, it is not called again: %s: %s", type(error).__name__, error)
             self.progress = None
 
-    def report(self, planner: Planner, duration: float) -> SyncReport:
+    async def report(self, planner: Planner, duration: float) -> SyncReport:
         """What it achieved, with what is still to be done."""
         outcomes = dict(self.ended)
         pending = False
-        for session_id, entry in planner.entries.items():
-            if session_id not in outcomes:
-                outcomes[session_id] = outcome_of(entry, self.sent[session_id])
-                pending |= entry.fate is Fate.PENDING and not entry.running
+        rest = iter(list(planner.entries.items()))
+        while some := list(islice(rest, SLICE)):
+            for session_id, entry in some:
+                if session_id not in outcomes:
+                    outcomes[session_id] = outcome_of(entry, self.sent[session_id])
+                    pending |= entry.fate is Fate.PENDING and not entry.running
+            await asyncio.sleep(0)
         left = sum(outcome.bytes_left for outcome in outcomes.values())
         return SyncReport(
             tuple(outcomes.values()),

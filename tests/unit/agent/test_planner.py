@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from mailboat.agent.planner import (
     Send,
     Wait,
 )
+from mailboat.agent.window import SLICE, Window
 from mailboat.protocol.ids import new_id
 from mailboat.protocol.limits import BACKOFF_LONGEST, MAX_RETRY_AFTER, POISON_ATTEMPTS
 from mailboat.protocol.negotiation import Decision, Policy, Reply, SegmentDecision, Verdict
@@ -403,3 +405,17 @@ def test_a_server_that_understands_nothing_condemns_nobody() -> None:
     planner = knowing(*sessions)
     assert search(planner, lambda _: True) == []
     assert all(entry.refusals == 0 for entry in planner.entries.values())
+
+
+async def test_the_report_of_a_window_over_thousands_of_sessions_leaves_the_loop_its_turns() -> None:
+    planner, turns, loop = knowing(*(session(number) for number in range(2000))), 0, asyncio.get_running_loop()
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        loop.call_soon(turn)
+
+    turn()
+    report = await Window().report(planner, 1.0)
+    assert len(report.sessions) == 2000
+    assert turns >= 2000 // SLICE
