@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from mailboat.agent import Agent
 from mailboat.agent.host import boot_id
 from testkit.agents import AgentMaker, fill, left_behind
 from testkit.oracle import Habits, killed
-from testkit.servers import Served, show
+from testkit.servers import Served
 from testkit.strange import http, saying, silence, strange
 
 
@@ -103,27 +101,3 @@ async def test_a_full_life_without_a_store(
     async with unblocked():
         await life(make_agent(store=tmp_path / "file"))
     assert "BlockingError" not in caplog.text
-
-
-async def test_how_late_a_ticker_is(make_agent: AgentMaker, seed: int) -> None:
-    """A measurement: a task that ticks every millisecond, in the same host with and without an agent at work."""
-    for at in range(20):
-        await left_behind(make_agent, 100_000, seed + at)
-    lines = []
-    for label in ("without an agent", "with an agent", "without an agent", "with an agent"):
-        agent = make_agent(synchronize_automatically=True, startup_delay=0.0) if label.startswith("with an") else None
-        late: list[float] = []
-        async with agent if agent is not None else nullcontext():
-            begun = time.perf_counter()
-            while (now := time.perf_counter()) - begun < 0.6:
-                if agent is not None:
-                    agent.feature("tick", number=len(late))
-                await asyncio.sleep(0.001)
-                late.append(time.perf_counter() - now - 0.001)
-        late.sort()
-        median, p99, worst = late[len(late) // 2], late[len(late) * 99 // 100], late[-1]
-        lines.append(
-            f"{label}: late by {median * 1e3:.2f} ms (median), {p99 * 1e3:.2f} (p99), {worst * 1e3:.2f} (worst)"
-        )
-    show("\n".join(lines))
-    assert len(lines) == 4
