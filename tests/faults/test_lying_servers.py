@@ -149,7 +149,7 @@ async def test_a_lie_costs_nothing(make_agent: AgentMaker, given: Given, key: st
         async with strange(LIES[name]()) as server, make_agent(server=server.url, store=store) as agent:
             agent.feature("host.works")
             async with asyncio.timeout(20.0):
-                report = await agent.force_sync(timeout=1.5)
+                report = await agent.force_sync(timeout=3.0)
             status = agent.status
             assert len(server.asked) <= LIMIT, [(each.method, each.path) for each in server.asked]
         assert not report.complete
