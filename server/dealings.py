@@ -258,8 +258,11 @@ class Dealings:
         app = self.request.app
         for row in await app[CATALOG].made_of(self.row.id):
             async with app[TURNS].take(row.id) as turn:
+                now = await app[CATALOG].upload(row.id)  # another part may have completed it meanwhile
+                if now is None:
+                    continue
                 try:
-                    await Dealings(self.request, row, turn, self.dialect).join()
+                    await Dealings(self.request, now, turn, self.dialect).join()
                 except OSError:
                     self._count("uploads_join_failed")
                     _LOG.exception("upload %s cannot be made of its parts now", row.id)

@@ -20,6 +20,7 @@ All functions block, and may be called in any thread.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ _LOW_BITS: Final = 62
 _VERSION: Final = "8"
 _VERSION_AT: Final = 14
 _SUFFIX: Final = ".pack"
+_NAME: Final = re.compile("[0-9a-f]{12}")
 _FLAGS: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -134,8 +136,10 @@ class Packs:
 
     def old(self) -> tuple[int, ...]:
         """The packs to which nothing is added any more, oldest first."""
-        known = (path.stem for path in self._folder.glob(f"*{_SUFFIX}"))
         before = self._clock_ms() - YOUNG
+        paths = [path for path in self._folder.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.stem)]
+        # What was written to it last may not have been noted yet, however long ago it was begun.
+        known = [path.stem for path in paths if path.stat().st_mtime_ns < before * 1_000_000]
         with self._writing:
             used = self._pack.number if self._pack is not None else None
         return tuple(sorted(number for name in known if (number := int(name, 16)) < before and number != used))
@@ -213,11 +217,13 @@ class _Pack:
 
     def close(self) -> None:
         """Let go of the file once those that wait have their flush."""
-        if not self.failed:
-            self.sync(self.end)
-        with self._syncing:
-            self.failed = True
-            os.close(self._fd)
+        try:
+            if not self.failed:
+                self.sync(self.end)
+        finally:
+            with self._syncing:
+                self.failed = True
+                os.close(self._fd)
 
 
 def sync_folder(folder: Path) -> None:

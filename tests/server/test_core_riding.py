@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -351,6 +352,21 @@ def test_packs_are_begun_anew_when_full_and_by_each_process(tmp_path: Path, monk
     assert (other.size(ids[0]), other.size(id_of(Place(99, 0, 5)))) == (3_000, 0)
     with pytest.raises(FileNotFoundError):
         other.read(id_of(Place(99, 0, 5)), 0, 5)
+
+
+def test_a_pack_is_old_an_hour_after_it_was_written_to_last_and_strange_files_are_passed_over(tmp_path: Path) -> None:
+    hour, now = packs.YOUNG, time.time_ns() // 1_000_000
+    clock = [now - 3 * hour]
+    made = put_packs(tmp_path, clock)
+    first = place_of(made.put([b"x"])[0]).pack
+    (tmp_path / "packs" / "copy.pack").write_bytes(b"")
+    assert made._pack is not None
+    made._pack.failed = True
+    clock[0] = now
+    assert place_of(made.put([b"y"])[0]).pack != first
+    assert made.old() == (), "it was begun three hours ago, and written to just now"
+    clock[0] = now + 2 * hour
+    assert made.old() == (first,)
 
 
 def test_whoever_waits_shares_a_flush(tmp_path: Path) -> None:

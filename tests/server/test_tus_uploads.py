@@ -321,6 +321,28 @@ async def test_parts_still_under_way_complete_it_when_the_last_one_does(server: 
     assert (await tus.ask("HEAD", final)).headers["Upload-Offset"] == "7"
 
 
+async def test_what_another_part_has_completed_meanwhile_is_left_alone(
+    server: RunningServer, tus: Tus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two parts complete at the same time, and both see that the whole is not."""
+    data, catalog = make_segment(fresh_session_id(), size=20_000), server.app[CATALOG]
+    asked = catalog.made_of
+
+    async def as_both_see_it(part_id: str) -> tuple[UploadRow, ...]:
+        return await asked(part_id) * 2
+
+    monkeypatch.setattr(catalog, "made_of", as_both_see_it)
+    paths = [await tus.made(10_000, Upload_Concat="partial"), await tus.made(None, Upload_Concat="partial")]
+    final = tus.path(await tus.ask("POST", PLACE, Upload_Concat=f"final;{' '.join(paths)}"))
+    await tus.send(paths[0], data[:10_000], 0)
+    await tus.send(paths[1], data[10_000:], 0, Upload_Length=str(len(data) - 10_000))
+    row = await row_of(server, final)
+    assert (row.verification, row.state.expires) == (Verification.VERIFIED, None)
+    assert row.session_id is not None
+    assert stored(server, final) == data
+    assert server.app[COUNTERS]["uploads_joined"] == 1
+
+
 async def test_parts_of_another_product_are_nobody_s(server: RunningServer, tus: Tus, config: ServerConfig) -> None:
     theirs = await asyncio.to_thread(create_key, config.data, "Other product")
     async with wired(server.url, theirs) as other:
