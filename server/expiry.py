@@ -8,8 +8,6 @@ that a kill has left behind goes with its row.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -18,8 +16,9 @@ from typing import Final
 from aiohttp import web
 
 from mailboat.server import riding
-from mailboat.server.catalog import CatalogError, Verification
+from mailboat.server.catalog import Verification
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, run_in_worker
+from mailboat.server.periodic import every
 from mailboat.server.turns import TURNS
 
 TOMBSTONE_AGE: Final = 30 * 24 * 3600.0
@@ -31,23 +30,9 @@ AT_ONCE: Final = 200
 _LOG: Final = logging.getLogger("mailboat.server")
 
 
-async def sweeping(app: web.Application) -> AsyncIterator[None]:
+def sweeping(app: web.Application) -> AsyncIterator[None]:
     """Sweep every `sweep_interval`, from the start of the application to its end."""
-    task = asyncio.create_task(_sweep_for_ever(app), name="mailboat-expiry")
-    yield
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-async def _sweep_for_ever(app: web.Application) -> None:
-    while True:
-        await asyncio.sleep(app[CONFIG].sweep_interval)
-        try:
-            await sweep(app)
-        except (CatalogError, OSError):
-            app[COUNTERS]["sweeps_failed"] += 1
-            _LOG.exception("what has expired cannot be removed now")
+    return every(app, app[CONFIG].sweep_interval, sweep, failures="sweeps_failed", log=_LOG)
 
 
 async def sweep(app: web.Application) -> int:

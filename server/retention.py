@@ -13,18 +13,17 @@ A start finds what was doomed and not struck, and goes on with 2.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from aiohttp import web
 
-from mailboat.protocol.errors import ConfigError, MailboatError
+from mailboat.protocol.errors import ConfigError
 from mailboat.server.catalog import Doomed, ProductRow, SessionRow
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, run_in_worker
 from mailboat.server.ingest import INGEST
+from mailboat.server.periodic import every
 from mailboat.server.policy import DAY, Plan, outlived
 from mailboat.server.turns import TURNS
 
@@ -34,23 +33,9 @@ AT_ONCE: Final = 200
 _LOG: Final = logging.getLogger("mailboat.server.retention")
 
 
-async def sweeping(app: web.Application) -> AsyncIterator[None]:
+def sweeping(app: web.Application) -> AsyncIterator[None]:
     """Have history windows kept for as long as the application runs."""
-    task = asyncio.create_task(_sweep_for_ever(app), name="mailboat-retention")
-    yield
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-async def _sweep_for_ever(app: web.Application) -> None:
-    while True:
-        try:
-            await sweep(app)
-        except (MailboatError, OSError) as error:
-            app[COUNTERS]["retention_failures"] += 1
-            _LOG.warning("keeping to the history windows failed, and will be tried again: %s", error)
-        await asyncio.sleep(app[CONFIG].retention_interval)
+    return every(app, app[CONFIG].retention_interval, sweep, failures="retention_failures", log=_LOG)
 
 
 async def sweep(app: web.Application) -> int:
