@@ -19,9 +19,8 @@ from pathlib import Path
 import aiohttp
 
 from bench.harness import SESSION, Budget, Comparison, Contender, Measured, Sense, Settings, Stopwatch
-from bench.serving import PRODUCT, Server, serving
-from bench.sessions import APPLICATION, Made, make
-from mailboat.agent import Agent
+from bench.serving import Server, serving
+from bench.sessions import Made, make, sender
 from mailboat.agent.report import SessionState
 from mailboat.protocol.limits import KIB
 
@@ -98,15 +97,7 @@ class _Backlog:
             store = self._folder / "store"
             for session in self._sessions:
                 session.put_into(store)
-            agent = Agent(
-                server=server.url,
-                api_key=server.key,
-                product=PRODUCT,
-                application=APPLICATION,
-                store=store,
-                synchronize_automatically=False,
-                stop_timeout=0,
-            )
+            agent = sender(server.url, server.key, store)
             async with agent:
                 began = await server.cpu()
                 with Stopwatch() as watch:

@@ -26,9 +26,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from bench.harness import Budget, Comparison, Contender, Measured, Sense, Settings, Unit
-from bench.serving import PRODUCT, serving
-from bench.sessions import APPLICATION, Made, make
-from mailboat.agent import Agent
+from bench.serving import serving
+from bench.sessions import Made, make, sender
 from mailboat.agent.report import SyncReport
 from mailboat.cli.demo.faults import FaultProxy
 from mailboat.cli.demo.meter import Meter, uploaded
@@ -122,15 +121,7 @@ async def _delivered(
     """Have an agent deliver the session through the proxy, from when `begin` returns."""
     store = folder / "store"
     session.put_into(store)
-    agent = Agent(
-        server=proxy.url,
-        api_key=key,
-        product=PRODUCT,
-        application=APPLICATION,
-        store=store,
-        synchronize_automatically=False,
-        stop_timeout=0,
-    )
+    agent = sender(proxy.url, key, store)
     async with agent:
         await begin()
         report: SyncReport = await agent.force_sync(timeout=WINDOW)

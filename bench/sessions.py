@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgpack
 
 from bench.serving import PRODUCT
-from mailboat.agent import AgentConfig
+from mailboat.agent import Agent, AgentConfig
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.segment_file import segment_name
 from mailboat.agent.store import WAITING, Store
@@ -62,6 +63,20 @@ class Made:
             with path.open("rb", buffering=0) as file:
                 while piece := file.read(length):
                     yield piece
+
+
+def sender(url: str, key: str, store: Path, **settings: Any) -> Agent:  # noqa: ANN401 - fields of AgentConfig
+    """An agent that delivers what waits in `store` when it is told to, and not by itself."""
+    return Agent(
+        server=url,
+        api_key=key,
+        product=PRODUCT,
+        application=APPLICATION,
+        store=store,
+        synchronize_automatically=False,
+        stop_timeout=0,
+        **settings,
+    )
 
 
 def make(folder: Path, size: int, segment_size: int, seed: int = 0) -> Made:

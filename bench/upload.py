@@ -23,9 +23,8 @@ from typing import Any
 import aiohttp
 
 from bench.harness import BYTE, Budget, Comparison, Contender, Measured, Sense, Settings, Stopwatch
-from bench.serving import PRODUCT, Server, serving
-from bench.sessions import APPLICATION, Made, make
-from mailboat.agent import Agent
+from bench.serving import Server, serving
+from bench.sessions import Made, make, sender
 from mailboat.agent.report import SessionState
 from mailboat.protocol.limits import MAX_SEGMENT, MIB
 
@@ -111,16 +110,7 @@ class Uploads:
         async with self._server(kind) as server:
             store = self._folder / "store"
             self._session.put_into(store)
-            agent = Agent(
-                server=server.url,
-                api_key=server.key,
-                product=PRODUCT,
-                application=APPLICATION,
-                store=store,
-                synchronize_automatically=False,
-                stop_timeout=0,
-                **settings,
-            )
+            agent = sender(server.url, server.key, store, **settings)
             async with agent:
                 began = await server.cpu()
                 with Stopwatch() as watch:

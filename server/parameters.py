@@ -11,8 +11,8 @@ from typing import Final, TypeVar
 from aiohttp import web
 
 from mailboat.protocol.errors import Code
-from mailboat.server.catalog import Origin, Role
-from mailboat.server.context import Principal, ProblemError, require
+from mailboat.server.catalog import Origin
+from mailboat.server.context import Principal, ProblemError
 from mailboat.server.reports import Paging, Scope
 from mailboat.server.shapes import Shape, one_of
 
@@ -129,11 +129,6 @@ class Parameters:
     def limit(self) -> int:
         """Rows of a page."""
         return self.whole("limit", 100, 1, MAX_LIMIT)
-
-
-def reader(request: web.Request) -> Principal:
-    """Who asks, if that key may read."""
-    return require(request, Role.READER)
 
 
 def product_of(principal: Principal, asked: str | None) -> str | None:
