@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 DAY: Final = 24 * 3600.0
 
@@ -17,8 +19,7 @@ def day_of(local: float) -> int:
     return int(local // DAY)
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(Struct, frozen=True):
     """`limit` bytes a day, of which `spent` are spent on `day`."""
 
     limit: int
@@ -43,8 +44,7 @@ class Budget:
         return replace(self, spent=max(0, self.spent + count))
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Struct, frozen=True):
     """A bucket that fills with `per_second` bytes a second up to `BURST` seconds' worth, `level` of them there at
     `since` (monotonic seconds). The level may be below zero: then what was sent is still being paid for.
     """

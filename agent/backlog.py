@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from mailboat.agent.ledger import Ledger, LedgerFile, together
 from mailboat.agent.store import Found
@@ -15,8 +16,7 @@ from mailboat.agent.stores import Stores
 from mailboat.protocol.summary import Summary
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Struct, frozen=True):
     """The session of this process, also for a while after its end: its records so far, and those it has `lost`."""
 
     session_id: str

@@ -6,8 +6,9 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 
@@ -19,8 +20,7 @@ def _east(wall: float) -> float:
         return 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Clocks:
+class Clocks(Struct, frozen=True):
     """`monotonic` and `wall` give nanoseconds, `entropy` so many random bytes, `chance` a number in [0, 1)."""
 
     monotonic: Callable[[], int] = time.monotonic_ns

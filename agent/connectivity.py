@@ -6,8 +6,10 @@ application says so (`resume`), or somebody asks for a connectivity window (`for
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from mailboat.protocol.uploads.retry import Backoff
 
@@ -27,14 +29,13 @@ class Link(StrEnum):
     """The application said that there is no connection to be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Connectivity:
+class Connectivity(Struct, frozen=True):
     """`reason` says in a sentence why nothing is being sent, `until` when it is tried again (None: not by itself)."""
 
     link: Link = Link.UNKNOWN
     reason: str = ""
     until: float | None = None
-    backoff: Backoff = Backoff()  # noqa: RUF009 - an immutable value
+    backoff: Backoff = Backoff()
 
     def succeeded(self) -> Connectivity:
         """The server answered."""

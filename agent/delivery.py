@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
@@ -16,8 +17,7 @@ from mailboat.agent.traffic import BudgetFile, Traffic
 from mailboat.agent.tus_sink import connect
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(Struct, frozen=True):
     """What delivers to the configured server: close `http` after `synchronizer.finish()`."""
 
     http: Http

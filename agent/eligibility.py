@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from mailboat.agent.clocks import Clocks, Timer, Timers
 
@@ -21,8 +23,7 @@ LOOK_INTERVAL: Final = 1.0
 """Seconds between looks at what it has grown to."""
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorSends:
+class ErrorSends(Struct, frozen=True):
     """When the running session is sent for the sake of errors: an immutable value, each event gives the next one.
 
     Times are monotonic seconds. Between two sends there are at least `interval` seconds; errors that come meanwhile

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.agent.files import FileSystem
 from mailboat.agent.segment_file import segment_paths, segments_among
@@ -20,8 +21,7 @@ _SMALL: Final = 32 * KIB
 """A segment below this is read at once: one call costs less than three."""
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(Struct, frozen=True):
     """An ended session that waits for the server."""
 
     path: Path

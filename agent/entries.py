@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
+
+from msgspec import Struct, field
 
 from mailboat.agent.link_policy import Priority
 from mailboat.protocol.records import COUNTERS
@@ -33,8 +34,7 @@ class Fate(Enum):
     QUARANTINED = "quarantined"
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(Struct):
     """What the planner knows of one session. It `rode` once it was aboard of a request, and is `wanted` once the server
     said so. It keeps `left`, the bytes that the server does not hold as far as is known (none once the session has
     ended), and `best`, the most that it ever held.

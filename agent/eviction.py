@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct, field
 
 from mailboat.agent.ended import Waiting
 from mailboat.agent.files import FileSystem
@@ -30,8 +31,7 @@ _AT_ONCE: Final = 500
 """Sessions entered into the ledger with one writing: about 30 KiB, which the reserve must hold on a full disk."""
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(Struct, frozen=True):
     """What a store holds: sessions that may be given up, and the bytes of each live one."""
 
     waiting: Mapping[str, Waiting]
@@ -43,8 +43,7 @@ class Survey:
         return sum(each.size for each in self.kept) + sum(self.live.values()) - self.live.get(session_id, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Relief:
+class Relief(Struct, frozen=True):
     """What an eviction gave up, by reason, and what it left."""
 
     evicted: Mapping[Evicted, int] = field(default_factory=dict)

@@ -30,9 +30,10 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
 from typing import Any, Final, Protocol
+
+from msgspec import Struct
 
 from mailboat.agent.journal import Half
 from mailboat.agent.scrub import names_secret, names_token
@@ -88,8 +89,7 @@ class Odd(Protocol):
 Slow = Callable[[bytes, BaseException, Sequence[Any], CellType], None]
 
 
-@dataclass(frozen=True, slots=True)
-class HotPath:
+class HotPath(Struct, frozen=True):
     """One recording call. `counters` are the indexes in `records.COUNTERS` under which its records are counted."""
 
     call: Callable[..., None]

@@ -11,11 +11,11 @@ import asyncio
 import ssl as tls
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
+from msgspec import Struct
 from yarl import URL
 
 from mailboat.agent.report import one_line
@@ -35,8 +35,7 @@ TRANSPORT_FAILURES: Final = (aiohttp.ClientError, OSError, asyncio.TimeoutError,
 Body = AsyncGenerator[bytes | memoryview, None]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """A whole answer: its status, header fields (names in lower case) and body up to the bound."""
 
     status: int

@@ -17,13 +17,13 @@ import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from types import CellType
 from typing import Any, Final, TypeVar
 
 import msgpack
 import msgspec
+from msgspec import Struct
 
 from mailboat.agent.hotpaths import HotPath, Surroundings
 from mailboat.agent.intrusion import from_outside, value_at_fault, write_refused
@@ -56,8 +56,7 @@ class Lost(Enum):
 LOST_PLACES: Final = {reason: place for place, reason in enumerate(Lost)}
 
 
-@dataclass(slots=True)
-class _Turn:
+class _Turn(Struct):
     """The active half being closed, until the writer has it. `tally` is what all calls had counted shortly before.
 
     `total` and `tallied` are the intake's when it was begun to be finished.

@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from mailboat.agent.files import TEMPORARY, FileSystem
 
@@ -29,8 +30,7 @@ RETURNED: Final = "returned"
 _VERSION: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(Struct, frozen=True):
     """Records by what became of them. `rejected`, `evicted` and `lost` are by reason.
 
     `store` tells whose account this is: an id that a store has for good, and nobody else.
@@ -83,8 +83,7 @@ def together(ledgers: Sequence[Ledger]) -> Ledger:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(Struct, frozen=True):
     """What became of one session: `fate` is accepted, declined, rejected, evicted, quarantined or lost. `lost` records
     never reached a segment. `why` says it for people, where the reason does not.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from zlib import crc32
+
+from msgspec import Struct
 
 from mailboat.agent.journal_layout import (
     CHECKPOINT,
@@ -25,8 +26,7 @@ from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_SEQUENCE
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(Struct, frozen=True):
     """What a journal left behind in one half: packed records, the first of which has the sequence number `first`.
 
     Halves were filled in the order of their `generation`.
@@ -37,8 +37,7 @@ class Left:
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class LeftBehind:
+class LeftBehind(Struct, frozen=True):
     """What a dead process's journal holds: `halves` in the order in which they were filled, and how many records were
     `lost` by place (see `recorder.Lost`). `in_order`: it was `Journal.note_leaving` that came last.
     """

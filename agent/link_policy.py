@@ -7,8 +7,9 @@ of a session is said or sent by itself. `force_sync` is the application's own de
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
+
+from msgspec import Struct
 
 
 class Priority(IntEnum):
@@ -21,8 +22,7 @@ class Priority(IntEnum):
     """It holds an event of level error and up, or an exception."""
 
 
-@dataclass(frozen=True, slots=True)
-class LinkState:
+class LinkState(Struct, frozen=True):
     """The link as it stands: what the application said of it last, and the local time of day there in hours (13.5 is
     half past one).
     """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.http import TRANSPORT_FAILURES, Answer, Body, Http, told
@@ -29,8 +30,7 @@ _MOST_FOR_SEGMENT: Final = KIB
 _MOST_BESIDES: Final = 64 * KIB
 
 
-@dataclass(frozen=True, slots=True)
-class Replied:
+class Replied(Struct, frozen=True):
     """The server answered."""
 
     reply: Reply

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.uploads.replies import resolve
@@ -25,8 +26,7 @@ MOST: Final = 32 * MIB
 _DIGITS: Final = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """The upload of one segment: its URL, and whether the server has had all of it."""
 
     url: str

@@ -31,8 +31,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.agent.entries import Entry, Fate, Phase
 from mailboat.agent.link_policy import Priority
@@ -71,16 +72,14 @@ CONFIRM_AT: Final = 50
 few."""
 
 
-@dataclass(frozen=True, slots=True)
-class Negotiate:
+class Negotiate(Struct, frozen=True):
     """Ask the server about these sessions, those in `aboard` with all their bytes."""
 
     offers: tuple[Summary, ...]
     aboard: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """Append one segment of a session at `url`; the server holds `offset` bytes of it."""
 
     session_id: str
@@ -89,20 +88,17 @@ class Send:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Nothing to do before `until` (monotonic seconds)."""
 
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Idle:
+class Idle(Struct, frozen=True):
     """Nothing to do until something new is recorded or asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Busy:
+class Busy(Struct, frozen=True):
     """Nothing to add to what is under way."""
 
 

@@ -17,9 +17,10 @@ tells.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Final
+
+from msgspec import Struct
 
 ANCIENT: Final = 1_577_836_800.0
 """The year 2020: what a clock says that was never set."""
@@ -49,8 +50,7 @@ class Evicted(StrEnum):
     """The disk had less than `Quota.min_free` left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Struct, frozen=True):
     """A session that may be given up: `size` is bytes on disk, `since` the wall clock at its end, or at the last that
     is known of it, in seconds.
     """
@@ -61,8 +61,7 @@ class Kept:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(Struct, frozen=True):
     """`max_bytes` for the whole store (None: no bound), `max_age` in seconds, `min_free` bytes to leave on the disk."""
 
     max_bytes: int | None

@@ -27,12 +27,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
 import msgpack
+from msgspec.structs import replace
 
 from mailboat.agent.ended import read_preamble
 from mailboat.agent.files import FileSystem

@@ -10,9 +10,11 @@ a small bound are met.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from mailboat.agent.files import FileSystem
 from mailboat.agent.segment_file import segment_name
@@ -28,8 +30,7 @@ LEAST: Final = 32 * KIB
 """Below this nothing rides any more: an upload costs little more, and can be cut."""
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(Struct, frozen=True):
     """The server's `terms`, whose details it wants, and how many bytes a request may bring `now`."""
 
     terms: Riding = field(default_factory=Riding)

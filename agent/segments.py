@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.segment_file import SegmentFile, cut_to, segment_name, segment_paths, set_aside
@@ -29,8 +31,7 @@ PATIENCE: Final = 1.0
 Begin = Callable[[], tuple[SessionFolder, SegmentFile]]
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """When a segment is ended: beyond `size` bytes or `age` seconds. `level` is zstd's."""
 
     size: int
@@ -38,8 +39,7 @@ class Limits:
     level: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Abandoned:
+class _Abandoned(Struct, frozen=True):
     """A segment that is to be sealed at the end; what stands behind its first `size` bytes is repeated elsewhere."""
 
     path: Path

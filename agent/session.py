@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
@@ -35,8 +37,7 @@ SEAL_TIMEOUT: Final = 10.0
 """Longest wait for the disk when a session is sealed; what is not done by then is left to recovery."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Struct, frozen=True):
     """What `open_session` made: `trouble` says why the journal is in plain memory, if it is."""
 
     session: Session

@@ -31,10 +31,12 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from mailboat.agent.ended import Waiting, counts_of, legible_records, read_preamble, read_waiting
 from mailboat.agent.files import FileSystem
@@ -76,16 +78,14 @@ def folder_name(text: str) -> str:
     return f"{harmless or '_'}-{hashlib.sha256(text.encode(errors='backslashreplace')).hexdigest()[:8]}"
 
 
-@dataclass(slots=True)
-class SessionFolder:
+class SessionFolder(Struct):
     """A session in ``live/`` whose lock this process holds."""
 
     path: Path
     lock_fd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """What a look into the store found; `unreadable` are sessions by id, with the reason."""
 
     waiting: tuple[Waiting, ...] = ()

@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from mailboat.agent.allowance import DAY
 from mailboat.agent.clocks import Clocks

@@ -12,9 +12,10 @@ import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
+
+from msgspec import Struct
 
 from mailboat.agent.allowance import DAY, Budget, Rate, day_of
 from mailboat.agent.clocks import Clocks
@@ -37,16 +38,14 @@ LOOK_AGAIN: Final = 60.0
 """Seconds until a budget is read again that could not be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """`count` bytes may be sent; they belong to the budget of `day`."""
 
     count: int
     day: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """Nothing may be sent now, for want of budget; `after` seconds from now there will be more."""
 
     after: float

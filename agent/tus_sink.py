@@ -20,10 +20,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
+from msgspec.structs import replace
 from yarl import URL
 
 from mailboat.agent.clocks import Clocks

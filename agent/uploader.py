@@ -12,12 +12,12 @@ import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import aiofiles
 from aiofiles.threadpool.binary import AsyncBufferedReader
+from msgspec import Struct
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.http import TRANSPORT_FAILURES, Body, Http, told
@@ -58,16 +58,14 @@ class Mark(NamedTuple):
 MAILBOAT: Final = Mark(SERVER_HEADER.lower(), "mailboat server")
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(Struct, frozen=True):
     """No answer came; to be tried again after `after` seconds at the earliest. `reason` is for people."""
 
     after: float
     reason: str
 
 
-@dataclass(slots=True)
-class _Upload:
+class _Upload(Struct):
     """One segment on its way. `given` are the bytes of all its requests that the connection has taken; `cut` how many
     an append brought that broke off, and where it began, until it is known what that has cost; `unreadable` is set when
     its own file could not be read.

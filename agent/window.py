@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
+
+from msgspec import Struct, field
 
 from mailboat.agent.entries import Entry, Fate
 from mailboat.agent.planner import Planner, Send
@@ -32,8 +33,7 @@ def outcome_of(entry: Entry, sent: int) -> SessionOutcome:
     )
 
 
-@dataclass(slots=True)
-class Window:
+class Window(Struct):
     """`deadline` is monotonic seconds. A `patient` one tries again until then, others end with the first failure. One
     for `everything` was asked for by the application, whatever policies say.
 

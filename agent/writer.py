@@ -15,9 +15,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct, field
 
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.journal import Half
@@ -53,8 +54,7 @@ SEAL_TRIES: Final = 2
 """A segment whose file fails at the last moment is repeated in another one, once."""
 
 
-@dataclass(frozen=True, slots=True)
-class WriterSettings:
+class WriterSettings(Struct, frozen=True):
     """`save_interval` and `segment_age` are seconds, `segment_bytes` bytes, `level` zstd's."""
 
     save_interval: float = 5.0
@@ -63,8 +63,7 @@ class WriterSettings:
     level: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(Struct, frozen=True):
     """What the agent asks for: everything in blocks; then synced if `durable`; then sealed if there is a reason to
     `seal`.
     """
@@ -79,8 +78,7 @@ class _Request:
             self.done.set_result(done)
 
 
-@dataclass(frozen=True, slots=True)
-class _Closed:
+class _Closed(Struct, frozen=True):
     """A half as it was closed: a half is used again, its `generation` is not. `clock` is as in a block's header."""
 
     half: Half

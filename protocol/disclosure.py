@@ -7,10 +7,10 @@ the boxes are made is told in `sealing`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 import msgpack
+from msgspec.structs import replace
 
 from mailboat.protocol.errors import SealedError, WireError
 from mailboat.protocol.sealing import Keyring, PublicKey, Purpose, SealedTo

@@ -23,9 +23,10 @@ codes are stable, titles may be reworded.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+from msgspec import Struct, field
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
@@ -98,8 +99,7 @@ class Code(Enum):
         self.title = title
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """A refusal as a problem document (RFC 9457).
 
     `type` is a URI when a public registry defines one (the upload dialects do), else ``about:blank``; `extra` holds the

@@ -23,9 +23,10 @@ riders passes them over and answers ``send``, and so does one that cannot use th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from mailboat.protocol import wire
 from mailboat.protocol.errors import WireError
@@ -78,8 +79,7 @@ class Wish(StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Riding:
+class Riding(Struct, frozen=True):
     """How much may ride along: `segment` bytes of each segment, `request` bytes in one request. Nothing may where a
     server does not say so.
     """
@@ -97,8 +97,7 @@ class Riding:
         return cls(min(fields.whole("segment", 0), MAX_RIDER), min(fields.whole("request", 0), MAX_RIDING))
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """What the server asks of its agents, so that it can calm them. Times are seconds.
 
     `sync_interval` is how often to negotiate while something waits (None: as the agent is set); `backoff_floor` the
@@ -141,8 +140,7 @@ class Policy:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentDecision:
+class SegmentDecision(Struct, frozen=True):
     """Where one segment stands at the server: its upload resource (a path, or an absolute URL), the bytes held
     durably, and whether it is complete; then `sha256` (hex) is the digest in the seal of the bytes that the server
     verified.
@@ -176,8 +174,7 @@ class SegmentDecision:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """The server's answer for one session.
 
     `reason` and `explanation` go with a rejection (the reason may be one that this version does not know); `after` is
@@ -220,8 +217,7 @@ class Decision:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rider:
+class Rider(Struct, frozen=True):
     """A whole segment of an offered session, with all its bytes."""
 
     session_id: str
@@ -238,8 +234,7 @@ class Rider:
         return cls(fields.id("session"), fields.whole("index", high=MAX_SEGMENTS), fields.content("bytes"))
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """What an agent says: `agent` is its kind and version (``mailboat-python/0.1.0``), `offers` the sessions that
     wait, `sent` the wall clock in seconds when this was sent (the server measures the machine's clock by it),
     `ledger` the account of its records, `riders` segments of the offers.
@@ -283,8 +278,7 @@ class Request:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """What the server answers: a decision for each offer, sessions it now wants that it had declined, and its
     policy.
     """

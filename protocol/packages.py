@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.segment import (
@@ -33,8 +34,7 @@ _WINDOW: Final = MIB
 _HEADS: Final = (PREAMBLE_MAGIC, SEAL_MAGIC)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """Where one segment of a package lies: its bytes from `start` to before `end`."""
 
     start: int

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
 import zstandard
+from msgspec import Struct
 
 from mailboat.protocol.errors import KeyMissing, SegmentError
 from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
@@ -52,8 +52,7 @@ _MAX_FRAME: Final = {PREAMBLE_MAGIC: MAX_PREAMBLE + 1024, SEAL_MAGIC: MAX_SEAL +
 _KEEP_IN_SEARCH: Final = MAX_SEAL + 1024 + SKIPPABLE.size
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(Struct, frozen=True):
     """A part of a segment that could not be read.
 
     `offset` and `length` are the bytes passed over. `records` sequence numbers from `first` on are missing; zero when
@@ -68,8 +67,7 @@ class Gap:
     records: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """One intact block: its header, its payload as it stands in the file, and where it begins there."""
 
     header: BlockHeader

@@ -30,9 +30,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from mailboat.protocol.errors import SegmentError
 
@@ -120,8 +122,7 @@ def count_raw(raw: Sequence[Any], counts: list[int], schemas: Mapping[int, Schem
     counts[counter(kind if kind in COUNTED_KINDS else Kind.EVENT)] += 1
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(Struct, frozen=True):
     """The declaration behind an emitter: `kind` and `name` of its records, and what their values are called."""
 
     number: int
@@ -130,8 +131,7 @@ class Schema:
     fields: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """One record as read back.
 
     `sequence` counts the session's records from zero; `time` is seconds since the Unix epoch by the recording machine's
@@ -152,15 +152,14 @@ class Record:
     context: str | None = None
     stack: Sequence[Sequence[Any]] = ()
     causes: Sequence[Sequence[Any]] = ()
-    rest: Sequence[Any] = field(default=(), repr=False)
+    rest: Sequence[Any] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a plain map without the fields that are empty; always with sequence, time, kind, name,
         attributes.
         """
         always = {"sequence", "time", "kind", "name", "attributes"}
-        values = {slot: getattr(self, slot) for slot in self.__slots__}
-        return {key: value for key, value in values.items() if key in always or value not in (None, (), [])}
+        return {key: value for key, value in asdict(self).items() if key in always or value not in (None, (), [])}
 
 
 def schema_of(raw: Sequence[Any]) -> Schema:

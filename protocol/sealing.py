@@ -46,10 +46,11 @@ import binascii
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Self
 from uuid import UUID
+
+from msgspec import Struct
 
 from mailboat.protocol.errors import ConfigError, KeyMissing, SealedError
 
@@ -92,8 +93,7 @@ def require_library(wanted_for: str) -> None:
         raise ConfigError(f"{wanted_for}: sealing needs PyNaCl: pip install 'mailboat[seal]'") from error
 
 
-@dataclass(frozen=True, slots=True)
-class PublicKey:
+class PublicKey(Struct, frozen=True):
     """The half of a server's key pair that agents have."""
 
     raw: bytes
@@ -122,11 +122,14 @@ class PublicKey:
         return bytes.fromhex(self.id) + SealedBox(Key(self.raw)).encrypt(boxed)
 
 
-@dataclass(frozen=True, slots=True)
-class PrivateKey:
+class PrivateKey(Struct, frozen=True):
     """The half that the server keeps."""
 
-    raw: bytes = field(repr=False)
+    raw: bytes
+
+    def __repr__(self) -> str:
+        """Without the key: what is shown ends up in logs."""
+        return "PrivateKey(...)"
 
     @property
     def text(self) -> str:
@@ -163,8 +166,7 @@ def _from_text(prefix: str, text: str, which: str) -> bytes:
     return raw
 
 
-@dataclass(frozen=True, slots=True)
-class SealedTo:
+class SealedTo(Struct, frozen=True):
     """How a segment is sealed: `to` which public key, with which `lock` (see `sealing`); `info` is a box with what
     the preamble's own `info` leaves out.
     """
@@ -186,8 +188,7 @@ class SealedTo:
         return cls(to, lock, info)
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True):
     """What a sealed block says of itself beside its header: the monotonic clock when it was made, in nanoseconds, and
     the installation when its records name one (or `boxed`, if that was done before).
     """
@@ -197,13 +198,16 @@ class Note:
     boxed: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentKey:
+class SegmentKey(Struct, frozen=True):
     """What opens the blocks of one segment."""
 
     session_id: str
     index: int
-    secret: bytes = field(repr=False)
+    secret: bytes
+
+    def __repr__(self) -> str:
+        """Without the key: what is shown ends up in logs."""
+        return f"SegmentKey(session_id={self.session_id!r}, index={self.index})"
 
 
 Unlock = Callable[[bytes], SegmentKey]
@@ -311,8 +315,7 @@ def sealed_length(frame: int, note: int) -> int:
     return _FRAME.size + _HEAD.size + note + frame + _TAG_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class SealedPayload:
+class SealedPayload(Struct, frozen=True):
     """A block's payload as it stands in the file; only `head` and what is in it can be read."""
 
     lock: bytes
@@ -320,7 +323,7 @@ class SealedPayload:
     nonce: bytes
     note: bytes
     head: bytes
-    hidden: bytes = field(repr=False)
+    hidden: bytes
 
     @classmethod
     def read(cls, payload: bytes) -> SealedPayload:

@@ -37,13 +37,14 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 from zlib import crc32
 
 import msgpack
 import zstandard
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.ids import canonical
@@ -93,8 +94,7 @@ class SealReason(StrEnum):
     """A write failed; the session goes on in the next segment, which repeats what did not reach this one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Preamble:
+class Preamble(Struct, frozen=True):
     """What a segment says of itself and its session before any record.
 
     `salt` is 32 random bits; `first` the sequence number of the segment's first record. `started_wall` and
@@ -180,8 +180,7 @@ class Preamble:
             raise SegmentError(f"the preamble lacks a field or has a wrong one: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class BlockHeader:
+class BlockHeader(Struct, frozen=True):
     """What a block says of its payload; see the module's layout."""
 
     salt: int
@@ -240,8 +239,7 @@ class BlockHeader:
         return len(payload) == self.length and crc32(payload, self.salt) == self.payload_crc
 
 
-@dataclass(frozen=True, slots=True)
-class Seal:
+class Seal(Struct, frozen=True):
     """How a segment ends.
 
     `next` is the sequence number after its last record; `counts` (in the order of `records.COUNTERS`), `blocks` and

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
 from math import isfinite
 from typing import Any, Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from mailboat.protocol.errors import WireError
 from mailboat.protocol.ids import canonical
@@ -62,8 +64,7 @@ class Status(StrEnum):
     CRASHED = "crashed"
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
+class Info(Struct, frozen=True):
     """The static description of a session: set at its start, kept in the preamble of each of its segments.
 
     `agent` is mailboat's own version; `test` marks data of test runs, shown apart; `parent` is the session of the
@@ -113,8 +114,7 @@ class Info:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentState:
+class SegmentState(Struct, frozen=True):
     """One segment of a session as it stands: `size` bytes so far; `sha256` (hex) is that of its seal, empty until
     sealed.
     """
@@ -147,8 +147,7 @@ class SegmentState:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(Struct, frozen=True):
     """One session in brief.
 
     `started` and `ended` are seconds since the Unix epoch by the recording machine's clock (`ended` is the last sign

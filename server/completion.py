@@ -11,6 +11,7 @@ from functools import partial
 from typing import Final
 
 from aiohttp import web
+from msgspec import structs
 
 from mailboat.protocol.limits import MAX_PACKAGE, MIB
 from mailboat.protocol.negotiation import Reason
@@ -111,10 +112,10 @@ async def _import(app: web.Application, package: UploadRow, span: Span) -> None:
     creation = Creation(notes=package.state.creation.notes)
     expires = now + app[CONFIG].upload_max_age  # for the case that this is killed before it is complete
     state = UploadState(app[NEW_ID](), epoch=1, length=span.size, expires=expires, creation=creation)
-    row = UploadRow(replace(state, dialect=package.state.dialect), package.product, created=now, updated=now)
+    row = UploadRow(structs.replace(state, dialect=package.state.dialect), package.product, created=now, updated=now)
     await app[CATALOG].make_upload(row)
     await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], _extract, app[BLOBS], package.id, span, row.id)
-    whole = replace(row.state, offset=span.size).after(Event.FINISH)
+    whole = structs.replace(row.state, offset=span.size).after(Event.FINISH)
     await _keep(app, replace(row, state=whole))
 
 

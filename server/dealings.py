@@ -39,6 +39,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from aiohttp import HttpVersion11, web
+from msgspec import structs
 
 from mailboat.protocol.errors import Code, Problem
 from mailboat.protocol.uploads.decisions import (
@@ -92,7 +93,7 @@ class Dealings:
         """Store the state that the refusal tells, and answer."""
         state = verdict.state
         # A new epoch alone needs no commit of its own here: this turn is the fence.
-        if state is not None and replace(state, epoch=self.row.state.epoch) != self.row.state:
+        if state is not None and structs.replace(state, epoch=self.row.state.epoch) != self.row.state:
             await self._store(state)
             await self._clear_away(state)
         self._count(f"uploads_refused_{verdict.refusal.name.lower()}")

@@ -11,10 +11,11 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from mailboat.protocol import wire
 from mailboat.protocol.errors import Code, ConfigError, WireError

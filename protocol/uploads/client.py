@@ -24,8 +24,9 @@ What it promises:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, TypeVar
+
+from msgspec import Struct
 
 from mailboat.protocol.limits import KIB
 from mailboat.protocol.uploads.http_dates import retry_after
@@ -455,8 +456,7 @@ class UploadClient:
         return Failed(self._fail(outcome))
 
 
-@dataclass(frozen=True, slots=True)
-class _Pause:
+class _Pause(Struct, frozen=True):
     """What a pause after an answer depends on."""
 
     now: float

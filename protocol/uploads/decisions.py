@@ -26,8 +26,10 @@ adapter has `joining` say whether it is complete too, and copies the parts befor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from mailboat.protocol.uploads.digests import Digest
 from mailboat.protocol.uploads.state import Creation, Event, Phase, UploadMisuse, UploadState
@@ -69,8 +71,7 @@ class BodyEnd(Enum):
     """More than ``max_bytes`` came; what was beyond them was dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(Struct, frozen=True):
     """The body may be written at `from_offset`, under `epoch`, at most `max_bytes` of it (None: no bound)."""
 
     state: UploadState
@@ -93,30 +94,26 @@ class Accepted:
         return replace(self, request=replace(self.request, digest=digest, digest_follows=False))
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(Struct, frozen=True):
     """The body was kept, up to `state.offset`; `state.complete` tells whether that was the last of it."""
 
     state: UploadState
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """Here stands the upload."""
 
     state: UploadState
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Struct, frozen=True):
     """The resource is gone. `discard`: its bytes may go too; not so when they were handed over by completion before."""
 
     state: UploadState
     discard: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """The request was not carried out.
 
     `state` is to be stored; None when there is no upload, or the request never came so far as to look at it.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
+
+from msgspec import Struct
 
 
 class Hasher(Protocol):
@@ -47,8 +48,7 @@ class Algorithm(Enum):
 BY_LABEL = {algorithm.label: algorithm for algorithm in Algorithm}
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(Struct, frozen=True):
     """What a client says the digest of some bytes is; `value` has the algorithm's size."""
 
     algorithm: Algorithm

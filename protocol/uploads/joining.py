@@ -8,7 +8,8 @@ then stores the state. Killed in between, it does so again: the parts are still 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from mailboat.protocol.uploads.decisions import Appended, Refusal, Refused, refuse_gone
 from mailboat.protocol.uploads.state import Creation, Event, UploadState

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 MAX_LENGTH: Final = 999_999_999_999_999
 """Largest length and offset taken: fifteen digits, as in structured fields, so that every language can hold it."""
@@ -13,8 +14,7 @@ MAX_LENGTH: Final = 999_999_999_999_999
 _DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
+class HttpAnswer(Struct, frozen=True):
     """An HTTP answer: status, header fields, body (a problem document or nothing)."""
 
     status: int

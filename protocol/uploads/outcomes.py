@@ -6,59 +6,51 @@ that bytes are lost: whoever uploads keeps the file until a server has confirmed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Created:
+class Created(Struct, frozen=True):
     """The upload has a resource now, at the URL `resource`."""
 
     resource: str
 
 
-@dataclass(frozen=True, slots=True)
-class Advanced:
+class Advanced(Struct, frozen=True):
     """The server holds everything before `offset`, and never asks for it again."""
 
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(Struct, frozen=True):
     """The server holds the whole upload, `offset` bytes."""
 
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Struct, frozen=True):
     """The upload's resource is gone, as asked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(Struct, frozen=True):
     """To be tried again after `after` seconds; `reason` is for people."""
 
     after: float
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(Struct, frozen=True):
     """The upload's resource is no more (404, 410, or its lifetime is over): negotiate anew."""
 
     status: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Unauthorised:
+class Unauthorised(Struct, frozen=True):
     """The key is refused (401, 403): nothing else will be taken either."""
 
     status: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """The server will not take this upload; asking again is of no use.
 
     `problem` is the type of its problem document, None when it gave none.
@@ -69,16 +61,14 @@ class Refused:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class NotOurs:
+class NotOurs(Struct, frozen=True):
     """What answered is no upload server: a captive portal, a proxy, another site. As good as offline."""
 
     status: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class OutOfSync:
+class OutOfSync(Struct, frozen=True):
     """The server's account of the upload cannot be true: going on would lose or mix up bytes.
 
     `acknowledged` is what it had promised to hold, `server_offset` what it says now, None when unreadable. The resource
@@ -90,8 +80,7 @@ class OutOfSync:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Exhausted:
+class Exhausted(Struct, frozen=True):
     """The bound of failures in a row is reached; `reason` is the last of them."""
 
     reason: str

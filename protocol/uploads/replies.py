@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import Final, Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
+
+from msgspec import Struct
 
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE
 from mailboat.protocol.uploads.messages import media_type
@@ -69,8 +70,7 @@ class Complaint(Enum):
     INCONSISTENT_LENGTH = "statements about its length contradict each other"
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """What an HTTP answer says in terms of uploads; None where it says nothing.
 
     `ours`: it bears the marks of an upload server, so that a success can be believed. `garbled`: a field that tells
@@ -114,8 +114,7 @@ def problem_of(fields: Mapping[str, str], body: bytes) -> tuple[str, str]:
     return kind if isinstance(kind, str) else "", detail[:MAX_DETAIL] if isinstance(detail, str) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
+class HttpRequest(Struct, frozen=True):
     """An HTTP request without its body: method, URL, header fields."""
 
     method: str

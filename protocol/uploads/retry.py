@@ -6,7 +6,8 @@ moment come back spread over the whole window). The random number is passed in, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from mailboat.protocol.limits import BACKOFF_FIRST, BACKOFF_LONGEST, MAX_RETRY_AFTER
 
@@ -14,8 +15,7 @@ from mailboat.protocol.limits import BACKOFF_FIRST, BACKOFF_LONGEST, MAX_RETRY_A
 _MAX_DOUBLINGS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(Struct, frozen=True):
     """The pauses between attempts.
 
     `first` and `longest`: seconds of the first and of the largest window. `limit`: failures in a row after which it is

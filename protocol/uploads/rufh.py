@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.protocol.errors import Code
 from mailboat.protocol.uploads.decisions import Refusal
@@ -47,8 +48,7 @@ TITLES: Final[Mapping[str, str]] = MappingProxyType(
 """Problem types and their registered titles (RUFH 14.4; the last of draft-ietf-httpapi-digest-fields-problem-types)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(Struct, frozen=True):
     """One interop version, as its difference from the others.
 
     `complete_field`: the field that tells completeness; `negated`: it tells incompleteness instead.

@@ -7,8 +7,9 @@ them: HTTP libraries exist that take one for the final answer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE, Problem
 from mailboat.protocol.uploads import rufh
@@ -213,8 +214,7 @@ def _limit_members(limits: Limits, seconds_left: int | None, version: Version) -
     return {key: value for key, value in members.items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class RufhServer:
+class RufhServer(Struct, frozen=True):
     """The functions above for one interop version: a `detect.ServerDialect`."""
 
     version: Version = CURRENT

@@ -10,9 +10,11 @@ from is half dead.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from mailboat.protocol.errors import MailboatError
 from mailboat.protocol.uploads.digests import Digest
@@ -67,8 +69,7 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Creation:
+class Creation(Struct, frozen=True):
     """What was said once, when an upload was made, and does not change.
 
     `partial`: it is only a part of others, so nobody looks into it when it is complete. `parts`: ids of the uploads
@@ -85,8 +86,7 @@ class Creation:
 PLAIN = Creation()
 
 
-@dataclass(frozen=True, slots=True)
-class UploadState:
+class UploadState(Struct, frozen=True):
     """One upload as a catalog stores it, field by field.
 
     `id`: canonical UUID. `offset`: bytes received and durable. `length`: bytes of the whole, None while unknown.

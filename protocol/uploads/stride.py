@@ -8,8 +8,9 @@ goes through doubles them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.protocol.limits import KIB, MAX_SEGMENT
 
@@ -19,8 +20,7 @@ SMALLEST: Final = 64 * KIB
 _SHRINK: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Stride:
+class Stride(Struct, frozen=True):
     """At most `size` bytes go into the next append; None: as many as there are."""
 
     size: int | None = None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.protocol.uploads.outcomes import Bad, Good
 from mailboat.protocol.uploads.values import Append, Cancel, Create, Query
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """What is to be uploaded: `length` bytes so far, `sealed` when there will be no more."""
 
     length: int
@@ -25,22 +25,19 @@ class Source:
         return self.length if self.sealed else None
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Nothing to do until `until` (monotonic seconds), or, if None, until the file has grown."""
 
     until: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """The upload is complete, or was cancelled as asked."""
 
     outcome: Good
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """This attempt is over; its outcome says what to do instead."""
 
     outcome: Bad

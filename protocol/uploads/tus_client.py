@@ -8,8 +8,9 @@ the bytes, puts a `Digest` into the task before it is rendered (`client.request(
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE
 from mailboat.protocol.uploads import tus
@@ -120,8 +121,7 @@ def _explanation(fields: Mapping[str, str], body: bytes) -> tuple[str, str]:
     return "", ""
 
 
-@dataclass(frozen=True, slots=True)
-class Offering:
+class Offering(Struct, frozen=True):
     """What a tus server says that it offers (tus, OPTIONS)."""
 
     versions: tuple[str, ...] = ()

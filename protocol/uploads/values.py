@@ -6,13 +6,12 @@ here knows a header.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct
 
 from mailboat.protocol.uploads.digests import Digest
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """The bounds of one upload, in bytes and (`max_age`) seconds; None means no bound.
 
     `min_append_size` does not apply to a request that completes the upload, nor to an empty creation.
@@ -34,8 +33,7 @@ Notes = tuple[tuple[str, str], ...]
 """Header fields that a client gave with a creation, to be repeated to it: name and value."""
 
 
-@dataclass(frozen=True, slots=True)
-class Create:
+class Create(Struct, frozen=True):
     """Make an upload, and append the body of this request at offset 0.
 
     `complete`: the body is the whole upload. `length`: the upload's length as stated on its own, None when it was not.
@@ -57,16 +55,14 @@ class Create:
     notes: Notes = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Join:
+class Join(Struct, frozen=True):
     """Make an upload out of others, named by their URLs as the client wrote them; `notes` as in `Create`."""
 
     parts: tuple[str, ...]
     notes: Notes = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(Struct, frozen=True):
     """Append the body of this request at `offset`; the other fields as in `Create`.
 
     `length_known`: the server has been told `length` before, so that a dialect may leave it out.
@@ -80,23 +76,20 @@ class Append:
     digest: Digest | None = None
     digest_follows: bool = False
     whole: Digest | None = None
-    length_known: bool = field(default=False, compare=False)
+    length_known: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(Struct, frozen=True):
     """Tell where the upload stands; `completes_at_length` as in `Create`."""
 
     completes_at_length: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct, frozen=True):
     """The upload will not be continued; its resource can go."""
 
 
-@dataclass(frozen=True, slots=True)
-class Discover:
+class Discover(Struct, frozen=True):
     """Tell what is supported, within which limits."""
 
 

@@ -5,9 +5,8 @@ rows drive core and dialect through HTTP answers. Not built in the client, each 
 carry no bytes), concatenation, X-HTTP-Method-Override.
 """
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from mailboat.protocol.uploads.client import UploadClient
 from mailboat.protocol.uploads.digests import Algorithm, Digest

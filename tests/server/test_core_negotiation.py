@@ -6,12 +6,12 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgpack
 import pytest
 import zstandard
+from msgspec.structs import replace
 
 from mailboat.protocol import Status, Summary, wire
 from mailboat.protocol.limits import MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE, MAX_OFFERS
@@ -37,7 +37,7 @@ def summary() -> Summary:
 
 def another(summary: Summary, **changes: object) -> Summary:
     """A session like `summary`, but another one."""
-    return replace(summary, session_id=fresh_session_id(), **changes)  # type: ignore[arg-type]
+    return replace(summary, session_id=fresh_session_id(), **changes)
 
 
 def with_an_error(summary: Summary) -> tuple[int, ...]:

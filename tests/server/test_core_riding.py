@@ -8,12 +8,12 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mailboat.protocol import Status, Summary, wire
 from mailboat.protocol.limits import MAX_RIDER

@@ -13,13 +13,14 @@ import sqlite3
 import tempfile
 import urllib.parse
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import msgpack
 import pytest
+from msgspec.structs import replace
 
 from mailboat.protocol import Info, wire
 from mailboat.protocol.negotiation import Request

@@ -8,9 +8,9 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from mailboat.protocol import Summary, wire
 from mailboat.protocol.negotiation import Request

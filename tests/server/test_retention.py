@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from mailboat.server import ServerConfig, retention
 from mailboat.server.app import create_app
@@ -141,7 +142,7 @@ async def test_age_is_by_the_servers_clock(server: RunningServer, client: Wire) 
     now = time.time()
     for years in (-10, 10):
         wrong = years * 365 * DAY
-        odd = replace(
+        odd = structs.replace(
             summary, session_id=fresh_session_id(), started=summary.started + wrong, ended=summary.ended + wrong
         )
         assert [each.verdict for each in await client.negotiate(odd, sent=now + wrong)] == ["send"]
@@ -164,7 +165,7 @@ async def test_a_long_session_is_kept_until_its_end_is_old(server: RunningServer
     """Many of them, more than are looked at at once, stand before one that is to go."""
     now, summary = time.time(), summary_of(make_segment(fresh_session_id()))
     long = [
-        replace(summary, session_id=fresh_session_id(), started=now - 60 * DAY, ended=now - DAY)
+        structs.replace(summary, session_id=fresh_session_id(), started=now - 60 * DAY, ended=now - DAY)
         for _ in range(retention.AT_ONCE + 5)
     ]
     for start in range(0, len(long), 100):

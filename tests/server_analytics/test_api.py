@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import msgpack
 import pytest
+from msgspec import structs
 
 from mailboat.protocol import Info, SegmentReader, Status, Summary, wire
 from mailboat.protocol.negotiation import Request
@@ -147,8 +148,8 @@ async def test_sessions_are_listed_newest_first_in_pages(site: Site) -> None:
     ids = []
     for number in range(5):
         segment = Segment(fresh_session_id(), info=Info(product=PRODUCT, version=str(number % 2)))
-        segment.writer.description = replace(segment.writer.description, started_wall=CLOCK + number * 10**9)
-        summary = replace(running_summary(segment), started=START + number)
+        segment.writer.description = structs.replace(segment.writer.description, started_wall=CLOCK + number * 10**9)
+        summary = structs.replace(running_summary(segment), started=START + number)
         await site.agent.negotiate(summary)
         ids.append(summary.session_id)
     found, cursor = [], None
@@ -371,7 +372,7 @@ async def test_odd_texts_and_numbers_in_a_summary_are_shown(site: Site) -> None:
     properties = {"nan": math.nan, "zero": "\x00", "big": 2**63 - 1}
     segment = Segment(fresh_session_id(), info=Info(product=PRODUCT))
     summary = running_summary(segment)
-    odd = replace(summary, info=replace(summary.info, version="\x00", properties=properties))
+    odd = structs.replace(summary, info=structs.replace(summary.info, version="\x00", properties=properties))
     body = Request(AGENT, (odd,), 0.0).encode(wire.JSON_MEDIA_TYPE)
     answer = await site.agent.ask("POST", "/v1/negotiate", data=body, Content_Type=wire.JSON_MEDIA_TYPE)
     assert answer.status == 200

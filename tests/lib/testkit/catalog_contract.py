@@ -13,6 +13,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from mailboat.protocol import Summary, WireError
 from mailboat.protocol.records import COUNTERS
@@ -46,16 +47,16 @@ def offered(
     summary: Summary, *, started: float = 1.0, test: bool = False, product: str = PRODUCT, records: int | None = None
 ) -> Registration:
     """A wanted session of its own."""
-    info = replace(summary.info, test=test)
-    fresh = replace(summary, session_id=fresh_session_id(), started=started, info=info)
+    info = structs.replace(summary.info, test=test)
+    fresh = structs.replace(summary, session_id=fresh_session_id(), started=started, info=info)
     if records is not None:
-        fresh = replace(fresh, counts=tuple(records if name == "feature" else 0 for name in COUNTERS))
+        fresh = structs.replace(fresh, counts=tuple(records if name == "feature" else 0 for name in COUNTERS))
     return Registration(product, fresh, SessionState.WANTED)
 
 
 def complete(row: UploadRow, size: int = 10) -> UploadRow:
     """The upload with all its bytes, verified."""
-    state = replace(row.state, offset=size, length=size, phase=Phase.COMPLETE)
+    state = structs.replace(row.state, offset=size, length=size, phase=Phase.COMPLETE)
     return replace(row, state=state, verification=Verification.VERIFIED, sha256="ab" * 32, records=3, updated=5.0)
 
 
@@ -110,7 +111,7 @@ class CatalogContract:
         for _ in range(3):
             await catalog.register([first, declined, foreign], 30 * DAY)
         assert (await catalog.usage(PRODUCT, month)).records == 5
-        grown = replace(first, summary=replace(first.summary, counts=second.summary.counts))
+        grown = replace(first, summary=structs.replace(first.summary, counts=second.summary.counts))
         await catalog.register([grown, grown, second], january)
         assert (await catalog.usage(PRODUCT, month + 1)).records == 9
         await catalog.register([first, second], february)
@@ -139,18 +140,18 @@ class CatalogContract:
         )
         await catalog.make_upload(row)
         assert await catalog.upload(row.id) == row
-        grown = replace(row.state, offset=7, epoch=4)
+        grown = structs.replace(row.state, offset=7, epoch=4)
         assert await catalog.store(grown, 2.0)
         assert await catalog.upload(row.id) == replace(row, state=grown, updated=2.0)
 
     async def test_the_fence_refuses_what_was_overtaken(self, catalog: Catalog) -> None:
         state = UploadState(fresh_session_id(), offset=100, epoch=5)
         await catalog.make_upload(UploadRow(state, PRODUCT))
-        assert not await catalog.store(replace(state, offset=200, epoch=4), 1.0)
-        assert not await catalog.store(replace(state, offset=99, epoch=6), 1.0)
-        gone = replace(state, epoch=6).after(Event.CANCEL)
+        assert not await catalog.store(structs.replace(state, offset=200, epoch=4), 1.0)
+        assert not await catalog.store(structs.replace(state, offset=99, epoch=6), 1.0)
+        gone = structs.replace(state, epoch=6).after(Event.CANCEL)
         assert await catalog.store(gone, 1.0)
-        assert not await catalog.store(replace(state, offset=300, epoch=9), 1.0)
+        assert not await catalog.store(structs.replace(state, offset=300, epoch=9), 1.0)
         found = await catalog.upload(state.id)
         assert found is not None
         assert (found.state.offset, found.state.phase) == (100, Phase.CANCELLED)
@@ -162,7 +163,7 @@ class CatalogContract:
         row = await catalog.upload(segment.upload_id)
         assert row is not None
         await catalog.mark_rejected(row.id, "corrupted", "records that do not decode", 2.0)
-        complete = replace(row.state, offset=10, length=10, phase=Phase.COMPLETE)
+        complete = structs.replace(row.state, offset=10, length=10, phase=Phase.COMPLETE)
         assert await catalog.finish_upload(
             replace(row, state=complete, verification=Verification.VERIFIED, updated=3.0)
         )
@@ -177,12 +178,12 @@ class CatalogContract:
         assert await catalog.segments_to_load() == ()
         row = await catalog.upload(segment.upload_id)
         assert row is not None
-        await catalog.store(replace(row.state, offset=50), 2.0)
+        await catalog.store(structs.replace(row.state, offset=50), 2.0)
         (waiting,) = await catalog.segments_to_load()
         assert (waiting.upload_id, waiting.offset, waiting.loaded, waiting.complete) == (row.id, 50, 0, False)
         await catalog.mark_loaded({row.id: 50})
         assert await catalog.segments_to_load() == ()
-        await catalog.store(replace(row.state, offset=60), 3.0)
+        await catalog.store(structs.replace(row.state, offset=60), 3.0)
         assert [each.loaded for each in await catalog.segments_to_load()] == [50]
         await catalog.forget_loaded()
         assert [each.loaded for each in await catalog.segments_to_load()] == [0]
@@ -270,7 +271,7 @@ class CatalogContract:
     async def test_a_session_that_ended_does_not_run_again(self, catalog: Catalog, summary: Summary) -> None:
         offer = offered(summary)
         await catalog.register([offer], 1.0)
-        running = replace(offer.summary, status=Status.RUNNING, duration=0.5)
+        running = structs.replace(offer.summary, status=Status.RUNNING, duration=0.5)
         await catalog.register([replace(offer, summary=running)], 2.0)
         row = await catalog.session(PRODUCT, offer.summary.session_id)
         assert row is not None
@@ -295,10 +296,10 @@ class CatalogContract:
     async def test_an_upload_beyond_its_sealed_segment_makes_room(self, catalog: Catalog, summary: Summary) -> None:
         offer = offered(summary)
         row = await upload_of(catalog, offer)
-        assert await catalog.store(replace(row.state, offset=summary.segments[0].size + 1), 2.0)
+        assert await catalog.store(structs.replace(row.state, offset=summary.segments[0].size + 1), 2.0)
         fresh = await upload_of(catalog, offer)
         assert (fresh.id != row.id, fresh.state.offset) == (True, 0)
-        assert not await catalog.store(replace(row.state, offset=10**6), 3.0), "the old one is fenced"
+        assert not await catalog.store(structs.replace(row.state, offset=10**6), 3.0), "the old one is fenced"
 
     async def test_what_arrives_with_its_offer_is_complete(self, catalog: Catalog, summary: Summary) -> None:
         """In place of an unfinished upload; where the segment is here already, that one stays."""
@@ -395,15 +396,15 @@ class CatalogContract:
         await catalog.strike([doomed])
         assert await catalog.doomed() == ()
         assert await catalog.remove_sessions(rows[:1], 9.0) == ()
-        assert not await catalog.store(replace(row.state, epoch=99, offset=99), 9.0), "its upload is no more"
+        assert not await catalog.store(structs.replace(row.state, epoch=99, offset=99), 9.0), "its upload is no more"
 
     # -- the rest ------------------------------------------------------------------------------------------------
 
     async def test_the_queue_is_what_waits(self, catalog: Catalog, summary: Summary) -> None:
         assert await catalog.queue() == Queue()
         rows = [await upload_of(catalog, offered(summary)) for _ in range(2)]
-        await catalog.store(replace(rows[0].state, offset=50), 7.0)
-        await catalog.store(replace(rows[1].state, offset=20), 6.0)
+        await catalog.store(structs.replace(rows[0].state, offset=50), 7.0)
+        await catalog.store(structs.replace(rows[1].state, offset=20), 6.0)
         assert await catalog.queue() == Queue(2, 2, 70, 6.0)
         await catalog.mark_loaded({rows[1].id: 20, rows[0].id: 30})
         assert await catalog.queue() == Queue(2, 1, 20, 7.0)
@@ -428,7 +429,7 @@ class CatalogContract:
     async def test_calls_at_the_same_time_are_one_after_the_other(self, catalog: Catalog, summary: Summary) -> None:
         """Of many that would overtake each other exactly the newest stands."""
         row = await upload_of(catalog, offered(summary))
-        states = [replace(row.state, epoch=epoch, offset=10 * epoch) for epoch in range(1, 40)]
+        states = [structs.replace(row.state, epoch=epoch, offset=10 * epoch) for epoch in range(1, 40)]
         outcomes = await asyncio.gather(*(catalog.store(state, 1.0) for state in states))
         found = await catalog.upload(row.id)
         assert found is not None

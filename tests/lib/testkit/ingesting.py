@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
+from msgspec import structs
 
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.server.blobs import LocalBlobs
@@ -85,7 +86,7 @@ class Rig:
         """Announce more bytes."""
         row = await self.catalog.upload(upload_id)
         assert row is not None
-        state = replace(row.state, offset=offset, phase=Phase.COMPLETE if complete else Phase.OPEN)
+        state = structs.replace(row.state, offset=offset, phase=Phase.COMPLETE if complete else Phase.OPEN)
         if complete:
             done = replace(row, state=state, verification=Verification.VERIFIED, updated=time.time())
             assert await self.catalog.finish_upload(done)

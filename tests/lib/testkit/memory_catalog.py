@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from mailboat.protocol import Summary, WireError
 from mailboat.protocol.limits import MAX_SEGMENT
 from mailboat.protocol.negotiation import Reason
@@ -162,7 +164,9 @@ class MemoryCatalog:
         state = UploadState(self.new_id(), limits=Limits(max_size=MAX_SEGMENT), dialect=CURRENT.tag)
         row = UploadRow(state, offer.product, offer.summary.session_id, index, created=now, updated=now)
         if arrival is not None:
-            done = replace(state, id=arrival.upload_id, offset=arrival.size, length=arrival.size, phase=Phase.COMPLETE)
+            done = structs.replace(
+                state, id=arrival.upload_id, offset=arrival.size, length=arrival.size, phase=Phase.COMPLETE
+            )
             row = replace(
                 row,
                 state=done,
@@ -203,7 +207,7 @@ class MemoryCatalog:
         row = self._uploads.get(state.id)
         if row is None or _overtaken(row.state, state):
             return False
-        row = replace(row, state=replace(state, dialect=row.state.dialect), updated=now)
+        row = replace(row, state=structs.replace(state, dialect=row.state.dialect), updated=now)
         if state.gone and row.verification is Verification.PENDING:
             row = replace(row, session_id=None, index=None)
         self._uploads[state.id] = row
@@ -408,7 +412,7 @@ class MemoryCatalog:
         return replace(row, segments=self._segments(row.product, row.summary.session_id))
 
     def _detach(self, row: UploadRow, now: float) -> None:
-        state = replace(row.state, phase=Phase.INVALID, epoch=row.state.epoch + 1)
+        state = structs.replace(row.state, phase=Phase.INVALID, epoch=row.state.epoch + 1)
         self._uploads[row.id] = replace(row, state=state, session_id=None, index=None, updated=now)
 
     def _reject(self, product: str, session_id: str | None, reason: str, detail: str, now: float) -> None:

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import msgpack
 from aiohttp import web
+from msgspec.structs import replace
 
 from mailboat.protocol import Info, Preamble, SealReason, SegmentReader, SegmentWriter, Summary, wire
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id

@@ -10,11 +10,12 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgpack
+from msgspec.structs import replace
 
 from mailboat.protocol import Info, Preamble, SealReason, SegmentReader, SegmentWriter, wire
 from mailboat.protocol.negotiation import (

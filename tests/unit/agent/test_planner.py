@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from mailboat.agent.entries import Entry, Fate, Phase
 from mailboat.agent.link_policy import Priority

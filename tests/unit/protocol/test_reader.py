@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from functools import cache
 from zlib import crc32
 
@@ -12,6 +11,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_BLOCK_RAW, MAX_SEAL

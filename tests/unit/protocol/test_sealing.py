@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from zlib import crc32
@@ -17,6 +16,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from nacl.public import PublicKey as NaclKey
 from nacl.public import SealedBox
 

@@ -6,7 +6,6 @@ import hashlib
 import shutil
 import struct
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -15,6 +14,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_SEAL

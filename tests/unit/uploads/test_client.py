@@ -104,7 +104,7 @@ def test_create_append_done() -> None:
     assert driver.task() == Create(complete=False, length=100, content_length=0)
     assert driver.reply(201, {"Location": "/v1/uploads/u"}) == Created(RESOURCE)
     task = driver.task()
-    assert task == Append(0, complete=True, length=100, content_length=100)
+    assert task == Append(0, complete=True, length=100, content_length=100, length_known=True)
     assert driver.client.request(task).url == RESOURCE
     assert driver.client.step is Step.BUSY
     outcome = driver.reply(204, {"Upload-Offset": "100", "Upload-Complete": "?1"})
@@ -128,7 +128,7 @@ def test_a_negotiated_offset_is_taken_at_its_word() -> None:
 def test_an_empty_upload_completes_without_bytes() -> None:
     driver = Driver(Source(0, sealed=True), resource=None)
     driver.asked(201, {"Location": "/v1/uploads/u", "Upload-Offset": "0", "Upload-Complete": "?0"})
-    assert driver.task() == Append(0, complete=True, length=0, content_length=0)
+    assert driver.task() == Append(0, complete=True, length=0, content_length=0, length_known=True)
     assert driver.reply(204, {"Upload-Offset": "0", "Upload-Complete": "?1"}) == Completed(0)
 
 
@@ -140,7 +140,7 @@ def test_a_success_without_an_offset_means_that_the_body_was_taken() -> None:
 def test_the_server_s_offset_counts_even_when_it_took_less() -> None:
     driver = appending()
     assert driver.reply(204, {"Upload-Offset": "70", "Upload-Complete": "?0"}) == Advanced(70)
-    assert driver.task() == Append(70, complete=True, length=100, content_length=30)
+    assert driver.task() == Append(70, complete=True, length=100, content_length=30, length_known=True)
 
 
 def test_all_bytes_there_but_not_completed_is_completed_with_an_empty_append() -> None:
@@ -154,10 +154,10 @@ def test_the_owner_bounds_an_append_and_may_change_its_mind() -> None:
     assert driver.task() == Append(0, complete=False, length=100, content_length=30)
     driver.reply(204, {"Upload-Complete": "?0"})
     driver.client.append_bytes = 0  # nonsense is the smallest sense
-    assert driver.task() == Append(30, complete=False, length=100, content_length=1)
+    assert driver.task() == Append(30, complete=False, length=100, content_length=1, length_known=True)
     driver.reply(204, {"Upload-Complete": "?0"})
     driver.client.append_bytes = None
-    assert driver.task() == Append(31, complete=True, length=100, content_length=69)
+    assert driver.task() == Append(31, complete=True, length=100, content_length=69, length_known=True)
 
 
 # -- files that grow -------------------------------------------------------------------------------------------------

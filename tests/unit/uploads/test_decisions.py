@@ -1,10 +1,9 @@
 """The server's core: what follows from a request on an upload."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mailboat.protocol.uploads.decisions import (
     Accepted,

@@ -2,9 +2,9 @@
 
 import base64
 import hashlib
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from mailboat.protocol.uploads import rufh
 from mailboat.protocol.uploads.decisions import (

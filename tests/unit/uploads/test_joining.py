@@ -1,8 +1,7 @@
 """Uploads made of others, as far as the conformance rows do not tell."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from mailboat.protocol.uploads.decisions import Refusal, Refused
 from mailboat.protocol.uploads.joining import decide_joining
