@@ -18,9 +18,10 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
+
+from msgspec.structs import replace
 
 from mailboat.agent import process
 from mailboat.agent.alerts import Alerts, OnAlert

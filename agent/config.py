@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import ssl as tls
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import platformdirs
 from yarl import URL
 
 from mailboat.agent.link_policy import LinkPolicy
@@ -151,7 +149,11 @@ class AgentConfig:
     @property
     def store_root(self) -> Path:
         """The folder that holds the stores of all products."""
-        return self.store if self.store is not None else platformdirs.user_data_path("mailboat", appauthor=False)
+        if self.store is not None:
+            return self.store
+        import platformdirs  # noqa: PLC0415 - 2 ms, which whoever names a folder is spared
+
+        return platformdirs.user_data_path("mailboat", appauthor=False)
 
     @classmethod
     def load(cls, **overrides: Any) -> AgentConfig:  # noqa: ANN401 - fields of this class, checked below
@@ -248,10 +250,17 @@ def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - as the field's type s
     return Path(text) if kind.startswith("Path") else text
 
 
+def _read_toml(path: Path) -> dict[str, Any]:
+    text = path.read_text()
+    import tomllib  # noqa: PLC0415 - 2 ms, and most programs have no such file
+
+    return tomllib.loads(text)
+
+
 def _from_files(known: set[str]) -> dict[str, Any]:
     for path, section in ((Path("mailboat.toml"), ()), (Path("pyproject.toml"), ("tool", "mailboat"))):
         try:
-            values: Any = tomllib.loads(path.read_text())
+            values: Any = _read_toml(path)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:

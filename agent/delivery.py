@@ -5,16 +5,17 @@ from __future__ import annotations
 from concurrent.futures import Executor
 
 from msgspec import Struct
+from yarl import URL
 
 from mailboat.agent.clocks import Clocks
-from mailboat.agent.config import AgentConfig
+from mailboat.agent.config import TUS_SCHEME, AgentConfig
+from mailboat.agent.files import FileSystem
 from mailboat.agent.http import Http
-from mailboat.agent.rounds import Sources
+from mailboat.agent.rounds import Sink, Sources
 from mailboat.agent.store import Store
 from mailboat.agent.stores import Stores
 from mailboat.agent.synchronizer import Synchronizer
 from mailboat.agent.traffic import BudgetFile, Traffic
-from mailboat.agent.tus_sink import connect
 
 
 class Delivery(Struct, frozen=True):
@@ -33,8 +34,22 @@ def assemble(config: AgentConfig, agent: str, clocks: Clocks, sources: Sources) 
     """Deliver what comes from `sources`; `agent` names the sender to the server. Within a running loop."""
     stores, disk = sources.stores, sources.disk
     traffic = _traffic(config, clocks, stores, disk)
-    http, sink = connect(config, agent, clocks, stores.own.files, disk, traffic)
+    http, sink = _connect(config, agent, clocks, stores.own.files, disk, traffic)
     return Delivery(http, Synchronizer(http, sources, clocks, config, agent=agent, traffic=traffic, sink=sink))
+
+
+def _connect(
+    config: AgentConfig, agent: str, clocks: Clocks, files: FileSystem, disk: Executor, traffic: Traffic
+) -> tuple[Http, Sink | None]:
+    """The connections to the configured server, and what delivers there if it is a plain tus server."""
+    server = config.server or ""
+    target = server.removeprefix(TUS_SCHEME)
+    http = Http(target, config.api_key, agent, config.ssl)
+    if target == server:
+        return http, None
+    from mailboat.agent.tus_sink import TusSink  # noqa: PLC0415 - with another dialect, which few agents speak
+
+    return http, TusSink(http, str(URL(target)), config.product, clocks, files, disk, traffic)
 
 
 def _traffic(config: AgentConfig, clocks: Clocks, stores: Stores, disk: Executor) -> Traffic:

@@ -11,13 +11,17 @@ import errno
 import mmap
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-import portalocker
-
 from mailboat.agent.descriptors import DESCRIPTORS
+
+if sys.platform == "win32":
+    import portalocker
+else:
+    import fcntl  # it is what portalocker calls, which takes as long to import as a quarter of the agent
 
 FOLDER_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
@@ -169,10 +173,16 @@ class OsFileSystem:
 
     def lock(self, fd: int) -> bool:
         """See `FileSystem`."""
-        try:
-            portalocker.lock(fd, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
-        except portalocker.LockException:
-            return False
+        if sys.platform == "win32":
+            try:
+                portalocker.lock(fd, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+            except portalocker.LockException:
+                return False
+        else:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # held elsewhere, or a disk without locks
+                return False
         return True
 
     def same_file(self, fd: int, path: Path) -> bool:

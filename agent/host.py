@@ -10,21 +10,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 from mailboat.agent.config import AgentConfig
 from mailboat.agent.scrub import kept_properties, without_secrets
+from mailboat.protocol import __version__
 from mailboat.protocol.summary import PERSONAL_TEXTS, Info, cut_text
-
-
-def agent_version() -> str:
-    """The installed version of mailboat."""
-    try:
-        return version("mailboat")
-    except PackageNotFoundError:
-        return "0"
 
 
 def describe(config: AgentConfig) -> Info:
@@ -37,7 +29,7 @@ def describe(config: AgentConfig) -> Info:
         "application": config.application,
         "version": config.version,
         "environment": config.environment,
-        "agent": f"mailboat-python/{agent_version()}",
+        "agent": f"mailboat-python/{__version__}",
         "user": _told(_user),
         "host": _told(socket.gethostname),
         "command": without_secrets(list(map(str, getattr(sys, "argv", ())))),

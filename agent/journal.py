@@ -26,9 +26,10 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Final
 from zlib import crc32
+
+from msgspec import Struct, field
 
 from mailboat.agent.files import FileSystem
 from mailboat.agent.journal_layout import (
@@ -61,8 +62,13 @@ for all of the growth.
 """
 
 
-@dataclass(slots=True, eq=False)
-class Half:
+def _words(head: mmap.mmap, index: int) -> memoryview:
+    """The descriptor of a half, as numbers."""
+    at = descriptor(index)
+    return memoryview(head)[at : at + WORDS.size].cast("Q")
+
+
+class Half(Struct, eq=False):
     """One stretch of the journal, at `offset` in the file (zero: in plain memory).
 
     `counts` are its records in the order of `records.COUNTERS`, told by the recorder when it closes the half.
@@ -74,7 +80,7 @@ class Half:
     offset: int
     memory: mmap.mmap
     head: mmap.mmap
-    words: memoryview = field(init=False)
+    words: memoryview
     generation: int = 0
     reserved: bool = False
     counts: list[int] = field(default_factory=list)
@@ -88,13 +94,8 @@ class Half:
 
     def __post_init__(self) -> None:
         """Enter it into its descriptor."""
-        self._take_words()
         self.words[GENERATION] = 0
         self.words[OFFSET], self.words[SIZE] = (self.offset, self.size) if self.file_backed else (0, 0)
-
-    def _take_words(self) -> None:
-        at = descriptor(self.index)
-        self.words = memoryview(self.head)[at : at + WORDS.size].cast("Q")
 
     @property
     def file_backed(self) -> bool:
@@ -121,7 +122,7 @@ class Half:
 
         `words` become another object: by it a recording call tells whether the half is still what it was.
         """
-        self._take_words()
+        self.words = _words(self.head, self.index)
         self.words[GENERATION] = 0
         self.generation = generation
         self.durable = self.checkpoints = 0
@@ -344,7 +345,8 @@ class Journal:
 
     def _add(self, size: int, *, must_be_in_file: bool = False, reserved: bool = False) -> Half:
         memory, offset = self._memory(size, must_be_in_file=must_be_in_file)
-        half = Half(self._vacant.popleft(), size, offset, memory, self._head, reserved=reserved)
+        index = self._vacant.popleft()
+        half = Half(index, size, offset, memory, self._head, _words(self._head, index), reserved=reserved)
         self.halves.append(half)
         self._spares.append(half)
         return half

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
+
+from msgspec import Struct, field
 
 from mailboat.agent.ledger import Ledger
 
@@ -29,8 +30,7 @@ class SessionState(StrEnum):
     QUARANTINED = "quarantined"
 
 
-@dataclass(frozen=True, slots=True)
-class SessionOutcome:
+class SessionOutcome(Struct, frozen=True):
     """One session: `reason` explains a rejection, a quarantine, or why it is still pending. Sizes are bytes as sent."""
 
     session_id: str
@@ -41,8 +41,7 @@ class SessionOutcome:
     bytes_left: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class SyncReport:
+class SyncReport(Struct, frozen=True):
     """What `force_sync` did. `duration` is seconds; `complete` means that the server has all that it wants; `error`
     says in a sentence why not, where there is a reason.
     """
@@ -55,8 +54,7 @@ class SyncReport:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SyncProgress:
+class SyncProgress(Struct, frozen=True):
     """How far a connectivity window is: sessions that have ended out of all, bytes sent in it, bytes still to send."""
 
     sessions_done: int
@@ -77,8 +75,7 @@ class AgentState(StrEnum):
     """By configuration or ``DO_NOT_TRACK``: no file, no connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Struct, frozen=True):
     """A snapshot of the agent.
 
     `connectivity` is one of ``connectivity.Link``; `reason` says why nothing is being sent; `next_attempt` is seconds

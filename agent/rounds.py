@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
+
+from msgspec import Struct, field
 
 from mailboat.agent import riding
 from mailboat.agent.backlog import Backlog, Running, read
@@ -30,8 +31,7 @@ from mailboat.agent.report import SessionOutcome, one_line
 from mailboat.agent.segment_file import segment_name
 from mailboat.agent.stores import Stores
 from mailboat.agent.traffic import Held, Traffic
-from mailboat.agent.tus_sink import TusSink
-from mailboat.agent.uploader import Broken, Uploader
+from mailboat.agent.uploader import Broken, Progress, Uploader
 from mailboat.agent.window import SLICE, Window, outcome_of
 from mailboat.protocol.negotiation import Policy, Rider, Wish
 from mailboat.protocol.summary import Summary
@@ -80,8 +80,7 @@ class BudgetSpent(Exception):
         self.after = held.after
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
+class Live(Struct, frozen=True):
     """The running session as it stands on disk."""
 
     summary: Summary
@@ -97,8 +96,7 @@ def _no_session() -> Running | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
+class Sources(Struct, frozen=True):
     """Where sessions come from.
 
     `live` flushes the running session and gives it as it stands (None when there is none), `running` how many records
@@ -112,31 +110,38 @@ class Sources:
     recover: Callable[[], Awaitable[None]] = _nothing
 
 
-@dataclass(slots=True)
-class Rounds:
+class Sink(Protocol):
+    """What takes the place of negotiation and uploads where the server is none of ours (`tus_sink`)."""
+
+    async def negotiate(self, offers: Iterable[Summary], folders: Mapping[str, Path]) -> Answered:
+        """What a server of ours would answer to these offers; `folders` are those of all sessions there are."""
+
+    async def send(self, task: Send, path: Path, progress: Progress) -> Outcome | Broken | Held:
+        """As `Uploader.send`."""
+
+
+class Rounds(Struct):
     """The rounds of one sender and one server; there is one at a time. `reached` is called at each proper answer,
     `told` with the final outcome of each session.
-
-    `sink` takes the place of negotiation and uploads where the server is none of ours.
     """
 
     http: Http
     sources: Sources
     clocks: Clocks
+    uploader: Uploader
+    backlog: Backlog
     agent: str
     concurrency: int
     purge: bool
     traffic: Traffic
     reached: Callable[[], None]
     told: Callable[[SessionOutcome], None]
-    sink: TusSink | None = None
+    sink: Sink | None = None
     planner: Planner = field(default_factory=Planner)
     outcomes: dict[str, SessionOutcome] = field(default_factory=dict)
     ended: asyncio.Condition = field(default_factory=asyncio.Condition)
     policy: Policy = field(default_factory=Policy)
     again: bool = False
-    backlog: Backlog = field(init=False)
-    _uploader: Uploader = field(init=False)
     _spent: Held | None = None
     _folders: dict[str, Path] = field(default_factory=dict)
     _sent: Counter[str] = field(default_factory=Counter)
@@ -144,11 +149,6 @@ class Rounds:
     _unentered: dict[str, Entry] = field(default_factory=dict)
     _entering: set[asyncio.Task[None]] = field(default_factory=set)
     _stuck: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        """What is made of the rest."""
-        self.backlog = Backlog(self.sources.running)
-        self._uploader = Uploader(self.http, self.clocks, self.sources.disk, self.traffic)
 
     async def run(self, window: Window) -> float | None:
         """One round; returns when to begin another one at the latest (monotonic seconds), if there is such a time.
@@ -334,7 +334,7 @@ class Rounds:
             self.planner.progressed(task, held)
             window.tell(self.planner)
 
-        outcome = await (self.sink or self._uploader).send(task, path, progress)
+        outcome = await (self.sink or self.uploader).send(task, path, progress)
         match outcome:
             case Broken(after, reason):
                 raise LinkDown(Retry(after, reason))

@@ -16,6 +16,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from mailboat.agent.allowance import DAY
+from mailboat.agent.backlog import Backlog
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
 from mailboat.agent.connectivity import Connectivity, Link
@@ -23,9 +24,9 @@ from mailboat.agent.http import Http
 from mailboat.agent.link_policy import LinkState, Priority
 from mailboat.agent.negotiator import probe
 from mailboat.agent.report import SessionOutcome, SessionState, SyncProgress, SyncReport, one_line
-from mailboat.agent.rounds import OTHER_SENDS, BudgetSpent, LinkDown, Live, Rounds, Sources
+from mailboat.agent.rounds import OTHER_SENDS, BudgetSpent, LinkDown, Live, Rounds, Sink, Sources
 from mailboat.agent.traffic import Traffic
-from mailboat.agent.tus_sink import TusSink
+from mailboat.agent.uploader import Uploader
 from mailboat.agent.window import Window
 from mailboat.protocol.limits import BACKOFF_FIRST
 from mailboat.protocol.uploads.outcomes import Retry, Unauthorised
@@ -67,7 +68,7 @@ class Synchronizer:
         *,
         agent: str,
         traffic: Traffic,
-        sink: TusSink | None = None,
+        sink: Sink | None = None,
     ) -> None:
         """`agent` names this agent to the server, `traffic` says how much may be sent; `sink`: as `Rounds` has it."""
         self._http, self._sources, self._clocks, self._config, self._sink = http, sources, clocks, config, sink
@@ -75,6 +76,8 @@ class Synchronizer:
             http,
             sources,
             clocks,
+            Uploader(http, clocks, sources.disk, traffic),
+            Backlog(sources.running),
             agent,
             config.upload_concurrency,
             config.purge_sent,

@@ -24,10 +24,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
-from yarl import URL
 
 from mailboat.agent.clocks import Clocks
-from mailboat.agent.config import TUS_SCHEME, AgentConfig
 from mailboat.agent.files import FileSystem
 from mailboat.agent.http import TRANSPORT_FAILURES, Answer, Http, told
 from mailboat.agent.negotiator import Outcome as Answered
@@ -206,15 +204,3 @@ class TusSink:
 
     async def _on_disk(self, call: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, call)
-
-
-def connect(
-    config: AgentConfig, agent: str, clocks: Clocks, files: FileSystem, disk: Executor, traffic: Traffic
-) -> tuple[Http, TusSink | None]:
-    """The connections to the configured server, and what delivers there if it is a plain tus server."""
-    server = config.server or ""
-    target = server.removeprefix(TUS_SCHEME)
-    http = Http(target, config.api_key, agent, config.ssl)
-    if target == server:
-        return http, None
-    return http, TusSink(http, str(URL(target)), config.product, clocks, files, disk, traffic)

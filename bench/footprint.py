@@ -3,7 +3,7 @@
 *Memory* (P6): resident memory of a process with an agent, less that of one with a bare aiohttp client. What is mapped
 of the journal counts. Of an upload it is the most that the process ever had.
 
-*Import* (P7): processor time of the import, in processes that have imported nothing before.
+*Import* (P7): processor time of the import, in processes that have imported nothing before, from compiled files.
 
 *Start* (P7s): the longest turn of the event loop while an agent starts in a store with 10,000 waiting sessions, less
 that of an empty store. The processor time of the loop's own thread is what counts: by the clock a turn also lasts while
@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
 from bench.harness import BYTE, Budget, Comparison, Contender, Measured, Sense, Settings, Stopwatch, Unit
-from bench.host import told_by
+from bench.host import as_installed, told_by
 from bench.serving import serving
 from bench.sessions import APPLICATION, make
 from mailboat.agent.files import OsFileSystem
@@ -45,6 +45,7 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
     """P6, P7, P8."""
     folder = settings.folder / "footprint"
     waiting = 2 * settings.sessions
+    await _resident("agent", "--store", str(folder / "first"))()  # compiles what was not compiled yet
     bare = Contender("a bare aiohttp client", _resident("bare"))
     idle = folder / "idle"
     yield _extra("P6", "memory of an agent", bare, Contender("agent", _resident("agent", "--store", str(idle))), 8)
@@ -127,7 +128,9 @@ def _importing(module: str) -> Run:
     )
 
     async def run() -> Measured:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program), stdout=asyncio.subprocess.PIPE, env=as_installed()
+        )
         output, _ = await process.communicate()
         if process.returncode:
             raise RuntimeError(f"{module} cannot be imported, see above")

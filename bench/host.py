@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -43,12 +44,20 @@ class Told:
     wall: float = 0.0
 
 
+def as_installed() -> dict[str, str]:
+    """The environment for a Python that keeps what it compiles, as an installed package is kept: else each process
+    would compile this repository anew, and that would be measured.
+    """
+    return {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 async def told_by(kind: str, *arguments: str) -> Told:
     """What a host of `kind` tells. Raises `RuntimeError` when it fails."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.host", kind, *arguments),
         stdout=asyncio.subprocess.PIPE,
         cwd=Path(__file__).parent.parent,
+        env=as_installed(),
     )
     output, _ = await process.communicate()
     if process.returncode:

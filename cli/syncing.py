@@ -17,16 +17,17 @@ from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
 from mailboat.agent.delivery import assemble
 from mailboat.agent.files import OsFileSystem
-from mailboat.agent.host import agent_version, boot_id
+from mailboat.agent.host import boot_id
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.report import SyncProgress, SyncReport
 from mailboat.agent.rounds import Live, Sources
 from mailboat.agent.store import Store
 from mailboat.agent.stores import Stores
+from mailboat.protocol import __version__
 from mailboat.protocol.errors import ConfigError
 
 Progress = Callable[[SyncProgress], None]
-AGENT = f"mailboat-cli/{agent_version()}"
+AGENT = f"mailboat-cli/{__version__}"
 
 
 def deliver(

@@ -23,10 +23,10 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from mailboat.protocol import __version__
 from mailboat.protocol.errors import ConfigError, StoreError
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.uploads.state import Event
@@ -74,7 +74,7 @@ def back_up(data: Path, target: Path) -> Manifest:
     source, copies = LocalBlobs(data / BLOBS_FOLDER), LocalBlobs(target / BLOBS_FOLDER)
     segments, size, lost = asyncio.run(_copy_all(data / CATALOG_FILE, target / CATALOG_FILE, source, copies))
     digest = _digest(target / CATALOG_FILE)
-    manifest = Manifest(FORMAT, version("mailboat"), time.time(), digest, segments, size, lost)
+    manifest = Manifest(FORMAT, __version__, time.time(), digest, segments, size, lost)
     _write_durably(target / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1).encode())
     return manifest
 

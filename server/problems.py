@@ -10,11 +10,11 @@ import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from typing import Final
 
 from aiohttp import web
 
+from mailboat.protocol import __version__
 from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE, Code, Problem, WireError
 from mailboat.protocol.negotiation import SERVER_HEADER
 from mailboat.server.allowance import RATES, require_patience
@@ -24,7 +24,7 @@ from mailboat.server.keys import KEYRING
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-VERSION: Final = version("mailboat")
+VERSION: Final = __version__
 
 OPEN_PATHS: Final = frozenset({"/", "/v1/status"})
 """What may be asked without a key."""

@@ -15,8 +15,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from mailboat.protocol.errors import Code
-from mailboat.protocol.uploads.decisions import Refusal
 from mailboat.protocol.uploads.digests import Algorithm, Digest
 from mailboat.protocol.uploads.fields import FieldError, parse_boolean, parse_dictionary, parse_integer
 from mailboat.protocol.uploads.messages import media_type
@@ -100,39 +98,6 @@ VERSIONS: Final[Mapping[int, Version]] = MappingProxyType(
     }
 )
 CURRENT: Final = VERSIONS[9]
-
-# Refusal -> code (and with it the status) and registered problem type. RUFH 4.1.4 (413), 4.4.2 (409, 400), 7 (types);
-# RFC 5789, 2.2 (415). The text leaves 400 or 410 for a late completion; 400 is what its registry entry recommends.
-PROBLEMS: Final[Mapping[Refusal, tuple[Code, str]]] = MappingProxyType(
-    {
-        Refusal.MALFORMED: (Code.BAD_REQUEST, BLANK),
-        Refusal.UNSUPPORTED_MEDIA_TYPE: (Code.UNSUPPORTED_MEDIA_TYPE, BLANK),
-        Refusal.METHOD_NOT_ALLOWED: (Code.METHOD_NOT_ALLOWED, BLANK),
-        Refusal.UNKNOWN: (Code.NOT_FOUND, BLANK),
-        Refusal.GONE: (Code.GONE, BLANK),
-        Refusal.COMPLETED: (Code.BAD_REQUEST, COMPLETED_UPLOAD),
-        Refusal.COMPLETED_EXTENDED: (Code.BAD_REQUEST, COMPLETED_UPLOAD),
-        Refusal.MISMATCHING_OFFSET: (Code.CONFLICT, MISMATCHING_OFFSET),
-        Refusal.INCONSISTENT_LENGTH: (Code.BAD_REQUEST, INCONSISTENT_LENGTH),
-        Refusal.TOO_LARGE: (Code.TOO_LARGE, BLANK),
-        Refusal.TOO_SMALL: (Code.BAD_REQUEST, BLANK),
-        Refusal.APPEND_TOO_LARGE: (Code.TOO_LARGE, BLANK),
-        Refusal.APPEND_TOO_SMALL: (Code.BAD_REQUEST, BLANK),
-        Refusal.SUPERSEDED: (Code.CONFLICT, BLANK),
-        Refusal.UNSUPPORTED_VERSION: (Code.UNSUPPORTED_VERSION, BLANK),
-        Refusal.UNKNOWN_ALGORITHM: (Code.BAD_REQUEST, BLANK),
-        Refusal.MISMATCHING_DIGEST: (Code.BAD_REQUEST, MISMATCHING_DIGEST),
-        Refusal.MADE_OF_PARTS: (Code.FORBIDDEN, BLANK),
-        Refusal.UNUSABLE_PART: (Code.BAD_REQUEST, BLANK),
-    }
-)
-
-
-def problem_of(refusal: Refusal, version: Version) -> tuple[Code, str]:
-    """The code and the problem type with which `version` reports `refusal`."""
-    if refusal is Refusal.COMPLETED_EXTENDED and version.extending_is_inconsistent:
-        return PROBLEMS[Refusal.INCONSISTENT_LENGTH]
-    return PROBLEMS[refusal]
 
 
 def version_by_tag(tag: str) -> Version | None:

@@ -7,11 +7,12 @@ them: HTTP libraries exist that take one for the final answer.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from msgspec import Struct
 
-from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE, Problem
+from mailboat.protocol.errors import PROBLEM_MEDIA_TYPE, Code, Problem
 from mailboat.protocol.uploads import rufh
 from mailboat.protocol.uploads.decisions import Appended, Cancelled, Found, Refusal, Refused
 from mailboat.protocol.uploads.digests import Digest
@@ -29,6 +30,39 @@ _ALLOW_UPLOAD: Final = "OPTIONS, HEAD, GET, PATCH, DELETE"
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 _RESUMPTION_SUPPORTED: Final = 104
+
+# Refusal -> code (and with it the status) and registered problem type. RUFH 4.1.4 (413), 4.4.2 (409, 400), 7 (types);
+# RFC 5789, 2.2 (415). The text leaves 400 or 410 for a late completion; 400 is what its registry entry recommends.
+_PROBLEMS: Final[Mapping[Refusal, tuple[Code, str]]] = MappingProxyType(
+    {
+        Refusal.MALFORMED: (Code.BAD_REQUEST, rufh.BLANK),
+        Refusal.UNSUPPORTED_MEDIA_TYPE: (Code.UNSUPPORTED_MEDIA_TYPE, rufh.BLANK),
+        Refusal.METHOD_NOT_ALLOWED: (Code.METHOD_NOT_ALLOWED, rufh.BLANK),
+        Refusal.UNKNOWN: (Code.NOT_FOUND, rufh.BLANK),
+        Refusal.GONE: (Code.GONE, rufh.BLANK),
+        Refusal.COMPLETED: (Code.BAD_REQUEST, rufh.COMPLETED_UPLOAD),
+        Refusal.COMPLETED_EXTENDED: (Code.BAD_REQUEST, rufh.COMPLETED_UPLOAD),
+        Refusal.MISMATCHING_OFFSET: (Code.CONFLICT, rufh.MISMATCHING_OFFSET),
+        Refusal.INCONSISTENT_LENGTH: (Code.BAD_REQUEST, rufh.INCONSISTENT_LENGTH),
+        Refusal.TOO_LARGE: (Code.TOO_LARGE, rufh.BLANK),
+        Refusal.TOO_SMALL: (Code.BAD_REQUEST, rufh.BLANK),
+        Refusal.APPEND_TOO_LARGE: (Code.TOO_LARGE, rufh.BLANK),
+        Refusal.APPEND_TOO_SMALL: (Code.BAD_REQUEST, rufh.BLANK),
+        Refusal.SUPERSEDED: (Code.CONFLICT, rufh.BLANK),
+        Refusal.UNSUPPORTED_VERSION: (Code.UNSUPPORTED_VERSION, rufh.BLANK),
+        Refusal.UNKNOWN_ALGORITHM: (Code.BAD_REQUEST, rufh.BLANK),
+        Refusal.MISMATCHING_DIGEST: (Code.BAD_REQUEST, rufh.MISMATCHING_DIGEST),
+        Refusal.MADE_OF_PARTS: (Code.FORBIDDEN, rufh.BLANK),
+        Refusal.UNUSABLE_PART: (Code.BAD_REQUEST, rufh.BLANK),
+    }
+)
+
+
+def _problem_of(refusal: Refusal, version: Version) -> tuple[Code, str]:
+    """The code and the problem type with which `version` reports `refusal`."""
+    if refusal is Refusal.COMPLETED_EXTENDED and version.extending_is_inconsistent:
+        return _PROBLEMS[Refusal.INCONSISTENT_LENGTH]
+    return _PROBLEMS[refusal]
 
 
 def read_request(
@@ -162,7 +196,7 @@ def _complete(fields: Mapping[str, str], version: Version) -> bool:
 
 
 def _refusal(refused: Refused, version: Version, now: float) -> HttpAnswer:
-    code, kind = rufh.problem_of(refused.refusal, version)
+    code, kind = _problem_of(refused.refusal, version)
     extra: dict[str, int | str] = {"title": rufh.TITLES[kind]} if kind in rufh.TITLES else {}
     headers = {"Content-Type": PROBLEM_MEDIA_TYPE, **_NO_STORE}
     state = refused.state

@@ -1,10 +1,13 @@
 """What is installed is what the repository holds: no file forgotten, none left over from an older build."""
 
+import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+
+from mailboat.protocol import __version__
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -31,3 +34,7 @@ def test_the_wheel_holds_every_file_of_the_repository_and_no_other(part: str) ->
     assert sorted(found.keys() - wanted.keys()) == []
     changed = [name for name in wanted if wanted[name] != found[name]]
     assert changed == [], "changed since the wheel was built: run `make test` again"
+
+
+def test_what_the_code_says_of_its_version_is_what_is_installed() -> None:
+    assert importlib.metadata.version("mailboat") == __version__
