@@ -6,13 +6,13 @@ The sums are kept, not worked out anew, so that a status costs the same whether 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from mailboat.agent.ledger import Ledger, LedgerFile, together
 from mailboat.agent.store import Found
-from mailboat.agent.stores import Stores
+from mailboat.agent.stores import OWN, Stores
 from mailboat.protocol.summary import Summary
 
 
@@ -24,27 +24,44 @@ class Running(Struct, frozen=True):
     lost: Mapping[str, int]
 
 
+class Sums(Struct):
+    """What the sessions that wait in one store add up to."""
+
+    records: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+
+    def add(self, summary: Summary) -> None:
+        """One more."""
+        self.records += summary.records
+        if summary.lost:
+            self.lost.update(summary.lost)
+
+    def take_away(self, summary: Summary) -> None:
+        """One less."""
+        self.records -= summary.records
+        self.lost.subtract(summary.lost)
+
+
 class Look:
     """What there is in the stores, and what it adds up to. Adding up ten thousand sessions takes longer than an event
     loop has time for, so a look is made where blocking is allowed.
+
+    `homes` tells where a session lies that is not in the own store; `ledgers` and `sums` are by home.
     """
 
-    def __init__(self, found: Found, ledgers: Sequence[LedgerFile]) -> None:
-        self.found, self.ledgers = found, ledgers
+    def __init__(self, found: Found, ledgers: Mapping[str, LedgerFile], homes: Mapping[str, str] | None = None) -> None:
+        self.found, self.ledgers, self.homes = found, ledgers, homes or {}
         self.summaries = {each.summary.session_id: each.summary for each in found.waiting}
         self.folders = {each.summary.session_id: each.path for each in found.waiting}
         self.bytes = sum(summary.size for summary in self.summaries.values())
-        self.records = sum(summary.records for summary in self.summaries.values())
-        self.lost: Counter[str] = Counter()
+        self.sums = {home: Sums() for home in (OWN, *ledgers, *self.homes.values())}
         for summary in self.summaries.values():
-            if summary.lost:
-                self.lost.update(summary.lost)
+            self.sums[self.homes.get(summary.session_id, OWN)].add(summary)
 
 
 def read(stores: Stores) -> Look:
-    """Look into the stores; blocks. The ledgers are this process's own while it sends, else as the file says."""
-    own = stores.own
-    return Look(stores.look(), stores.ledgers or [LedgerFile(own.files, own.folder)])
+    """Look into the stores; blocks."""
+    return Look(stores.look(), stores.ledgers, stores.homes)
 
 
 class Backlog:
@@ -53,12 +70,12 @@ class Backlog:
     def __init__(self, running: Callable[[], Running | None]) -> None:
         """`running` gives the session of this process, None when there is none."""
         self._running = running
-        self._files: Sequence[LedgerFile] = ()
+        self._ledgers: Mapping[str, LedgerFile] = {}
+        self._homes: Mapping[str, str] = {}
+        self._sums: Mapping[str, Sums] = {OWN: Sums()}
         self._waiting: dict[str, Summary] = {}
         self._gone: set[str] = set()
-        self._lost: Counter[str] = Counter()
         self.bytes = 0
-        self._records = 0
 
     @property
     def sessions(self) -> int:
@@ -70,11 +87,10 @@ class Backlog:
         return session_id in self._waiting
 
     def seen(self, look: Look) -> None:
-        """Take what `read` gave."""
-        self._files = look.ledgers
-        self._waiting, self._lost = dict(look.summaries), look.lost.copy()
+        """Take what `read` gave; its sums are kept from here on."""
+        self._ledgers, self._homes, self._sums = look.ledgers, look.homes, look.sums
+        self._waiting, self.bytes = dict(look.summaries), look.bytes
         self._gone -= self._waiting.keys() & self._gone
-        self.bytes, self._records = look.bytes, look.records
 
     def ended(self, session_ids: Iterable[str]) -> None:
         """These sessions have come to an end, and are in the ledger."""
@@ -85,17 +101,23 @@ class Backlog:
             summary = self._waiting.pop(session_id, None)
             if summary is not None:
                 self.bytes -= summary.size
-                self._records -= summary.records
-                self._lost.subtract(summary.lost)
+                self._sums[self._homes.get(session_id, OWN)].take_away(summary)
 
     @property
     def ledger(self) -> Ledger:
-        """The account as it stands, the session of this process included."""
-        pending, lost, running = self._records, self._lost, self._running()
-        if running is not None and running.session_id not in self._waiting and running.session_id not in self._gone:
+        """The account of all stores that are served, the session of this process included."""
+        return together([self.account(home) for home in self._ledgers or (OWN,)])
+
+    def account(self, home: str) -> Ledger:
+        """The account of one store as it stands, in the own one the session of this process included."""
+        sums, running = self._sums[home], self._running()
+        pending, lost = sums.records, sums.lost
+        if home == OWN and running is not None and not self._counted(running.session_id):
             pending += running.recorded
             lost = lost + Counter(running.lost)
-        if not self._files:
+        if home not in self._ledgers:
             return Ledger(pending=pending, lost=dict(lost))
-        own, *others = self._files
-        return together([own.account(pending, lost), *(each.account(0, {}) for each in others)])
+        return self._ledgers[home].account(pending, lost)
+
+    def _counted(self, session_id: str) -> bool:
+        return session_id in self._waiting or session_id in self._gone

@@ -9,10 +9,14 @@ from typing import Final
 from msgspec import Struct
 
 from mailboat.agent.files import FileSystem
-from mailboat.agent.segment_file import segment_paths, segments_among
+from mailboat.agent.host import boot_id, is_same_boot
+from mailboat.agent.journal_place import read_journal
+from mailboat.agent.leftovers import left_behind
+from mailboat.agent.segment_file import DAMAGED, SUFFIX, segments_among
 from mailboat.protocol.errors import SegmentError, WireError
 from mailboat.protocol.limits import KIB, MAX_PREAMBLE, MAX_SEAL
-from mailboat.protocol.reader import SegmentReader
+from mailboat.protocol.reader import SegmentReader, whole_records
+from mailboat.protocol.records import Kind
 from mailboat.protocol.segment import SKIPPABLE, Preamble, Seal
 from mailboat.protocol.summary import Summary, summarise
 
@@ -48,14 +52,31 @@ def counts_of(files: FileSystem, path: Path) -> tuple[int, Mapping[str, int]]:
 
 
 def legible_records(files: FileSystem, path: Path) -> int:
-    """How many records can be read of a session that is damaged."""
-    legible = 0
-    for segment in segment_paths(files, path):
+    """How many records can be made out of a session that cannot be read: those that blocks say they hold, in segments
+    that were set aside, too, and what the journal holds beyond them.
+    """
+    legible = after = 0
+    for name in files.names(path):
+        if not name.endswith((SUFFIX, DAMAGED)):
+            continue
         try:
-            legible += sum(block.header.records for block in SegmentReader(files.read(segment), digest=False).blocks())
+            for block in SegmentReader(files.read(path / name), digest=False).blocks():
+                if block.header.first >= after:  # else it is one that an abandoned segment held, too
+                    legible += block.header.records
+                    after = block.header.first + block.header.records
         except (OSError, SegmentError):
             continue  # nothing of this one
-    return legible
+    return legible + _legible_in_journal(files, path, after)
+
+
+def _legible_in_journal(files: FileSystem, path: Path, after: int) -> int:
+    """Records in the journal's halves that no block holds: a half is in one as a whole, or not at all."""
+    try:
+        left = left_behind(read_journal(files, path), same_boot=lambda written: is_same_boot(written, boot_id()))
+    except (OSError, SegmentError):
+        return 0
+    raws = (raw for half in left.halves if half.first >= after for raw in whole_records(half.raw)[0])
+    return sum(raw[0] != Kind.SCHEMA for raw in raws)
 
 
 def _ends_of(files: FileSystem, path: Path) -> tuple[Preamble, Seal, int]:

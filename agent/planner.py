@@ -22,6 +22,9 @@ enough apart to outlast a server's short illness, it is put aside.
 
 Small sessions that have ended may ride along with their offers (`riding`): then they go from OFFER to ENDED at once.
 
+Sessions have *homes*, the stores that they lie in. One request offers sessions of one home, since it carries that
+store's account.
+
 A running session never ends here: what it has so far is sent, and the next `refresh` brings what came since.
 
 What is asked for often (`next`, `sent`, `progressed`) costs the same whether ten sessions wait or ten thousand.
@@ -30,7 +33,7 @@ What is asked for often (`next`, `sent`, `progressed`) costs the same whether te
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -73,10 +76,11 @@ few."""
 
 
 class Negotiate(Struct, frozen=True):
-    """Ask the server about these sessions, those in `aboard` with all their bytes."""
+    """Ask the server about these sessions of one `home`, those in `aboard` with all their bytes."""
 
     offers: tuple[Summary, ...]
     aboard: frozenset[str] = frozenset()
+    home: str = ""
 
 
 class Send(Struct, frozen=True):
@@ -134,7 +138,8 @@ class Planner:
         self._to_confirm: set[str] = set()
         self._flights: set[tuple[str, int]] = set()
         self._sending: list[tuple[tuple[bool, bool, int, float], str]] = []
-        self._asking: list[tuple[tuple[bool, bool, int, float], str]] = []
+        self._homes: Mapping[str, str] = {}
+        self._asking: dict[str, list[tuple[tuple[bool, bool, int, float], str]]] = {}
         self._later: list[tuple[float, str]] = []
 
     # -- what there is -------------------------------------------------------------------------------------------
@@ -147,8 +152,11 @@ class Planner:
         self.meet(summaries)
         self.forget_absent()
 
-    def begin(self) -> None:
-        """Begin a `refresh` in pieces: then `meet` all sessions, some at a time, and `forget_absent` ones."""
+    def begin(self, homes: Mapping[str, str] | None = None) -> None:
+        """Begin a `refresh` in pieces: then `meet` all sessions, some at a time, and `forget_absent` ones. `homes`
+        names the home of those that have one.
+        """
+        self._homes = homes or {}
         self._negotiating = self.held = 0
         if self._aboard:
             self._room = self._room.broke()
@@ -156,8 +164,8 @@ class Planner:
         self._unmet = set(self.entries)
         self._to_confirm.clear()
         self._flights.clear()
-        for heap in (self._sending, self._asking, self._later):
-            heap.clear()
+        for queue in (self._sending, self._asking, self._later):
+            queue.clear()
 
     def meet(self, summaries: Iterable[Summary]) -> None:
         """Some of the sessions there are."""
@@ -204,11 +212,11 @@ class Planner:
         if sending is not None:
             self._flights.add((sending.session_id, sending.segment.index))
             return sending
-        offers, aboard = self._offers(now)
-        if offers:
+        task = self._offers(now)
+        if task is not None:
             self._negotiating += 1
-            self._aboard |= aboard
-            return Negotiate(offers, aboard)
+            self._aboard |= task.aboard
+            return task
         return self._waiting()
 
     def _next_send(self) -> Send | None:
@@ -232,23 +240,35 @@ class Planner:
             if (entry.summary.session_id, segment.index) not in self._flights:
                 yield segment
 
-    def _offers(self, now: float) -> tuple[tuple[Summary, ...], frozenset[str]]:
-        """What to offer, and which of it rides along; the rest of what may ride waits for the next request."""
+    def _offers(self, now: float) -> Negotiate | None:
+        """What to offer of the home that has the most pressing session; None where there is nothing."""
         while self._later and self._later[0][0] <= now:
             session_id = heapq.heappop(self._later)[1]
             if session_id in self.entries:
-                heapq.heappush(self._asking, (self.entries[session_id].order, session_id))
+                self._ask(self.entries[session_id])
+        for home in sorted(self._asking, key=lambda each: self._asking[each][0]):
+            offers, aboard = self._offers_of(self._asking[home], now)
+            if not self._asking[home]:
+                del self._asking[home]
+            if offers:
+                return Negotiate(offers, aboard, home)
+        return None
+
+    def _offers_of(
+        self, asking: list[tuple[tuple[bool, bool, int, float], str]], now: float
+    ) -> tuple[tuple[Summary, ...], frozenset[str]]:
+        """What to offer, and which of it rides along; the rest of what may ride waits for the next request."""
         offers: dict[str, Summary] = {}
         aboard: set[str] = set()
         room = self._room.size
-        while self._asking and len(offers) < self._max_offers:
-            order, session_id = heapq.heappop(self._asking)
+        while asking and len(offers) < self._max_offers:
+            order, session_id = heapq.heappop(asking)
             entry = self.entries.get(session_id)
             if entry is None or session_id in offers or not entry.due(now) or not self._permitted(entry):
                 continue
             if self._may_ride(entry):
                 if entry.summary.size > room:
-                    heapq.heappush(self._asking, (order, session_id))
+                    heapq.heappush(asking, (order, session_id))
                     break
                 room -= entry.summary.size
                 aboard.add(session_id)
@@ -434,7 +454,12 @@ class Planner:
         if entry.not_before:
             heapq.heappush(self._later, (entry.not_before, entry.summary.session_id))
         else:
-            heapq.heappush(self._asking, (entry.order, entry.summary.session_id))
+            self._ask(entry)
+
+    def _ask(self, entry: Entry) -> None:
+        """Ask about it next, among those of its home."""
+        session_id = entry.summary.session_id
+        heapq.heappush(self._asking.setdefault(self._homes.get(session_id, ""), []), (entry.order, session_id))
 
     def _stall(self, entry: Entry, reason: str, now: float, floor: float = 0.0, *, at_once: bool = False) -> None:
         """Count a try that brought it no further, and put off the next one, by `floor` seconds at least."""

@@ -42,7 +42,7 @@ from mailboat.agent.journal_place import read_declared, read_journal
 from mailboat.agent.last_words import record_of
 from mailboat.agent.leftovers import Left, LeftBehind, left_behind
 from mailboat.agent.segment_file import SegmentFile, has_set_aside, segment_paths, set_aside
-from mailboat.agent.store import LIVE, SessionFolder, Store
+from mailboat.agent.store import SessionFolder, Store
 from mailboat.protocol.errors import ConfigError, SegmentError
 from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records, unpack, whole_records
 from mailboat.protocol.records import (
@@ -78,6 +78,7 @@ def recover(
     a library that is not installed; the session stays where it is then, and may be recovered again.
     """
     files, paths = store.files, segment_paths(store.files, session.path)
+    store.hope_again(session.path)
     left = _journal(files, session.path, boot_id)
     if not paths and not left.halves and not has_set_aside(files, session.path):
         files.remove_tree(session.path)
@@ -99,13 +100,14 @@ def recover(
 def bring_to_rest(store: Store, session: SessionFolder, boot_id: str) -> SegmentError | OSError | ConfigError | None:
     """`recover` one crashed session and let go of its lock, so that one which cannot be recovered stops no other.
 
-    Returns why it could not be: `SegmentError` when it cannot be read, and was put aside; `OSError` when the disk
-    refuses, `ConfigError` when a library is missing, and it stays. Raises `OSError` when it cannot be put aside either.
+    Returns why it could not be: `SegmentError` when it cannot be read; it waits then, marked, for the sender to count
+    it and put it aside (`Store.set_aside`). `OSError` when the disk refuses, `ConfigError` when a library is missing,
+    and it stays. Raises `OSError` when it cannot be marked either.
     """
     try:
         store.reserve.backing(lambda: recover(store, session, boot_id))
     except SegmentError as error:
-        store.quarantine(session.path.name, str(error), source=LIVE)
+        store.give_up(session.path, str(error))
         return error
     except (OSError, ConfigError) as error:
         return error

@@ -192,7 +192,8 @@ class Rounds(Struct):
 
     async def _look(self, window: Window, *, sender: bool) -> None:
         """See what there is to deliver."""
-        live = await self.sources.live() if window.include_live else None
+        # A running session is in the account of its store, which is that of whoever sends for the store.
+        live = await self.sources.live() if window.include_live and self.sources.stores.own.sending else None
         look = await self._on_disk(lambda: read(self.sources.stores))
         self.backlog.seen(look)
         if not sender:
@@ -206,7 +207,7 @@ class Rounds(Struct):
             summaries.append(live.summary)
             folders[live.summary.session_id] = live.folder
         self._folders = folders
-        self.planner.begin()
+        self.planner.begin(look.homes)
         rest = iter(summaries)
         while some := list(islice(rest, SLICE)):
             self.planner.meet(some)
@@ -271,7 +272,7 @@ class Rounds(Struct):
         if self.sink is not None:
             outcome = await self.sink.negotiate(task.offers, self._folders)
         else:
-            ledger, riders = self.backlog.ledger, await self._riders(task)
+            ledger, riders = self.backlog.account(task.home), await self._riders(task)
             outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, ledger, self.traffic, riders)
             if isinstance(outcome, Replied):
                 self._count_riders(riders, window)

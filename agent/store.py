@@ -205,6 +205,19 @@ class Store:
         self._strip(target)
         return target
 
+    def give_up(self, path: Path, reason: str) -> None:
+        """Move the folder of a live session that cannot be read to those that wait, with the reason in it and all else
+        as it is: `look` will name it among the unreadable. Raises `OSError`; it may be done again.
+        """
+        said = reason.encode(errors="backslashreplace")
+        self.reserve.backing(lambda: self.files.replace_content(path / REASON, said))
+        self.files.rename(path, self.folder / WAITING / path.name)
+        self.files.sync_folder(self.folder / WAITING)
+
+    def hope_again(self, path: Path) -> None:
+        """Take back that a live session cannot be read: `give_up` may have been cut short. Raises `OSError`."""
+        self.files.remove(path / REASON)
+
     def _strip(self, path: Path, names: Sequence[str] | None = None) -> None:
         """Remove from an ended session what only a live one needs. What does not go now, `look` will remove. `names`:
         what its folder holds, if that is known.
@@ -297,6 +310,9 @@ class Store:
                 path = self.folder / WAITING / name
                 try:
                     held = self.files.names(path)
+                    if REASON in held:
+                        unreadable[name] = self._reason_in(path)
+                        continue
                     self._known[name] = read_waiting(self.files, path, held)
                     self._strip(path, held)
                 except (SegmentError, WireError) as error:
@@ -309,14 +325,17 @@ class Store:
         self._known = {name: self._known[name] for name in names if name in self._known}
         return Found(tuple(self._known.values()), unreadable)
 
-    def quarantine(self, session_id: str, reason: str, source: str = WAITING) -> None:
-        """Put a session aside for good, with the reason beside it; nothing of it is deleted. Raises `OSError`; then it
-        stands where it stood.
+    def _reason_in(self, path: Path) -> str:
+        return self.files.read_range(path / REASON, 0, _FIRST_READ).decode(errors="replace")
+
+    def quarantine(self, session_id: str, reason: str) -> None:
+        """Put a waiting session aside for good, with the reason beside it; nothing of it is deleted. Raises `OSError`;
+        then it stands where it stood. The caller has counted it.
         """
         there = self.files.names(self.folder / QUARANTINED)
         names = chain((session_id,), map(f"{session_id}.{{}}".format, count(2)))
         name = next(name for name in names if name not in there)
-        session, said = self.folder / source / session_id, reason.encode(errors="backslashreplace")
+        session, said = self.folder / WAITING / session_id, reason.encode(errors="backslashreplace")
         self.reserve.backing(lambda: self.files.replace_content(session / REASON, said))
         self.files.rename(session, self.folder / QUARANTINED / name)
         self._known.pop(session_id, None)
@@ -401,7 +420,8 @@ class Store:
             if fate == RETURNED:
                 self._move_back(session_id)
             elif session_id in waiting and fate in (QUARANTINED, LOST):
-                self.quarantine(session_id, "")
+                noted = REASON in self.files.names(self.folder / WAITING / session_id)
+                self.quarantine(session_id, self._reason_in(self.folder / WAITING / session_id) if noted else "")
             elif session_id in waiting:
                 self._move_to_sent(session_id, fate, "")
             self._moved.add(session_id)

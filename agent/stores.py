@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mailboat.agent.ended import Waiting
@@ -19,6 +19,9 @@ from mailboat.agent.ledger import Ending, LedgerFile
 from mailboat.agent.store import LIVE, SENDER_LOCK, WAITING, Found, Store
 
 log = logging.getLogger("mailboat")
+
+OWN: Final = ""
+"""The home of sessions in the application's own store; that of others is the name of their folder."""
 
 MOST: Final = 200
 """Applications of one product that are served; a machine has a few."""
@@ -41,9 +44,20 @@ class Stores:
         return [store for store in (self.own, *self._others.values()) if store.sending]
 
     @property
-    def ledgers(self) -> Sequence[LedgerFile]:
-        """The accounts of sessions that ended, of the stores that are served."""
-        return [store.ledger for store in self.served]
+    def ledgers(self) -> Mapping[str, LedgerFile]:
+        """The accounts of sessions that ended: those of the stores that are served, by home, as this process keeps
+        them; while none is, the own one as its file says.
+        """
+        served = {self._home(store): store.ledger for store in self.served}
+        return served or {OWN: LedgerFile(self.own.files, self.own.folder)}
+
+    @property
+    def homes(self) -> Mapping[str, str]:
+        """Where the sessions lie that the last `look` has found in other stores than the own one."""
+        return {session_id: self._home(store) for session_id, store in self._homes.items()}
+
+    def _home(self, store: Store) -> str:
+        return OWN if store is self.own else store.folder.name
 
     def become_sender(self, new_id: Callable[[], str] | None = None) -> bool:
         """Try to be the process that sends; True once it is for one store at least. `new_id` names a store that has
@@ -104,8 +118,9 @@ class Stores:
                 continue
             waiting += found.waiting
             unreadable.update(found.unreadable)
-            homes.update(dict.fromkeys((each.summary.session_id for each in found.waiting), store))
-            homes.update(dict.fromkeys(found.unreadable, store))
+            if store is not self.own:
+                homes.update(dict.fromkeys((each.summary.session_id for each in found.waiting), store))
+                homes.update(dict.fromkeys(found.unreadable, store))
         self._homes = homes
         return Found(tuple(waiting), unreadable)
 

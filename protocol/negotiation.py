@@ -237,7 +237,7 @@ class Rider(Struct, frozen=True):
 class Request(Struct, frozen=True):
     """What an agent says: `agent` is its kind and version (``mailboat-python/0.1.0``), `offers` the sessions that
     wait, `sent` the wall clock in seconds when this was sent (the server measures the machine's clock by it),
-    `ledger` the account of its records, `riders` segments of the offers.
+    `ledger` the account of the store that they lie in (all in one, then), `riders` segments of the offers.
     """
 
     agent: str

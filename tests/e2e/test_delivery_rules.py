@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,37 @@ async def test_an_application_that_sends_for_itself_is_left_to_it_and_taken_over
             await everyones.stop(timeout=0)
             await other.stop(timeout=10.0)
     assert len(await given.sessions()) == 4
+
+
+async def test_each_store_has_an_account_of_its_own_whoever_sends_for_it(
+    make_agent: AgentMaker, given: Given, tmp_path: Path
+) -> None:
+    """Row L6, and the ledger: what is recorded in one store is in one account at the server, and in no other."""
+    recorded: Counter[str] = Counter()
+
+    async def sent_by(sender: str) -> None:
+        for seed, application in enumerate(("one", "two", "three")):
+            _, records = await left_behind(make_agent, 500 + 1000 * seed, seed, application=application)
+            recorded[application] += records
+        async with make_agent(application=sender, send_all_applications=True) as agent:
+            agent.feature("of the sender")
+            recorded[sender] += 1
+            assert (await agent.force_sync(timeout=30.0)).complete
+
+    def names() -> dict[str, str]:
+        return {json.loads(path.read_bytes())["store"]: path.parent.name for path in tmp_path.glob("**/ledger.json")}
+
+    async def accounts() -> dict[str, dict[str, Any]]:
+        return {names()[row["source"]]: row for row in (await given.get("accounts"))["stores"]}
+
+    await sent_by("first")
+    await sent_by("second")  # the other one's process is gone: this one takes its place
+    async with asyncio.timeout(30.0):
+        while {name: row["here"]["records"] for name, row in (await accounts()).items()} != recorded:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # the server, which is another process, loads them
+    found = await accounts()
+    assert {name: row["said"]["recorded"] for name, row in found.items()} == recorded
+    assert all(row["balanced"] and row["missing"] == 0 for row in found.values()), found
 
 
 # -- what became of it -------------------------------------------------------------------------------------------------

@@ -4,16 +4,21 @@ goes on.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from mailboat.agent import ended
+from mailboat.agent.eviction import evict
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.journal_place import JOURNAL
+from mailboat.agent.quota import Quota
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.segment_file import DAMAGED
 from mailboat.agent.store import LIVE, LOCK, QUARANTINED, REASON, WAITING, Store
@@ -21,6 +26,8 @@ from mailboat.agent.writer import WriterSettings
 from mailboat.protocol.segment import Preamble
 from testkit.disk import Disk, Killed, Unsynced, killed_at
 from testkit.recording import BOOT, Rig, Time, only, recovered, waiting
+
+NOTHING_GOES = Quota(max_bytes=None, max_age=math.inf, min_free=0)
 
 
 def store_at(root: Path, disk: Disk | None = None) -> Store:
@@ -46,6 +53,17 @@ def rest(store: Store) -> list[str]:
     return [str(error) for error in [bring_to_rest(store, each, BOOT) for each in store.crashed()] if error is not None]
 
 
+def put_aside(store: Store) -> None:
+    """What the sender does with those that cannot be read."""
+    assert store.become_sender()
+    evict(store, NOTHING_GOES, 0.0)
+    store.cease_sending()
+
+
+def lost_at(root: Path) -> Mapping[str, int]:
+    return store_at(root).ledger.account(0, {}).lost
+
+
 def flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 0xFF
@@ -65,15 +83,26 @@ def test_a_session_without_any_preamble_is_put_aside_with_its_reason_and_nothing
     flip(store.folder / LIVE / damaged / "000000.zst", 20)
     before = contents(store.folder / LIVE / damaged)
     assert rest(store) == ["no segment has an intact preamble"]
+    put_aside(store)
     aside = store.folder / QUARANTINED / damaged
     assert (aside / REASON).read_text() == "no segment has an intact preamble"
     assert contents(aside) == before
     assert (aside / f"000000.zst{DAMAGED}").exists()
+    assert lost_at(tmp_path) == {"unreadable": 3}
     assert [(story.session_id, story.names) for story in waiting(store)] == [(fine, told)]
 
 
-def test_killed_at_any_call_of_that_nothing_is_deleted_either(tmp_path: Path) -> None:
-    session, _ = crashed(tmp_path / "made")
+def test_killed_at_any_call_of_that_nothing_is_deleted_and_each_record_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ended, "boot_id", lambda: BOOT)  # the machine has run on: the journal tells all that it holds
+    rig = Rig(tmp_path / "made", files=Unsynced())
+    for name in ("a", "b"):
+        rig.recorder.feature(name)
+        assert rig.flush()
+    rig.recorder.feature("in the journal alone")
+    session = rig.id
+    rig.let_go()
     flip(store_at(tmp_path / "made").folder / LIVE / session / "000000.zst", 20)
     before = contents(tmp_path / "made")
     at, killed = 0, True
@@ -84,14 +113,29 @@ def test_killed_at_any_call_of_that_nothing_is_deleted_either(tmp_path: Path) ->
         disk = Disk(killed_at(at), real=Unsynced())
         try:
             rest(store_at(root, disk))
+            put_aside(store_at(root, disk))
             killed = False
         except Killed:
             disk.bury()
         rest(store_at(root))
+        put_aside(store_at(root))
         aside = store_at(root).folder / QUARANTINED / session
         assert (aside / REASON).read_text() == "no segment has an intact preamble", at
         assert contents(aside) == before, at
-    assert at > 5
+        assert lost_at(root) == {"unreadable": 3}, at
+        assert store_at(root).look().unreadable == {}, at
+    assert at > 20
+
+
+def test_one_that_can_be_read_after_all_is_not_put_aside(tmp_path: Path) -> None:
+    """Its journal is of a version to come, and a version that reads it comes before it was moved."""
+    session, told = crashed(tmp_path)
+    store = store_at(tmp_path)
+    store.files.replace_content(store.folder / LIVE / session / REASON, b"the journal has version 99")
+    assert rest(store) == []
+    put_aside(store)
+    assert only(waiting(store)).names == told
+    assert lost_at(tmp_path) == {}
 
 
 def test_one_damaged_preamble_among_others_costs_that_segment_alone(tmp_path: Path) -> None:

@@ -419,3 +419,36 @@ async def test_the_report_of_a_window_over_thousands_of_sessions_leaves_the_loop
     report = await Window().report(planner, 1.0)
     assert len(report.sessions) == 2000
     assert turns >= 2000 // SLICE
+
+
+# -- homes -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_offers_sessions_of_one_home_the_most_pressing_first() -> None:
+    ours = [session(each) for each in range(0, 2 * MOST_OFFERS, 2)]
+    theirs = [session(each, errors=each == 1) for each in range(1, MOST_OFFERS, 2)]
+    planner = Planner()
+    planner.begin({each.session_id: "theirs" for each in theirs})
+    planner.meet([*ours, *theirs])
+    planner.forget_absent()
+    requests = []
+    while isinstance(task := planner.next(0.0), Negotiate):
+        requests.append((task.home, len(task.offers)))
+        assert {offer.session_id for offer in task.offers} <= {
+            each.session_id for each in (theirs if task.home else ours)
+        }
+        decisions = tuple(Decision(each.session_id, Verdict.DECLINE) for each in task.offers)
+        assert len(planner.negotiated(task, Reply(decisions), 0.0)) == len(task.offers)
+    assert requests == [("theirs", len(theirs)), ("", MOST_OFFERS)]
+    assert isinstance(task, Idle)
+
+
+def test_a_session_that_waits_for_its_time_is_offered_with_its_home() -> None:
+    planner = Planner()
+    theirs = session(1)
+    planner.begin({theirs.session_id: "theirs"})
+    planner.meet([theirs])
+    task = offered(planner)
+    planner.negotiated(task, Reply((Decision(theirs.session_id, Verdict.LATER, after=5.0),)), 0.0)
+    assert planner.next(0.0) == Wait(5.0)
+    assert offered(planner, 5.0) == Negotiate((theirs,), home="theirs")
