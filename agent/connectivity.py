@@ -38,8 +38,12 @@ class Connectivity(Struct, frozen=True):
     backoff: Backoff = Backoff()
 
     def succeeded(self) -> Connectivity:
-        """The server answered."""
-        return self if self.link is Link.PAUSED else Connectivity(Link.ONLINE)
+        """The server answered. Whether it is of any use shows later: the pauses do not begin anew by that."""
+        return self if self.link is Link.PAUSED else Connectivity(Link.ONLINE, backoff=self.backoff)
+
+    def served(self) -> Connectivity:
+        """The server did what was asked of it, or part of that: should it fail after this, that is a new failure."""
+        return replace(self, backoff=Backoff()) if self.link is Link.ONLINE else self
 
     def failed(self, reason: str, now: float, chance: float, floor: float = 0.0) -> Connectivity:
         """The server could not be reached, or asked to be left alone for `floor` seconds."""

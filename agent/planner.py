@@ -118,7 +118,8 @@ class Planner:
     """The sessions to be delivered, and what to do next about them."""
 
     def __init__(self) -> None:
-        """Knows nothing yet; see `refresh`. `open` sessions have not ended, and `left` bytes of them are to be sent.
+        """Knows nothing yet; see `refresh`. `open` sessions have not ended, and `left` bytes of them are to be sent;
+        `gained` only grows, with each byte that the server never held before, or does not want any more.
 
         Of sessions with a priority that `permits` does not let pass, nothing is said or sent; `held` counts how often
         that was so since the last `begin`.
@@ -128,6 +129,7 @@ class Planner:
         self.held = 0
         self.open = 0
         self.left = 0
+        self.gained = 0
         self._negotiating = 0
         self._max_offers = MOST_OFFERS
         self._understood = False
@@ -492,4 +494,5 @@ class Planner:
         entry.left, entry.open = left, is_open
         held = entry.summary.size - left
         if held > entry.best and not entry.unwanted:
+            self.gained += held - entry.best
             entry.best, entry.stalls = held, 0

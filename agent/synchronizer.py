@@ -158,15 +158,20 @@ class Synchronizer:
         """One round, and what it says of the next ones."""
         planner = self._rounds.planner
         planner.permits = self._permits if not window.everything else _everything
-        before = len(window.ended)
+        before, gained = len(window.ended), planner.gained
         try:
             due = await self._rounds.run(window)
+        except LinkDown:
+            if planner.gained > gained:
+                self.link = self.link.served()
+            raise
         except BudgetSpent as spent:
             window.error = str(spent)
             self._spent_until = self._clocks.now() + spent.after
             self._note_held(str(spent))
             raise
         self._note_trouble("")
+        self.link = self.link.served()
         self._spent_until = None
         if planner.held and window.error is None:
             window.error = f"{planner.held} sessions are held back by the policy for this link"
@@ -280,7 +285,7 @@ class Synchronizer:
         async with self._one_round:
             backoff, tries = WINDOW_BACKOFF, OTHER_TRIES if window.everything and window.patient else 0
             while True:
-                before = window.sent.total()
+                before = self._rounds.planner.gained
                 try:
                     due = await self._round(window)
                     if window.error == OTHER_SENDS and tries:
@@ -295,7 +300,7 @@ class Synchronizer:
                     window.error = str(down)
                     if not window.patient or isinstance(down.outcome, Unauthorised):
                         raise
-                    backoff = (backoff if window.sent.total() == before else WINDOW_BACKOFF).failed()
+                    backoff = (backoff if self._rounds.planner.gained == before else WINDOW_BACKOFF).failed()
                     floor = down.outcome.after if isinstance(down.outcome, Retry) else 0.0
                     await asyncio.sleep(max(backoff.pause(self._clocks.chance()), min(floor, backoff.longest)))
 

@@ -27,8 +27,15 @@ def test_a_servers_wish_is_a_floor() -> None:
     assert Connectivity().failed("status 503", 10.0, 0.0, 120.0).until == 130.0
 
 
-def test_a_success_makes_it_as_new() -> None:
-    link = Connectivity().failed("no connection", 0.0, 1.0).failed("no connection", 0.0, 1.0).succeeded()
+def test_an_answer_alone_does_not_make_it_as_new() -> None:
+    """A server that answers offers and fails at uploads would be asked in a hurry for ever."""
+    link = Connectivity().failed("no connection", 0.0, 1.0).succeeded()
+    assert (link.link, link.reason, link.until) == (Link.ONLINE, "", None)
+    assert link.failed("no connection", 0.0, 1.0).until == 2 * Backoff().first
+
+
+def test_being_served_makes_it_as_new() -> None:
+    link = Connectivity().failed("no connection", 0.0, 1.0).failed("no connection", 0.0, 1.0).succeeded().served()
     assert link == Connectivity(Link.ONLINE)
     assert link.failed("no connection", 0.0, 1.0).until == Backoff().first
 

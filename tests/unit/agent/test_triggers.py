@@ -5,75 +5,18 @@ store, simulated network; nobody sleeps.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mailboat.agent.clocks import Clocks
-from mailboat.agent.config import AgentConfig
 from mailboat.agent.eligibility import AGE_TRIGGER, LOOK_INTERVAL, RECORDS_TRIGGER, Eligibility
-from mailboat.agent.http import Answer
 from mailboat.agent.link_policy import LinkState, quiet_hours, urgent_when_metered
-from mailboat.protocol.limits import MAX_RETRY_AFTER
 from testkit import virtual
-from testkit.simserver import SimServer
+from testkit.stories import asked, story, until
 from testkit.virtual import VirtualLoop
-from testkit.world import PRODUCT, SimAgent
-
-QUIET = AgentConfig(server="http://server.example", product=PRODUCT, sync_interval=60.0, startup_delay=5.0)
-
-
-class Steady:
-    """In place of chance: nothing goes wrong by itself, and every pause is as long as it may be."""
-
-    def random(self) -> float:
-        return 0.999
-
-    def choice(self, options: list[float]) -> float:
-        return options[0]
-
-    def uniform(self, low: float, _high: float) -> float:
-        return low
-
-    def randbytes(self, count: int) -> bytes:
-        self.count = getattr(self, "count", 0) + 1
-        return self.count.to_bytes(8, "big") * (count // 8 + 1) if count < 8 else self.count.to_bytes(count, "big")
-
-    def getrandbits(self, _bits: int) -> int:
-        return int.from_bytes(self.randbytes(6), "big")
-
-
-def story(folder: Path, tell: Callable[[SimAgent], Coroutine[Any, Any, None]], **changes: object) -> None:
-    """Tell a story of one agent, which has just been started."""
-
-    async def main(loop: VirtualLoop) -> None:
-        draw: Any = Steady()
-        server = SimServer(draw, lambda: 0.0, PRODUCT, unreasonable=False)
-        config = replace(QUIET, **changes)  # type: ignore[arg-type]
-        agent = SimAgent("app", folder, loop, draw, server, config)
-        agent.running.cancel()
-        agent.running = asyncio.create_task(agent.sync.run(config.startup_delay))
-        await tell(agent)
-        await agent.kill()
-        assert agent.sync.trouble == ""
-
-    virtual.run(main)
-
-
-async def until(agent: SimAgent, condition: Callable[[], bool], most: float) -> float:
-    """When a condition came to hold, to a thousandth of the `most` seconds of virtual time that it may take."""
-    end = agent.loop.now + most
-    while not condition():
-        assert agent.loop.now < end, "it did not come to hold"
-        await asyncio.sleep(most / 1000.0)
-    return agent.loop.now
-
-
-def asked(agent: SimAgent, times: int = 1) -> Callable[[], bool]:
-    return lambda: agent.seen.requests >= times
+from testkit.world import SimAgent
 
 
 def test_after_the_start_but_not_at_once(tmp_path: Path) -> None:
@@ -147,44 +90,6 @@ def test_a_paused_agent_does_nothing_at_all(tmp_path: Path) -> None:
         await until(agent, lambda: agent.idle, 60.0)
 
     story(tmp_path, tell)
-
-
-@pytest.mark.parametrize(("said", "floor"), [("0", 0.0), ("-1", 0.0), ("soon", 0.0), ("90", 90.0)])
-def test_a_retry_after_is_a_floor_whatever_it_says(tmp_path: Path, said: str, floor: float) -> None:
-    async def tell(agent: SimAgent) -> None:
-        await refused_with(agent, said)
-        await until(agent, asked(agent, 2), 200.0)
-        first, second = agent.seen.bodies[0][0], agent.seen.bodies[1][0]
-        assert floor + 0.9 <= second - first <= floor + 1.2, "the floor, and the first pause on top"
-
-    story(tmp_path, tell)
-
-
-@pytest.mark.parametrize("said", ["1000000000", "Fri, 31 Dec 9999 23:59:59 GMT"])
-def test_no_server_silences_an_agent_for_more_than_a_day(tmp_path: Path, said: str) -> None:
-    async def tell(agent: SimAgent) -> None:
-        await refused_with(agent, said)
-        agent.record()
-        await until(agent, lambda: agent.idle, MAX_RETRY_AFTER + 301.0)
-
-    story(tmp_path, tell)
-
-
-async def refused_with(agent: SimAgent, said: str) -> None:
-    """The server answers once that it is not available, with this Retry-After."""
-    real = agent.server.failure
-    answers = iter([503])
-
-    def failure() -> Any:  # noqa: ANN401 - an answer, or none
-        status = next(answers, None)
-        if status is None:
-            return real()
-        return Answer(status, {"retry-after": said}, b"")
-
-    agent.server.failure = failure  # type: ignore[method-assign]
-    agent.record()
-    await until(agent, asked(agent), 60.0)
-    await asyncio.sleep(0.1)
 
 
 def test_the_policy_is_asked_for_each_link_and_hour(tmp_path: Path) -> None:
