@@ -25,5 +25,6 @@ def mailboat() -> None:
     """Record sessions, keep them through crashes and outages, deliver each record exactly once."""
 
 
-for command in (demo, serve, keys, products, quarantine, server, sessions, sync, status):
+server.add_command(quarantine)
+for command in (demo, serve, keys, products, server, sessions, sync, status):
     mailboat.add_command(command)

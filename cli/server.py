@@ -1,4 +1,4 @@
-"""`mailboat server`: looking after a server on this machine: check, backup, restore."""
+"""`mailboat server`: looking after a server on this machine: check, backup, restore (and `quarantine`, apart)."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from mailboat.server.analytics_schema import (
     KEY_COLUMNS,
     LAYOUT,
     LOADED_COLUMNS,
+    RANGE_COLUMNS,
     ROWS,
     SESSION_COLUMNS,
     TABLES,
@@ -162,6 +163,32 @@ class Analytics:
                 ).fetchone()
                 if table in ROWS and found is not None:
                     records += int(found[0])
+        return records
+
+    def unload(self, segments: Iterable[SegmentRow]) -> int:
+        """See `AnalyticsStore.unload`."""
+        taken = list(segments)
+        known = self.progress((each.product, each.session_id) for each in taken)
+        ranges = [
+            {**_of_segment(each), "first": first, "end": end}
+            for each in taken
+            if (progress := known.get((each.product, each.session_id), {}).get(each.upload_id)) is not None
+            for first, end in progress.ranges
+        ]
+        records = 0
+        with self._transaction():
+            for table in ROWS:
+                found = self._writer.execute(
+                    f"DELETE FROM {table} USING {given(RANGE_COLUMNS)} old WHERE {table}.product = old.product "
+                    f'AND {table}.session_id = old.session_id AND sequence >= old."first" AND sequence < old."end"',
+                    {"rows": _rows(ranges)},
+                ).fetchone()
+                records += int(found[0]) if found is not None else 0
+            for table in ("gap", "loaded"):
+                self._writer.execute(
+                    f"DELETE FROM {table} USING {given(RANGE_COLUMNS)} old WHERE {table}.upload_id = old.upload_id",
+                    {"rows": _rows([{**_of_segment(each), "first": 0, "end": 0} for each in taken])},
+                )
         return records
 
     def holdings(self) -> Iterator[Holding]:

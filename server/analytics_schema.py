@@ -85,6 +85,9 @@ GAP_COLUMNS: Final = {
 KEY_COLUMNS: Final = {"product": "VARCHAR", "session_id": "UUID"}
 """What tells sessions apart."""
 
+RANGE_COLUMNS: Final = {**KEY_COLUMNS, "segment": "INTEGER", "upload_id": "UUID", "first": "BIGINT", "end": "BIGINT"}
+"""Sequence numbers from `first` to before `end` that came from an upload."""
+
 BATCH_COLUMNS: Final = {"number": "INTEGER", **KEY_COLUMNS, "upload_id": "UUID", "said": "BOOLEAN"}
 """One segment of a batch: its number in the lines, and whether its preamble says that it is internal."""
 

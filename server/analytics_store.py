@@ -112,6 +112,11 @@ class AnalyticsStore(Protocol):
     def forget(self, sessions: Iterable[Key]) -> int:
         """Take everything of these sessions out: records, progress, gaps; the number of records that there were."""
 
+    def unload(self, segments: Iterable[SegmentRow]) -> int:
+        """Take out what was loaded of these segments (records, progress, gaps) and nothing else of their sessions; the
+        number of records that there were. They can be loaded again.
+        """
+
     def holdings(self) -> Iterator[Holding]:
         """Every session of which anything is here, counted; in order of product and session id."""
 

@@ -109,6 +109,21 @@ def create_app(
     return app
 
 
+def create_store(config: ServerConfig) -> web.Application:
+    """The parts that keep, without those that answer, load or sweep: for a command on a folder whose server does not
+    run.
+    """
+    app = web.Application()
+    app[CONFIG] = config
+    app[CLOCK] = time.time
+    app[NEW_ID] = fresh_id
+    app[COUNTERS] = Counter()
+    app[TURNS] = Turns()
+    app.cleanup_ctx.append(_threads)
+    app.cleanup_ctx.append(partial(_store, LocalBlobs, SqliteCatalog))
+    return app
+
+
 async def status(request: web.Request) -> web.StreamResponse:
     """``GET /v1/status``: who is here, and what it takes; for anybody."""
     config = request.app[CONFIG]

@@ -88,7 +88,8 @@ class UploadRow:
     """One upload resource. `session_id` and `index` are None unless it carries a segment.
 
     ``state.offset`` is the announced offset: durable in `blobs`, and never lowered. `sha256` (hex) is that in the seal
-    of a verified segment, `records` the records in it; `loaded` the bytes that ingest has dealt with.
+    of a verified segment, `records` the records in it; `loaded` the bytes that ingest has dealt with (-1: what
+    was loaded of it is to be taken out first).
     """
 
     state: UploadState
@@ -402,7 +403,7 @@ class Catalog(Protocol):
         """Forget uploads altogether."""
 
     async def quarantined(self, product: str | None, after: str | None, limit: int) -> tuple[UploadRow, ...]:
-        """Complete uploads that are no segments, of a product (None: of all), by id from the one after `after` on."""
+        """Complete uploads that are no segments, or are rejected, of a product (None: all), by id, beyond `after`."""
 
     async def adopt(self, row: UploadRow, summary: Summary) -> bool:
         """`finish_upload` for one that turned out to be a verified segment, of a session that may never have been
@@ -426,6 +427,12 @@ class Catalog(Protocol):
 
     async def mark_rejected(self, upload_id: str, reason: str, detail: str, now: float) -> None:
         """A segment that was taken for good is not: its session is rejected for `reason`; the bytes are kept."""
+
+    async def readmit(self, row: UploadRow) -> bool:
+        """A rejected segment is what it should be after all: it is verified (digest and records as in `row`), to be
+        taken out of analytics (`loaded` below zero) and loaded anew, and its session is wanted again, if nothing else
+        speaks against it. False, and nothing changed, when it is not rejected any more.
+        """
 
     # -- reading -------------------------------------------------------------------------------------------------
 

@@ -142,6 +142,8 @@ STEPS: Final = (
     """,
     # Whose account each session is in.
     "ALTER TABLE sessions ADD COLUMN source TEXT NOT NULL DEFAULT ''",
+    # Rejected segments are in quarantine, too.
+    "CREATE INDEX uploads_rejected ON uploads (id) WHERE phase = 'complete' AND verification = 'rejected'",
 )
 
 

@@ -76,6 +76,24 @@ async def _keep(app: web.Application, row: UploadRow) -> bool:
     return await app[CATALOG].finish_upload(double)
 
 
+async def reconsider(app: web.Application, row: UploadRow) -> None:
+    """Look anew into the complete upload `row`, which was found to be no segment or not the one that it should be:
+    it takes its place among the others if it is by now (this server reads more, the plan has changed), and has its
+    reason of today if it is not. Raises `OSError` when its bytes cannot be read.
+
+    Each outcome is one transaction, so that it counts once whatever is killed when.
+    """
+    if row.session_id is None:
+        await complete(app, row, row.state)
+        return
+    finding = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], _verify, app[BLOBS], row)
+    now = app[CLOCK]()
+    if finding.verification is Verification.VERIFIED:
+        await app[CATALOG].readmit(replace(row, sha256=finding.sha256, records=finding.records, updated=now))
+    else:
+        await app[CATALOG].mark_rejected(row.id, finding.reason, finding.detail, now)
+
+
 async def _is_here(app: web.Application, row: UploadRow) -> bool:
     """Whether the segment is here already, with this very content."""
     session = None if row.session_id is None else await app[CATALOG].session(row.product, row.session_id)

@@ -12,6 +12,8 @@ What goes wrong:
 * A segment on which the decoder dies, whose rows are refused, or whose bytes are lost is tried again by itself, then
   set aside: one that is complete is marked `corrupted` in the catalog. The others are loaded.
 * A segment that is sealed to a key which is not here waits for the key; see `unsealing`.
+* A segment that was set aside and is to be tried again (see `quarantine`) comes with ``loaded`` below zero: what the
+  store has of it is taken out first.
 * When the machine refuses (a full disk), the round ends and is tried again, with growing pauses.
 """
 
@@ -184,6 +186,10 @@ class Ingest:
         listed = await self._catalog.segments_to_load(LISTED)
         if not listed:
             return False
+        again = [each for each in listed if each.loaded < 0]
+        if again:  # killed in between, nothing is there to be taken out next time
+            await self._loader.unload(again)
+            await self._catalog.mark_loaded({each.upload_id: 0 for each in again})
         known = await self._loader.progress(listed)
         fresh = await self._without_done(listed, known)
         more = len(listed) == LISTED

@@ -113,6 +113,10 @@ class Loader:
         """See `AnalyticsStore.forget`."""
         return await self._write(lambda: self.analytics.forget(sessions))
 
+    async def unload(self, segments: Sequence[SegmentRow]) -> int:
+        """See `AnalyticsStore.unload`."""
+        return await self._write(lambda: self.analytics.unload(segments))
+
     async def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
         """See `Analytics.load_sessions`."""
         await self._write(lambda: self.analytics.load_sessions(rows, revision))

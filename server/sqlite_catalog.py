@@ -186,6 +186,10 @@ class SqliteCatalog:
         """See `Catalog.mark_rejected`."""
         await self._engine.write(lambda db: sqlite_uploads.mark_rejected(db, upload_id, reason, detail, now))
 
+    async def readmit(self, row: UploadRow) -> bool:
+        """See `Catalog.readmit`."""
+        return await self._engine.write(partial(sqlite_uploads.readmit, row=row))
+
     async def forget_loaded(self) -> None:
         """See `Catalog.forget_loaded`."""
         await self._engine.write(sqlite_uploads.forget_loaded)

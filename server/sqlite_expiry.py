@@ -43,8 +43,10 @@ def forget_uploads(db: sqlite3.Connection, upload_ids: Sequence[str]) -> None:
 
 def quarantined(db: sqlite3.Connection, product: str | None, after: str | None, limit: int) -> tuple[UploadRow, ...]:
     """See `Catalog.quarantined`."""
-    sql = (
-        f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE phase = 'complete' AND verification = 'quarantined' "
-        "AND (? IS NULL OR product = ?) AND id > ? ORDER BY id LIMIT ?"
+    kept = " UNION ALL ".join(
+        f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE phase = 'complete' AND verification = '{each}' AND id > :after"
+        for each in ("quarantined", "rejected")
     )
-    return tuple(upload_row(columns) for columns in fetch(db, sql, product, product, after or "", limit))
+    sql = f"SELECT * FROM ({kept}) WHERE :product IS NULL OR product = :product ORDER BY id LIMIT :limit"
+    found = db.execute(sql, {"product": product, "after": after or "", "limit": limit}).fetchall()
+    return tuple(upload_row(columns) for columns in found)

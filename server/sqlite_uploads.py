@@ -127,7 +127,7 @@ def queue(db: sqlite3.Connection) -> Queue:
     ((unfinished,),) = fetch(db, "SELECT count(*) FROM uploads WHERE phase = 'open'")
     ((segments, size, since),) = fetch(
         db,
-        'SELECT count(*), coalesce(sum("offset" - loaded), 0), min(updated) FROM uploads '
+        'SELECT count(*), coalesce(sum("offset" - max(loaded, 0)), 0), min(updated) FROM uploads '
         "WHERE session_id IS NOT NULL AND loaded < \"offset\" AND verification != 'rejected'",
     )
     return Queue(unfinished, segments, size, since)
@@ -153,6 +153,29 @@ def mark_rejected(db: sqlite3.Connection, upload_id: str, reason: str, detail: s
         (Verification.REJECTED.value, reason, storable(detail), now, upload_id),
     )
     reject_session(db, upload_id, reason, detail, now)
+
+
+def readmit(db: sqlite3.Connection, row: UploadRow) -> bool:
+    """See `Catalog.readmit`."""
+    known = upload(db, row.id)
+    if known is None or not known.state.complete or known.verification is not Verification.REJECTED:
+        return False
+    db.execute(
+        "UPDATE uploads SET verification = ?, sha256 = ?, records = ?, reason = '', detail = '', loaded = -1, "
+        "updated = ? WHERE id = ?",
+        (Verification.VERIFIED.value, row.sha256, row.records, row.updated, row.id),
+    )
+    db.execute(
+        "UPDATE sessions SET state = ?, reason = '', explanation = '', updated = ?, revision = ? "
+        "WHERE product = ? AND session_id = ? AND state = ? AND reason = ? AND NOT EXISTS (SELECT 1 FROM uploads other "
+        "WHERE other.product = ? AND other.session_id = ? AND other.verification = ?)",
+        (
+            *(SessionState.WANTED.value, row.updated, new_revisions(db, 1)),
+            *(known.product, known.session_id, SessionState.REJECTED.value, known.reason),
+            *(known.product, known.session_id, Verification.REJECTED.value),
+        ),
+    )
+    return True
 
 
 def new_revisions(db: sqlite3.Connection, number: int) -> int:

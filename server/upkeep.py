@@ -6,16 +6,25 @@ Blocks; for commands, not for an event loop.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from aiohttp import web
+
+from mailboat.server import quarantine
 from mailboat.server.analytics import Analytics, move_aside
 from mailboat.server.analytics_store import AnalyticsError
+from mailboat.server.app import create_store
 from mailboat.server.blobs import LocalBlobs
 from mailboat.server.check import ANALYTICS_KINDS, Fault, Findings, Kind, check
+from mailboat.server.config import ServerConfig
 from mailboat.server.folder import BLOBS_FOLDER, CATALOG_FILE, FolderInUse, hold, served
 from mailboat.server.loader import ANALYTICS_FILE
 from mailboat.server.sqlite_catalog import SqliteCatalog
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +95,41 @@ async def _check(data: Path, blobs: LocalBlobs, store: Analytics | None, *, deep
         return await check(catalog, blobs, store, deep=deep)
     finally:
         await catalog.close()
+
+
+def replay_quarantined(data: Path, upload_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Look anew into these uploads in quarantine (`quarantine.replay`); what they are then, as `quarantine.described`.
+    What is well is loaded by the server's next start.
+
+    Raises `FolderInUse` while the server runs (its API does this then), `NotThere` for one that is not in quarantine;
+    what came before it is done.
+    """
+
+    async def act(app: web.Application) -> list[dict[str, Any]]:
+        return [quarantine.described(await quarantine.replay(app, upload_id)) for upload_id in upload_ids]
+
+    return _at_rest(data, act)
+
+
+def drop_quarantined(data: Path, upload_ids: Sequence[str]) -> None:
+    """Do away with the bytes of these uploads in quarantine; raises as `replay_quarantined`."""
+
+    async def act(app: web.Application) -> None:
+        for upload_id in upload_ids:
+            await quarantine.drop(app, upload_id)
+
+    _at_rest(data, act)
+
+
+def _at_rest(data: Path, act: Callable[[web.Application], Awaitable[T]]) -> T:
+    served(data)
+
+    async def run() -> T:
+        runner = web.AppRunner(create_store(ServerConfig(data=data)), handle_signals=False)
+        try:
+            await runner.setup()
+            return await act(runner.app)
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(run())

@@ -140,18 +140,23 @@ def test_what_is_no_segment_is_shown_and_saved(server: Served, tmp_path: Path) -
     asked = urllib.request.Request(f"{server.url}/v1/uploads", data=b"no segment", headers=key, method="POST")
     with urllib.request.urlopen(asked) as made:
         upload = made.headers["Location"].rpartition("/")[2]
-    listed = mailboat("quarantine", "list", "--data", server.data, "--json")
+    listed = mailboat("server", "quarantine", "list", "--data", server.data, "--json")
     (shown,) = [json.loads(line) for line in listed.stdout.splitlines()]
     assert (shown["upload"], shown["product"], shown["size"], shown["reason"]) == (upload, "acme", 10, "corrupted")
-    assert upload in mailboat("quarantine", "list", "--data", server.data).stdout
-    assert mailboat("quarantine", "list", "--data", server.data, "--product", "other").stdout == ""
+    assert upload in mailboat("server", "quarantine", "list", "--data", server.data).stdout
+    assert mailboat("server", "quarantine", "list", "--data", server.data, "--product", "other").stdout == ""
     target = tmp_path / "saved"
-    assert mailboat("quarantine", "save", upload, "--data", server.data, "--to", target).returncode == 0
+    assert mailboat("server", "quarantine", "save", upload, "--data", server.data, "--to", target).returncode == 0
     assert target.read_bytes() == b"no segment"
-    again = mailboat("quarantine", "save", upload, "--data", server.data, "--to", target)
+    again = mailboat("server", "quarantine", "save", upload, "--data", server.data, "--to", target)
     assert again.returncode == 1
     assert "Traceback" not in again.stderr
-    nowhere = mailboat("quarantine", "list", "--data", tmp_path)
+    known = json.loads(mailboat("server", "quarantine", "show", upload, "--data", server.data).stdout)
+    assert known == shown
+    busy = mailboat("server", "quarantine", "replay", upload, "--data", server.data)
+    assert (busy.returncode, busy.stdout) == (1, "")
+    assert "uses this folder" in busy.stderr
+    nowhere = mailboat("server", "quarantine", "list", "--data", tmp_path)
     assert nowhere.returncode == 1
     assert "no mailboat server's data" in nowhere.stderr
 

@@ -6,17 +6,24 @@ import asyncio
 import base64
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from mailboat.server import ServerConfig
-from mailboat.server.catalog import CatalogError, Role
+from mailboat.protocol.packages import Span
+from mailboat.server import ServerConfig, completion, verification
+from mailboat.server.catalog import CatalogError, Role, UploadRow
+from mailboat.server.context import CATALOG
+from mailboat.server.folder import FolderInUse
+from mailboat.server.ingest import INGEST, LOADER
 from mailboat.server.keys import create_key
-from mailboat.server.quarantine import list_offline, save_offline
-from mailboat.server.serving import RunningServer
-from testkit.serverkit import PRODUCT, Wire, fresh_session_id, make_segment, wired
+from mailboat.server.policy import month_of
+from mailboat.server.quarantine import NotThere, list_offline, save_offline, show_offline
+from mailboat.server.serving import RunningServer, running
+from mailboat.server.upkeep import check_folder, drop_quarantined, replay_quarantined
+from testkit.serverkit import PRODUCT, Wire, blob_path, fresh_session_id, make_segment, summary_of, wired
 
 
 @pytest.fixture
@@ -146,3 +153,163 @@ async def test_a_program_on_the_servers_machine_sees_the_same(client: Wire, pers
         await asyncio.to_thread(save_offline, config.data, fresh_session_id(), target)
     with pytest.raises(CatalogError, match="no mailboat server's data"):
         await asyncio.to_thread(list_offline, config.data / "nowhere")
+
+
+# -- tried again -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def admin(config: ServerConfig, server: RunningServer) -> AsyncIterator[Wire]:
+    async with wired(server.url, await asyncio.to_thread(create_key, config.data, None, Role.ADMIN)) as made:
+        yield made
+
+
+@pytest.fixture
+def yesterdays() -> Iterator[Callable[[], None]]:
+    """A server that does not read the segments of today yet; the call updates it."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(verification, "SEALED_VERSION", 0)
+    patch.setattr(verification, "_whole", lambda *_: None)
+    yield patch.undo
+    patch.undo()
+
+
+def segment_of(session_id: str) -> bytes:
+    """A segment of five records."""
+    data = make_segment(session_id, size=5000)
+    assert summary_of(data).records == 5
+    return data
+
+
+async def asked(admin: Wire, method: str, path: str) -> dict[str, Any]:
+    answer = await admin.ask(method, f"/api/v1/quarantine/{path}")
+    assert answer.status == 200, answer
+    document: dict[str, Any] = json.loads(answer.body)
+    return document
+
+
+async def loaded(server: RunningServer, session_id: str) -> list[int]:
+    """The records of the session that can be asked about, and the rows that there are of it."""
+    await server.app[INGEST].settled()
+    holdings = await asyncio.to_thread(lambda: list(server.app[LOADER].analytics.holdings()))
+    return [number for each in holdings if each.session_id == session_id for number in (each.noted, each.rows)]
+
+
+async def test_a_segment_of_tomorrow_is_taken_after_the_update(
+    server: RunningServer, client: Wire, person: Wire, admin: Wire, yesterdays: Callable[[], None]
+) -> None:
+    session_id = fresh_session_id()
+    data = segment_of(session_id)
+    upload = (await client.upload_of(data)).rpartition("/")[2]
+    assert (await client.append(f"/v1/uploads/{upload}", data, 0, complete=True)).status == 204
+    (decision,) = await client.negotiate(summary_of(data))
+    assert (decision.verdict, decision.reason) == ("reject", "unsupported_version")
+    (listed,) = (await shown(person))["uploads"]
+    assert (listed["upload"], listed["verification"], listed["session"]) == (upload, "rejected", session_id)
+    assert await asked(person, "GET", upload) == listed
+    used = await server.app[CATALOG].usage(PRODUCT, month_of(listed["created"]))
+    again = await asked(admin, "POST", f"{upload}/replay")
+    assert (again["verification"], again["reason"]) == ("rejected", "unsupported_version"), "nothing has changed"
+    yesterdays()
+    both = await asyncio.gather(*(asked(admin, "POST", f"{upload}/replay") for _ in range(2)))
+    assert [each["verification"] for each in both] == ["verified", "verified"]
+    assert await loaded(server, session_id) == [5, 5]
+    assert (await asked(admin, "POST", f"{upload}/replay"))["verification"] == "verified"
+    assert await loaded(server, session_id) == [5, 5]
+    assert (await shown(person))["uploads"] == []
+    (decision,) = await client.negotiate(summary_of(data))
+    assert decision.verdict == "have"
+    assert await server.app[CATALOG].usage(PRODUCT, month_of(listed["created"])) == used
+
+
+async def test_a_stranger_of_tomorrow_is_taken_after_the_update(
+    server: RunningServer, client: Wire, admin: Wire, yesterdays: Callable[[], None]
+) -> None:
+    session_id = fresh_session_id()
+    upload = await sent(client, segment_of(session_id))
+    assert (await asked(admin, "POST", f"{upload}/replay"))["verification"] == "quarantined"
+    yesterdays()
+    found = await asked(admin, "POST", f"{upload}/replay")
+    assert (found["verification"], found["session"], found["reason"]) == ("verified", session_id, "")
+    assert await loaded(server, session_id) == [5, 5]
+
+
+async def test_what_is_still_none_stays_with_the_reason_of_today(
+    client: Wire, person: Wire, admin: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completion, "MAX_PACKAGE", 1)
+    segment, other = (segment_of(fresh_session_id()) for _ in range(2))
+    upload = await sent(client, segment + other)
+    (listed,) = (await shown(person))["uploads"]
+    assert "more than 1 segments" in listed["detail"]
+    monkeypatch.setattr(completion, "MAX_PACKAGE", 0)
+    assert "more than 0 segments" in (await asked(admin, "POST", f"{upload}/replay"))["detail"]
+
+
+async def test_a_package_that_was_half_taken_is_taken_whole(
+    server: RunningServer, client: Wire, admin: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, what it holds is not there twice."""
+    ids = [fresh_session_id() for _ in range(3)]
+    imports = completion._import
+
+    async def dying(app: web.Application, package: UploadRow, span: Span) -> None:
+        await imports(app, package, span)
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(completion, "MAX_PACKAGE", 1)
+        upload = await sent(client, b"".join(map(segment_of, ids)))
+    with monkeypatch.context() as patch:
+        patch.setattr(completion, "_import", dying)
+        assert (await admin.ask("POST", f"/api/v1/quarantine/{upload}/replay")).status == 500
+    assert (await asked(admin, "GET", upload))["verification"] == "quarantined"
+    assert (await asked(admin, "POST", f"{upload}/replay"))["verification"] == "imported"
+    assert [await loaded(server, each) for each in ids] == [[5, 5]] * 3
+
+
+async def test_what_is_dropped_is_gone(server: RunningServer, client: Wire, admin: Wire, config: ServerConfig) -> None:
+    stranger, noise = await sent(client, b"no segment"), make_segment(fresh_session_id())
+    spoilt = (await client.upload_of(noise)).rpartition("/")[2]
+    await client.append(f"/v1/uploads/{spoilt}", noise[:-1] + b"x", 0, complete=True)
+    for upload in (stranger, spoilt):
+        assert blob_path(server.app, upload).exists()
+        assert (await admin.ask("DELETE", f"/api/v1/quarantine/{upload}")).status == 204
+        assert not blob_path(server.app, upload).exists()
+        for method, path in (("GET", upload), ("POST", f"{upload}/replay"), ("DELETE", upload)):
+            assert (await admin.ask(method, f"/api/v1/quarantine/{path}")).status == 404
+    assert (await shown(admin))["uploads"] == []
+    (decision,) = await client.negotiate(summary_of(noise))
+    assert decision.verdict == "reject", "what the agent was told stays as it was"
+    assert (await asyncio.to_thread(check_folder, config.data)).faults == []
+
+
+async def test_only_an_admin_tries_again_or_drops(client: Wire, person: Wire) -> None:
+    upload = await sent(client, b"no segment")
+    for who in (client, person):
+        assert (await who.ask("POST", f"/api/v1/quarantine/{upload}/replay")).status == 403
+        assert (await who.ask("DELETE", f"/api/v1/quarantine/{upload}")).status == 403
+    assert [each["upload"] for each in (await shown(person))["uploads"]] == [upload]
+
+
+async def test_a_command_does_the_same_while_the_server_does_not_run(
+    config: ServerConfig, yesterdays: Callable[[], None]
+) -> None:
+    session_id = fresh_session_id()
+    key = await asyncio.to_thread(create_key, config.data, PRODUCT)
+    async with running(config) as server, wired(server.url, key) as client:
+        good, bad = await sent(client, segment_of(session_id)), await sent(client, b"no segment")
+        with pytest.raises(FolderInUse):
+            await asyncio.to_thread(replay_quarantined, config.data, [good])
+    yesterdays()
+    found = await asyncio.to_thread(replay_quarantined, config.data, [good, bad])
+    assert [each["verification"] for each in found] == ["verified", "quarantined"]
+    assert (await asyncio.to_thread(show_offline, config.data, bad))["reason"] == "corrupted"
+    await asyncio.to_thread(drop_quarantined, config.data, [bad])
+    for act in (replay_quarantined, drop_quarantined):
+        with pytest.raises(NotThere):
+            await asyncio.to_thread(act, config.data, [bad])
+    assert await asyncio.to_thread(list_offline, config.data) == []
+    async with running(config) as server:
+        assert await loaded(server, session_id) == [5, 5]
+    assert (await asyncio.to_thread(check_folder, config.data)).faults == []

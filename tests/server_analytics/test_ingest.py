@@ -214,6 +214,42 @@ async def test_rows_that_the_store_refuses_are_found_and_set_aside(rig: Rig, mon
     assert list((rig.folder / "ingest").iterdir()) == [], "no rows are left lying about"
 
 
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_segment_that_was_set_aside_is_loaded_anew_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """What had been loaded of it is taken out first; killed between store and catalog, that is done once more."""
+
+    def refusing(self: Analytics, decoded: Decoded, steps: Sequence[Step]) -> None:
+        raise RowsRefused("no such number")
+
+    segment = of(5)
+    data = segment.seal()
+    upload_id = await rig.add(SESSION, data, durable=segment.ends[0])
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(5))
+    with monkeypatch.context() as patch:
+        patch.setattr(Analytics, "load", refusing)
+        await rig.grow(upload_id, len(data), complete=True)
+        await rig.ingest.settled()
+    assert await state_of(rig, upload_id) == (Verification.REJECTED, "corrupted")
+    row = await rig.catalog.upload(upload_id)
+    assert row is not None
+    assert await rig.catalog.readmit(row)
+    if killed:
+        (waiting,) = await rig.waiting()
+        await rig.loader.unload([waiting])
+        assert bench(rig).sequences() == []
+        await rig.stop_loading()
+        await rig.start_loading()
+    rig.wake.set()
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(15))
+    assert [(each.noted, each.rows) for each in rig.loader.analytics.holdings()] == [(15, 15)]
+    assert await state_of(rig, upload_id) == (Verification.VERIFIED, "")
+    assert await rig.waiting() == ()
+
+
 async def test_when_the_machine_refuses_it_is_tried_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     load, refusals = Analytics.load, [AnalyticsError("no space left on device"), OSError(28, "no space left")]
 

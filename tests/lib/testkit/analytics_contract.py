@@ -108,6 +108,20 @@ class AnalyticsContract:
         loading.load((segment_row(one), one))
         assert [each.rows for each in store.holdings()] == [5, 5]
 
+    def test_one_segment_is_taken_out_and_loaded_again(self, store: AnalyticsStore, loading: Loading) -> None:
+        first, second, other = some_records(), some_records(index=1, first=5), some_records(OTHER)
+        data = [each.seal() for each in (first, second, other)]
+        rows = [segment_row(data[0]), segment_row(data[1], index=1), segment_row(data[2], OTHER)]
+        loading.load(*zip(rows, data, strict=True))
+        store.load_failed(rows[1], store.progress([(PRODUCT, SESSION)])[PRODUCT, SESSION][rows[1].upload_id], "why")
+        assert store.unload([rows[1]]) == 5
+        assert [each.rows for each in store.holdings()] == [5, 5]
+        progress = store.progress([(PRODUCT, SESSION)])[PRODUCT, SESSION]
+        assert list(progress) == [rows[0].upload_id]
+        assert store.unload([rows[1]]) == store.unload([]) == 0
+        loading.load((rows[1], data[1]))
+        assert [(each.noted, each.rows, each.numbers) for each in store.holdings()] == [(10, 10, 10), (5, 5, 5)]
+
     def test_rows_that_are_none_change_nothing(self, store: AnalyticsStore, loading: Loading) -> None:
         data = some_records().seal()
         decoded, steps = loading.decode((segment_row(data), data))

@@ -38,6 +38,7 @@ from mailboat.server.catalog import (
     UploadRow,
     Verification,
 )
+from mailboat.server.policy import month_of
 from testkit.serverkit import PRODUCT, fresh_session_id, make_segment, summary_of
 
 DAY = 86_400.0
@@ -172,6 +173,57 @@ class CatalogContract:
         assert (session.state, session.reason) == (SessionState.REJECTED, "corrupted")
         assert session.segments[0].verification is Verification.REJECTED
         assert await catalog.segments_to_load() == ()
+
+    async def test_a_rejected_segment_that_is_well_after_all_is_loaded_anew(
+        self, catalog: Catalog, summary: Summary
+    ) -> None:
+        offer = offered(summary, records=7)
+        row = complete(await upload_of(catalog, offer))
+        assert await catalog.finish_upload(row)
+        await catalog.mark_loaded({row.id: 6})
+        assert not await catalog.readmit(row), "it is not rejected"
+        await catalog.mark_rejected(row.id, "corrupted", "the decoder died", 6.0)
+        assert [each.id for each in await catalog.quarantined(PRODUCT, None, 10)] == [row.id]
+        assert await catalog.expired(1e9, 0.0, 10) == (), "it goes with its session"
+        revision = (await catalog.changed_sessions(0))[1]
+        assert await catalog.readmit(replace(row, sha256="cd" * 32, records=4, updated=7.0))
+        assert not await catalog.readmit(row)
+        assert await catalog.quarantined(None, None, 10) == ()
+        session = await catalog.session(PRODUCT, offer.summary.session_id)
+        assert session is not None
+        assert (session.state, session.reason, session.explanation) == (SessionState.WANTED, "", "")
+        assert len((await catalog.changed_sessions(revision))[0]) == 1, "the reports are told"
+        (again,) = await catalog.segments_to_load()
+        assert (again.verification, again.sha256, again.records) == (Verification.VERIFIED, "cd" * 32, 4)
+        assert (again.loaded, again.reason, again.detail) == (-1, "", "")
+        assert (await catalog.queue()).bytes == 10
+        await catalog.forget_loaded()
+        assert (await catalog.segments_to_load())[0].loaded == -1
+        await catalog.mark_loaded({row.id: 0})
+        assert (await catalog.segments_to_load())[0].loaded == 0
+        assert (await catalog.usage(PRODUCT, month_of(1.0))).records == 7, "nothing counts twice"
+
+    async def test_a_session_stays_rejected_for_another_segment_or_another_reason(
+        self, catalog: Catalog, summary: Summary
+    ) -> None:
+        both = structs.replace(summary, segments=(summary.segments[0], structs.replace(summary.segments[0], index=1)))
+        offer = offered(both)
+        ((first, second),) = await catalog.register([offer], 1.0)
+        rows = [await catalog.upload(each.upload_id) for each in (first, second)]
+        for row in rows:
+            assert row is not None
+            assert await catalog.finish_upload(complete(row))
+            await catalog.mark_rejected(row.id, "corrupted", "noise", 6.0)
+        assert await catalog.readmit(complete(rows[0]))  # type: ignore[arg-type] # looked at above
+        session = await catalog.session(PRODUCT, offer.summary.session_id)
+        assert session is not None
+        assert session.state is SessionState.REJECTED
+        await catalog.mark_rejected(second.upload_id, "unsupported_version", "of tomorrow", 7.0)
+        await catalog.register([replace(offer, state=SessionState.REJECTED, reason="too_old")], 8.0)
+        assert await catalog.readmit(complete(rows[1]))  # type: ignore[arg-type]
+        session = await catalog.session(PRODUCT, offer.summary.session_id)
+        assert session is not None
+        assert (session.state, session.reason) == (SessionState.REJECTED, "too_old")
 
     async def test_segments_wait_until_they_are_loaded(self, catalog: Catalog, summary: Summary) -> None:
         ((segment,),) = await catalog.register([offered(summary)], 1.0)

@@ -75,6 +75,18 @@ class MemoryAnalytics:
             self._kept.sessions.discard(key)
         return records
 
+    def unload(self, segments: Iterable[SegmentRow]) -> int:
+        records = 0
+        for each in segments:
+            key = (each.product, each.session_id)
+            progress = self._kept.progress.get(key, {}).pop(each.upload_id, None)
+            if progress is not None:
+                numbers = self._kept.numbers.get(key, [])
+                left = [number for number in numbers if not any(a <= number < b for a, b in progress.ranges)]
+                records += len(numbers) - len(left)
+                self._kept.numbers[key] = left
+        return records
+
     def holdings(self) -> Iterator[Holding]:
         kept = self._kept
         for key in sorted(kept.numbers.keys() | kept.progress.keys() | kept.sessions):

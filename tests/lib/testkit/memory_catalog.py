@@ -254,7 +254,7 @@ class MemoryCatalog:
             self._uploads.pop(upload_id, None)
 
     async def quarantined(self, product: str | None, after: str | None, limit: int) -> tuple[UploadRow, ...]:
-        rows = [row for row in self._uploads.values() if _quarantined(row) and product in (None, row.product)]
+        rows = [row for row in self._uploads.values() if _apart(row) and product in (None, row.product)]
         return tuple([row for row in _by_id(rows) if row.id > (after or "")][:limit])
 
     async def adopt(self, row: UploadRow, summary: Summary) -> bool:
@@ -290,13 +290,29 @@ class MemoryCatalog:
                 self._uploads[upload_id] = replace(row, loaded=max(row.loaded, offset))
 
     async def forget_loaded(self) -> None:
-        self._uploads = {upload_id: replace(row, loaded=0) for upload_id, row in self._uploads.items()}
+        self._uploads = {upload_id: replace(row, loaded=min(row.loaded, 0)) for upload_id, row in self._uploads.items()}
 
     async def mark_rejected(self, upload_id: str, reason: str, detail: str, now: float) -> None:
         row = self._uploads[upload_id]
         row = replace(row, verification=Verification.REJECTED, reason=reason, detail=detail, updated=now)
         self._uploads[upload_id] = row
         self._reject(row.product, row.session_id, reason, detail, now)
+
+    async def readmit(self, row: UploadRow) -> bool:
+        known = self._uploads.get(row.id)
+        if known is None or not known.state.complete or known.verification is not Verification.REJECTED:
+            return False
+        found = {"sha256": row.sha256, "records": row.records, "updated": row.updated}
+        verified = {"verification": Verification.VERIFIED, "reason": "", "detail": "", "loaded": -1}
+        self._uploads[row.id] = replace(known, **found, **verified)  # type: ignore[arg-type]
+        held = self._sessions.get((known.product, known.session_id or ""))
+        others = self._segments(known.product, known.session_id or "")
+        spoilt = any(each.verification is Verification.REJECTED for each in others)
+        if held and not spoilt and (held.row.state, held.row.reason) == (SessionState.REJECTED, known.reason):
+            self._revision += 1
+            wanted = {"state": SessionState.WANTED, "reason": "", "explanation": "", "updated": row.updated}
+            held.row, held.revision = replace(held.row, **wanted), self._revision  # type: ignore[arg-type]
+        return True
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -375,7 +391,7 @@ class MemoryCatalog:
 
     async def queue(self) -> Queue:
         waiting = self._waiting()
-        size = sum(each.offset - each.loaded for each in waiting)
+        size = sum(each.offset - max(each.loaded, 0) for each in waiting)
         return Queue(len(await self.open_uploads()), len(waiting), size, waiting[0].updated if waiting else None)
 
     async def faults(self) -> tuple[str, ...]:
@@ -451,6 +467,10 @@ def _overtaken(stored: UploadState, state: UploadState) -> bool:
 
 def _quarantined(row: UploadRow) -> bool:
     return row.state.complete and row.verification is Verification.QUARANTINED
+
+
+def _apart(row: UploadRow) -> bool:
+    return row.state.complete and row.verification in (Verification.QUARANTINED, Verification.REJECTED)
 
 
 def _by_id(rows: Iterable[UploadRow]) -> list[UploadRow]:
