@@ -156,12 +156,11 @@ class _Recovery:
             return any(first <= half.first < end for half in halves)
 
         for (path, _), before in zip(preambles, following, strict=True):
-            segment, blocks = SegmentFile.reopen(
-                self._files, path, self._level, before=before, elsewhere=in_journal if before is None else None
+            elsewhere = in_journal if before is None else None
+            segment = SegmentFile.reopen(
+                self._files, path, self._level, before=before, elsewhere=elsewhere, look=self._look_at
             )
             self._segments.append(segment)
-            for block in blocks:
-                self._look_at(block)
 
     def _preamble(self, path: Path) -> Preamble | None:
         """The segment's preamble; without one, what was only just being made is removed, what is damaged set aside."""

@@ -6,10 +6,9 @@ must not fall behind what was uploaded of it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +16,11 @@ import msgpack
 
 from mailboat.agent.files import FileSystem
 from mailboat.protocol.errors import SegmentError
-from mailboat.protocol.limits import MAX_SEAL
+from mailboat.protocol.limits import KIB
 from mailboat.protocol.reader import Block, SegmentReader, zstd_frame
 from mailboat.protocol.records import COUNTERS, SCHEMA_COUNTER, Kind, Schema
 from mailboat.protocol.sealing import Entropy, Note, PublicKey, SealedPayload, Sealer
-from mailboat.protocol.segment import SKIPPABLE, BlockHeader, Preamble, Seal, SealReason, SegmentWriter
+from mailboat.protocol.segment import SKIPPABLE, BlockHeader, Preamble, SealReason, SegmentWriter
 from mailboat.protocol.summary import SegmentState
 
 SUFFIX: Final = ".zst"
@@ -29,6 +28,8 @@ _NAME: Final = re.compile(rf"\d{{6}}\{SUFFIX}")
 DAMAGED: Final = ".damaged"
 UNFINISHED: Final = ".part"
 """How the name of a segment ends that is of no account before it is whole; see `SegmentFile.create`."""
+_PIECE: Final = 512 * KIB
+"""A block of random bytes fits, and the processor's cache still holds the piece when it is checked and hashed."""
 _DECLARED_AT_ONCE: Final = 16
 """Each may have 64 names of a KiB: so many fit a block."""
 
@@ -48,17 +49,23 @@ def segments_among(folder: Path, names: Iterable[str]) -> list[Path]:
     return [folder / name for name in names if _NAME.fullmatch(name)]
 
 
-def _seal_of(content: bytes) -> Seal | None:
-    """The seal that ends a segment, if it is that of the bytes before it."""
-    try:
-        ending = Seal.at_end_of(content[-MAX_SEAL - SKIPPABLE.size :])
-    except SegmentError:
-        return None
-    if ending is None:
-        return None
-    seal, size = ending
-    matches = hashlib.sha256(memoryview(content)[: len(content) - size]).digest() == seal.sha256
-    return seal if matches else None
+def _blocks(files: FileSystem, path: Path, reader: SegmentReader) -> Iterator[Block]:
+    """The intact blocks of a file, which `reader` reads piece by piece up to its end. Raises `OSError`."""
+    at = 0
+    while piece := files.read_range(path, at, _PIECE):
+        at += len(piece)
+        reader.feed(piece)
+        yield from reader.blocks()
+    reader.close()
+    yield from reader.blocks()
+
+
+def _without_blocks(files: FileSystem, path: Path, preamble: Preamble, level: int) -> SegmentWriter:
+    """The writer of a segment of whose file the preamble alone is kept. Raises `OSError`."""
+    writer = SegmentWriter(preamble, level)
+    _, length = SKIPPABLE.unpack(files.read_range(path, 0, SKIPPABLE.size))
+    writer.add(files.read_range(path, 0, SKIPPABLE.size + length))
+    return writer
 
 
 def cut_to(files: FileSystem, path: Path, size: int) -> None:
@@ -139,8 +146,10 @@ class SegmentFile:
         *,
         before: int | None = None,
         elsewhere: Callable[[int, int], bool] | None = None,
-    ) -> tuple[SegmentFile, list[Block]]:
-        """Go on with a segment that was left unsealed (or not); returns its intact blocks with it.
+        look: Callable[[Block], None] | None = None,
+    ) -> SegmentFile:
+        """Go on with a segment that was left unsealed (or not). `look` is shown each intact block of it, in order; no
+        more than a few of them are in memory at a time.
 
         A torn tail is cut off, and so are the blocks from the sequence number `before` on: the next segment repeats
         them. Damage stays as it is, unless it is at the end and `elsewhere` says of the records lost by it (from the
@@ -149,37 +158,32 @@ class SegmentFile:
 
         Raises `SegmentError` when its preamble cannot be read, `OSError` when the file cannot.
         """
-        content = files.read(path)
-        reader = SegmentReader(content, digest=False)  # the writer makes its own, of what is kept
-        blocks = list(reader.blocks())
+        reader, repeated = SegmentReader(), False
+        writer: SegmentWriter | None = None
+        for block in _blocks(files, path, reader):
+            repeated = before is not None and block.header.first >= before
+            if repeated or reader.preamble is None:
+                break
+            writer = writer or SegmentWriter(reader.preamble, level)
+            writer.take_over(reader.offset, reader.digest, block.header)
+            if look is not None:
+                look(block)
         if reader.preamble is None:
             raise SegmentError(f"{path.name} has no intact preamble")
-        writer, seal = SegmentWriter(reader.preamble, level), _seal_of(content)
-        repeated = [] if before is None else [block for block in blocks if block.header.first >= before]
-        if repeated:
-            seal = None
-        blocks = blocks[: len(blocks) - len(repeated)]
-        view, at = memoryview(content), 0
-        for block in blocks:
-            writer.add(view[at : block.offset])
-            writer.add(view[block.offset : block.end], block.header)
-            at = block.end
-        if seal is None:
-            end, following = at or SKIPPABLE.size + SKIPPABLE.unpack_from(content)[1], writer.next
-            if not repeated and reader.seal is None and not (elsewhere and elsewhere(following, reader.next)):
-                end, following = reader.offset, max(following, reader.next)
-            writer.add(view[at:end])
-            writer.next = following
+        writer = writer or _without_blocks(files, path, reader.preamble, level)
+        sealed = reader.ends_sealed and not repeated
+        if sealed or not (repeated or reader.seal or (elsewhere and elsewhere(writer.next, reader.next))):
+            writer.take_over(reader.offset, reader.digest)
+            writer.next = max(writer.next, reader.next)
         made = cls(files, path, files.open(path), writer)
-        if seal is not None:
-            made.sealed, made.ending = seal.sha256.hex(), seal.reason
-            writer.size, writer.next = len(content), max(writer.next, seal.next)
+        if sealed and reader.seal is not None:
+            made.sealed, made.ending = reader.seal.sha256.hex(), reader.seal.reason
         try:
             files.truncate(made._descriptor, writer.size)
         except OSError:
             made.close()
             raise
-        return made, blocks
+        return made
 
     @property
     def state(self) -> SegmentState:

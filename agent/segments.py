@@ -205,7 +205,7 @@ class Segments:
             return
         cut_to(files, abandoned.path, abandoned.size)  # nothing behind is to be trusted, though it may look well
         try:
-            segment, _ = SegmentFile.reopen(files, abandoned.path, self._limits.level)
+            segment = SegmentFile.reopen(files, abandoned.path, self._limits.level)
         except SegmentError as error:
             log.warning("%s of session %s is set aside: %s", abandoned.path.name, abandoned.path.parent.name, error)
             set_aside(files, abandoned.path)

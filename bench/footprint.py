@@ -158,10 +158,10 @@ def _recovery(settings: Settings) -> Comparison:
         copy = folder / "copy" / whole.name
         _copy(crashed, copy)
         with Stopwatch() as watch:
-            segment, blocks = SegmentFile.reopen(files, copy, 1)
+            segment = SegmentFile.reopen(files, copy, 1)
         segment.close()
-        if not blocks or segment.sealed:
-            raise RuntimeError(f"not what was to be measured: {len(blocks)} blocks, {segment.sealed!r}")
+        if not segment.writer.blocks or segment.sealed:
+            raise RuntimeError(f"not what was to be measured: {segment.writer.blocks} blocks, {segment.sealed!r}")
         return Measured(size, watch.wall, watch.cpu)
 
     return Comparison(

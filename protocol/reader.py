@@ -227,6 +227,7 @@ class SegmentReader:
         self._begun_without: int | None = None
         self._digest = hashlib.sha256() if digest else None
         self._digest_checks: bool | None = None
+        self._sealed_at: int | None = None
         if data is not None:
             self.feed(data)
             self.close()
@@ -240,6 +241,18 @@ class SegmentReader:
     def intact(self) -> bool:
         """Whether the segment is sealed, without a gap, and matches the digest in its seal."""
         return self.seal is not None and not self.gaps and self._digest_checks is True
+
+    @property
+    def ends_sealed(self) -> bool:
+        """Whether nothing follows the seal, and it matches the digest of all before it, damage and gaps among that."""
+        return self._digest_checks is True and self._sealed_at == self.offset and not self.torn
+
+    @property
+    def digest(self) -> hashlib._Hash:
+        """The SHA-256 of all bytes up to `offset`, to go on with. Raises `SegmentError` when nothing was hashed."""
+        if self._digest is None:
+            raise SegmentError("this reader was told to make no digest")
+        return self._digest.copy()
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes that follow those fed before."""
@@ -335,7 +348,7 @@ class SegmentReader:
         if self._begun_without is not None and self._begun_without > first:
             self.gaps.append(Gap(0, 0, "the blocks after the preamble are missing", first, self._begun_without - first))
         self._consume(len(frame))
-        self.seal = seal
+        self.seal, self._sealed_at = seal, self.offset
         return True
 
     def _block(self) -> Block | bool | None:

@@ -470,8 +470,18 @@ class SegmentWriter:
         """Count `data` as part of the segment; with its `header` when it is a block."""
         self._digest.update(data)
         self.size += len(data)
-        if header is None:
-            return
+        if header is not None:
+            self._count(header)
+
+    def take_over(self, size: int, digest: hashlib._Hash, header: BlockHeader | None = None) -> None:
+        """Count `size` bytes, whose SHA-256 is `digest`, as all that there is of the segment so far; with the `header`
+        of the block that ends there. What another process left is so read, checked and hashed in one go.
+        """
+        self.size, self._digest = size, digest
+        if header is not None:
+            self._count(header)
+
+    def _count(self, header: BlockHeader) -> None:
         self.next = header.first + header.records
         self.blocks += 1
         self.raw_bytes += header.raw_length
