@@ -12,7 +12,9 @@ from typing import Final
 from mailboat.protocol.errors import WireError
 
 ENTROPY_BYTES: Final = 10
-_CANONICAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+CANONICAL: Final = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+"""The canonical form as a regular expression."""
+_CANONICAL = re.compile(CANONICAL)
 
 
 def new_id(wall_ms: int, entropy: bytes) -> str:

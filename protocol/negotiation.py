@@ -22,11 +22,12 @@ riders passes them over and answers ``send``, and so does one that cannot use th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
-from msgspec import Struct, field
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from mailboat.protocol import wire
 from mailboat.protocol.errors import WireError
@@ -40,12 +41,20 @@ from mailboat.protocol.limits import (
     MAX_SEGMENTS,
     SLOWEST_RATE,
 )
-from mailboat.protocol.summary import Summary
-from mailboat.protocol.wire import Fields
+from mailboat.protocol.summary import Offer, Summary
+from mailboat.protocol.wire import Fields, Id, Number, Text
 
 VERSION: Final = 1
 SERVER_HEADER: Final = "Mailboat-Version"
 """The header on every answer of a mailboat server, by which an agent tells it from a captive portal."""
+
+_URL: Final = 2048
+"""Characters of an upload's URL."""
+_DIGEST: Final = 64
+"""Characters of a SHA-256 in hex."""
+_PRIORITY: Final = 2**31
+
+_Seconds: TypeAlias = Annotated[float, Meta(ge=0.0, le=MAX_RETRY_AFTER)]
 
 
 class Verdict(StrEnum):
@@ -84,12 +93,8 @@ class Riding(Struct, frozen=True):
     server does not say so.
     """
 
-    segment: int = 0
-    request: int = 0
-
-    def to_wire(self) -> dict[str, Any]:
-        """The terms as a map of plain values."""
-        return {"segment": self.segment, "request": self.request}
+    segment: Annotated[int, Meta(ge=0, le=MAX_RIDER)] = 0
+    request: Annotated[int, Meta(ge=0, le=MAX_RIDING)] = 0
 
     @classmethod
     def read(cls, fields: Fields) -> Riding:
@@ -107,23 +112,12 @@ class Policy(Struct, frozen=True):
     at once, as `riding` allows.
     """
 
-    sync_interval: float | None = None
-    backoff_floor: float = BACKOFF_FIRST
-    max_offers: int = MAX_OFFERS
-    max_rate: int | None = None
+    sync_interval: _Seconds | None = None
+    backoff_floor: _Seconds = BACKOFF_FIRST
+    max_offers: Annotated[int, Meta(ge=1, le=MAX_OFFERS)] = MAX_OFFERS
+    max_rate: Annotated[int, Meta(ge=SLOWEST_RATE)] | None = None
     details: Wish = Wish.ALL
     riding: Riding = field(default_factory=Riding)
-
-    def to_wire(self) -> dict[str, Any]:
-        """The policy as a map of plain values."""
-        return {
-            "sync_interval": self.sync_interval,
-            "backoff_floor": self.backoff_floor,
-            "max_offers": self.max_offers,
-            "max_rate": self.max_rate,
-            "details": self.details.value,
-            "riding": self.riding.to_wire(),
-        }
 
     @classmethod
     def read(cls, fields: Fields) -> Policy:
@@ -146,35 +140,25 @@ class SegmentDecision(Struct, frozen=True):
     verified.
     """
 
-    index: int
-    url: str
-    offset: int
+    index: Annotated[int, Meta(ge=0, le=MAX_SEGMENTS)]
+    url: Annotated[str, Meta(max_length=_URL)]
+    offset: Annotated[int, Meta(ge=0, le=MAX_SEGMENT)]
     complete: bool
-    sha256: str = ""
-
-    def to_wire(self) -> dict[str, Any]:
-        """The decision as a map of plain values."""
-        return {
-            "index": self.index,
-            "url": self.url,
-            "offset": self.offset,
-            "complete": self.complete,
-            "sha256": self.sha256,
-        }
+    sha256: Annotated[str, Meta(max_length=_DIGEST)] = ""
 
     @classmethod
     def read(cls, fields: Fields) -> SegmentDecision:
         """What `to_wire` made."""
         return cls(
             index=fields.whole("index", high=MAX_SEGMENTS),
-            url=fields.text("url", "", limit=2048),
+            url=fields.text("url", "", limit=_URL),
             offset=fields.whole("offset", 0, high=MAX_SEGMENT),
             complete=fields.flag("complete", default=False),
-            sha256=fields.text("sha256", "", limit=64),
+            sha256=fields.text("sha256", "", limit=_DIGEST),
         )
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, frozen=True, rename={"session_id": "session"}):
     """The server's answer for one session.
 
     `reason` and `explanation` go with a rejection (the reason may be one that this version does not know); `after` is
@@ -182,25 +166,13 @@ class Decision(Struct, frozen=True):
     ``have``.
     """
 
-    session_id: str
+    session_id: Id
     verdict: Verdict
-    reason: str = ""
-    explanation: str = ""
-    after: float = 0.0
-    priority: int = 0
-    segments: tuple[SegmentDecision, ...] = ()
-
-    def to_wire(self) -> dict[str, Any]:
-        """The decision as a map of plain values."""
-        return {
-            "session": self.session_id,
-            "verdict": self.verdict.value,
-            "reason": self.reason,
-            "explanation": self.explanation,
-            "after": self.after,
-            "priority": self.priority,
-            "segments": [segment.to_wire() for segment in self.segments],
-        }
+    reason: Text = ""
+    explanation: Text = ""
+    after: _Seconds = 0.0
+    priority: Annotated[int, Meta(ge=-_PRIORITY, le=_PRIORITY)] = 0
+    segments: Annotated[tuple[SegmentDecision, ...], Meta(max_length=MAX_SEGMENTS)] = ()
 
     @classmethod
     def read(cls, fields: Fields) -> Decision:
@@ -212,21 +184,17 @@ class Decision(Struct, frozen=True):
             reason=fields.text("reason", ""),
             explanation=fields.text("explanation", ""),
             after=min(fields.number("after", 0.0), MAX_RETRY_AFTER),
-            priority=fields.whole("priority", 0, low=-(2**31), high=2**31),
+            priority=fields.whole("priority", 0, low=-_PRIORITY, high=_PRIORITY),
             segments=fields.each("segments", MAX_SEGMENTS, SegmentDecision.read),
         )
 
 
-class Rider(Struct, frozen=True):
+class Rider(Struct, frozen=True, rename={"session_id": "session", "content": "bytes"}):
     """A whole segment of an offered session, with all its bytes."""
 
-    session_id: str
-    index: int
+    session_id: Id
+    index: Annotated[int, Meta(ge=0, le=MAX_SEGMENTS)]
     content: bytes
-
-    def to_wire(self) -> dict[str, Any]:
-        """The rider as a map of plain values."""
-        return {"session": self.session_id, "index": self.index, "bytes": self.content}
 
     @classmethod
     def read(cls, fields: Fields) -> Rider:
@@ -248,26 +216,26 @@ class Request(Struct, frozen=True):
 
     def encode(self, media_type: str = wire.MSGPACK_MEDIA_TYPE) -> bytes:
         """The message, uncompressed."""
-        riders = {"riders": [rider.to_wire() for rider in self.riders]} if self.riders else {}
-        return wire.encode({**self._brief(), **riders}, media_type)
+        return _encoded(self._said(self.riders or UNSET), media_type)
 
     def compressed(self) -> bytes:
         """The message in msgpack, compressed but for the riders, which are already."""
-        brief = wire.encode(self._brief(), wire.MSGPACK_MEDIA_TYPE)
+        brief = wire.pack(self._said(UNSET))
         if not self.riders:
             return wire.compress(brief)
         # One more member, behind the others: a small map's first byte counts them.
-        riders = wire.encode({"riders": [rider.to_wire() for rider in self.riders]}, wire.MSGPACK_MEDIA_TYPE)
-        return wire.compress(bytes((brief[0] + 1,)) + brief[1:], stored=riders[1:])
+        return wire.compress(bytes((brief[0] + 1,)) + brief[1:], stored=wire.pack({"riders": self.riders})[1:])
 
-    def _brief(self) -> dict[str, Any]:
-        """All members but the riders."""
-        offers = [offer.to_wire() for offer in self.offers]
-        return {"v": VERSION, "agent": self.agent, "sent": self.sent, "offers": offers, "ledger": dict(self.ledger)}
+    def _said(self, riders: tuple[Rider, ...] | UnsetType) -> _Request[Mapping[str, Any]]:
+        offers = tuple(offer.to_offer() for offer in self.offers)
+        return _Request(v=VERSION, agent=self.agent, sent=self.sent, offers=offers, ledger=self.ledger, riders=riders)
 
     @classmethod
     def decode(cls, body: bytes, media_type: str = wire.MSGPACK_MEDIA_TYPE) -> Request:
         """What `encode` made; `WireError` for anything else."""
+        if media_type == wire.MSGPACK_MEDIA_TYPE:
+            with contextlib.suppress(wire.Untyped):
+                return cls._heard(wire.typed(_Request[Raw], body))
         fields = _message(body, media_type, "request")
         return cls(
             agent=fields.text("agent", ""),
@@ -276,6 +244,31 @@ class Request(Struct, frozen=True):
             ledger=fields.mapping("ledger"),
             riders=fields.each("riders", MAX_OFFERS, Rider.read),
         )
+
+    @classmethod
+    def _heard(cls, said: _Request[Raw]) -> Request:
+        ledger = Fields({"ledger": wire.decode(bytes(said.ledger), wire.MSGPACK_MEDIA_TYPE)}, "request")
+        return cls(
+            said.agent,
+            tuple(map(Summary.from_offer, said.offers)),
+            said.sent,
+            ledger.mapping("ledger"),
+            () if said.riders is UNSET else said.riders,
+        )
+
+
+L = TypeVar("L", Raw, Mapping[str, Any])
+
+
+class _Request(Struct, Generic[L], frozen=True, kw_only=True):
+    """A request as it is said. The ledger that comes is anything at all: taken apart with care, and on its own."""
+
+    v: Literal[1]
+    agent: Text
+    sent: Number
+    offers: Annotated[tuple[Offer, ...], Meta(max_length=MAX_OFFERS)]
+    ledger: L
+    riders: Annotated[tuple[Rider, ...], Meta(max_length=MAX_OFFERS)] | UnsetType = UNSET
 
 
 class Reply(Struct, frozen=True):
@@ -289,23 +282,43 @@ class Reply(Struct, frozen=True):
 
     def encode(self, media_type: str = wire.MSGPACK_MEDIA_TYPE) -> bytes:
         """The message, uncompressed."""
-        message = {
-            "v": VERSION,
-            "decisions": [decision.to_wire() for decision in self.decisions],
-            "wanted": [{"session": session_id} for session_id in self.wanted],
-            "policy": self.policy.to_wire(),
-        }
-        return wire.encode(message, media_type)
+        wanted = tuple(map(_Wanted, self.wanted))
+        return _encoded(_Reply(v=VERSION, decisions=self.decisions, wanted=wanted, policy=self.policy), media_type)
 
     @classmethod
     def decode(cls, body: bytes, media_type: str = wire.MSGPACK_MEDIA_TYPE) -> Reply:
         """What `encode` made; `WireError` for anything else."""
+        if media_type == wire.MSGPACK_MEDIA_TYPE:
+            with contextlib.suppress(wire.Untyped):
+                said = wire.typed(_Reply, body)
+                return cls(said.decisions, tuple(each.session for each in said.wanted), said.policy)
         fields = _message(body, media_type, "reply")
         return cls(
             decisions=fields.each("decisions", MAX_OFFERS, Decision.read),
             wanted=fields.each("wanted", MAX_OFFERS, lambda each: each.id("session")),
             policy=Policy.read(Fields(fields.mapping("policy"), fields.place("policy"))),
         )
+
+
+class _Wanted(Struct, frozen=True):
+    """A session that is wanted after all."""
+
+    session: Id
+
+
+class _Reply(Struct, frozen=True):
+    """A reply as it is said."""
+
+    v: Literal[1]
+    decisions: Annotated[tuple[Decision, ...], Meta(max_length=MAX_OFFERS)] = ()
+    wanted: Annotated[tuple[_Wanted, ...], Meta(max_length=MAX_OFFERS)] = ()
+    policy: Policy = field(default_factory=Policy)
+
+
+def _encoded(said: Struct, media_type: str) -> bytes:
+    if media_type == wire.MSGPACK_MEDIA_TYPE:
+        return wire.pack(said)
+    return wire.encode(wire.plain(said), media_type)
 
 
 def _message(body: bytes, media_type: str, name: str) -> Fields:

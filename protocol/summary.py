@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import islice
 from math import isfinite
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from msgspec import Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import replace
 
 from mailboat.protocol.errors import WireError
@@ -29,7 +29,7 @@ from mailboat.protocol.limits import (
 )
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS
 from mailboat.protocol.segment import Preamble, Seal, SealReason
-from mailboat.protocol.wire import Fields
+from mailboat.protocol.wire import Fields, Id, Number, Scalars, Text, Untyped, Whole, plain
 
 INFO_TEXTS: Final = (
     "product",
@@ -49,6 +49,11 @@ INFO_TEXTS: Final = (
 
 PERSONAL_TEXTS: Final = ("user", "host", "command")
 """Those that an anonymous session leaves empty."""
+
+_DIGEST: Final = 64
+"""Characters of a SHA-256 in hex."""
+
+_ZEROS: Final = (0,) * len(COUNTERS)
 
 _BOXES: Final = ("boxed_info", "boxed_installation")
 
@@ -71,33 +76,26 @@ class Info(Struct, frozen=True):
     process that forked this one; `properties` are the application's own.
     """
 
-    product: str = ""
-    application: str = ""
-    version: str = ""
-    environment: str = ""
-    agent: str = ""
-    user: str = ""
-    host: str = ""
-    command: str = ""
-    os: str = ""
-    runtime: str = ""
-    time_zone: str = ""
-    locale: str = ""
+    product: Text = ""
+    application: Text = ""
+    version: Text = ""
+    environment: Text = ""
+    agent: Text = ""
+    user: Text = ""
+    host: Text = ""
+    command: Text = ""
+    os: Text = ""
+    runtime: Text = ""
+    time_zone: Text = ""
+    locale: Text = ""
     test: bool = False
     anonymous: bool = False
-    parent: str | None = None
-    properties: Mapping[str, Any] = field(default_factory=dict)
+    parent: Id | None = None
+    properties: Scalars = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
         """The description as a map of plain values."""
-        texts = {name: getattr(self, name) for name in INFO_TEXTS}
-        return {
-            **texts,
-            "test": self.test,
-            "anonymous": self.anonymous,
-            "parent": self.parent,
-            "properties": dict(self.properties),
-        }
+        return plain(self)
 
     @classmethod
     def from_wire(cls, values: object, where: str = "info") -> Info:
@@ -119,21 +117,11 @@ class SegmentState(Struct, frozen=True):
     sealed.
     """
 
-    index: int
-    size: int
-    records: int
+    index: Annotated[int, Meta(ge=0, le=MAX_SEGMENTS)]
+    size: Annotated[int, Meta(ge=0, le=MAX_SEGMENT)]
+    records: Whole
     sealed: bool
-    sha256: str = ""
-
-    def to_wire(self) -> dict[str, Any]:
-        """The state as a map of plain values."""
-        return {
-            "index": self.index,
-            "size": self.size,
-            "records": self.records,
-            "sealed": self.sealed,
-            "sha256": self.sha256,
-        }
+    sha256: Annotated[str, Meta(max_length=_DIGEST)] = ""
 
     @classmethod
     def read(cls, fields: Fields) -> SegmentState:
@@ -143,7 +131,7 @@ class SegmentState(Struct, frozen=True):
             size=fields.whole("size", high=MAX_SEGMENT),
             records=fields.whole("records"),
             sealed=fields.flag("sealed"),
-            sha256=fields.text("sha256", "", limit=64),
+            sha256=fields.text("sha256", "", limit=_DIGEST),
         )
 
 
@@ -165,7 +153,7 @@ class Summary(Struct, frozen=True):
     counts: tuple[int, ...]
     segments: tuple[SegmentState, ...]
     installation: str = ""
-    installation_properties: Mapping[str, Any] = field(default_factory=dict)
+    installation_properties: Scalars = field(default_factory=dict)
     lost: Mapping[str, int] = field(default_factory=dict)
     boxed_info: bytes = b""
     boxed_installation: bytes = b""
@@ -188,20 +176,47 @@ class Summary(Struct, frozen=True):
 
     def to_wire(self) -> dict[str, Any]:
         """The summary as a map of plain values."""
-        return {
-            "session": self.session_id,
-            "info": self.info.to_wire(),
-            "started": self.started,
-            "ended": self.ended,
-            "duration": self.duration,
-            "status": self.status.value,
-            "counts": dict(zip(COUNTERS, self.counts, strict=True)),
-            "segments": [segment.to_wire() for segment in self.segments],
-            "installation": self.installation,
-            "installation_properties": dict(self.installation_properties),
-            "lost": dict(self.lost),
-            **{name: _box_text(box) for name in _BOXES if (box := getattr(self, name))},
-        }
+        return plain(self.to_offer())
+
+    def to_offer(self) -> Offer:
+        """The summary as it is said."""
+        return Offer(
+            session=self.session_id,
+            info=self.info,
+            started=self.started,
+            ended=self.ended,
+            duration=self.duration,
+            status=self.status,
+            counts=dict(zip(COUNTERS, self.counts, strict=True)),
+            segments=self.segments,
+            installation=self.installation,
+            installation_properties=self.installation_properties,
+            lost=self.lost,
+            boxed_info=_box_text(self.boxed_info) if self.boxed_info else UNSET,
+            boxed_installation=_box_text(self.boxed_installation) if self.boxed_installation else UNSET,
+        )
+
+    @classmethod
+    def from_offer(cls, offer: Offer) -> Summary:
+        """What `to_offer` made; `Untyped` where something would have to be mended."""
+        for properties in (offer.info.properties, offer.installation_properties):
+            if properties and cut_properties(properties) != properties:
+                raise Untyped
+        if offer.boxed_info is not UNSET or offer.boxed_installation is not UNSET or _overlong(offer.lost):
+            raise Untyped
+        return cls(
+            offer.session,
+            offer.info,
+            offer.started,
+            offer.ended,
+            offer.duration,
+            offer.status,
+            tuple(map(offer.counts.get, COUNTERS, _ZEROS)),
+            offer.segments,
+            offer.installation,
+            offer.installation_properties,
+            offer.lost,
+        )
 
     @classmethod
     def read(cls, fields: Fields) -> Summary:
@@ -222,6 +237,28 @@ class Summary(Struct, frozen=True):
             lost=_lost(fields),
             **{name: _box(fields, name) for name in _BOXES},
         )
+
+
+class Offer(Struct, frozen=True):
+    """A summary as it is said, member by member; see `Summary` for what they mean."""
+
+    session: Id
+    info: Info
+    started: Number
+    ended: Number
+    duration: Number
+    status: Status
+    counts: dict[str, Whole]
+    segments: Annotated[tuple[SegmentState, ...], Meta(max_length=MAX_SEGMENTS)]
+    installation: Text = ""
+    installation_properties: Scalars = field(default_factory=dict)
+    lost: Annotated[Mapping[str, Whole], Meta(max_length=MAX_PROPERTIES)] = field(default_factory=dict)
+    boxed_info: str | UnsetType = UNSET
+    boxed_installation: str | UnsetType = UNSET
+
+
+def _overlong(lost: Mapping[str, int]) -> bool:
+    return any(cut_text(reason) != reason for reason in lost)
 
 
 def _box_text(box: bytes) -> str:

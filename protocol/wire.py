@@ -3,21 +3,27 @@ place.
 
 A message is decoded as a whole (msgpack or JSON) and then read through `Fields`. Unknown members are ignored, so that
 either side may learn to say more.
+
+What is as it should be, as nearly all messages are, is read at once instead (`typed`), at a tenth of the cost, by the
+types and bounds that the fields of its `Struct` have. These take nothing that `Fields` would refuse or change, so
+whatever they do not take is read through `Fields` once more, which mends it or says what is wrong.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgpack
+import msgspec
 import zstandard
+from msgspec import Meta
 
 from mailboat.protocol.errors import WireError
-from mailboat.protocol.ids import canonical
-from mailboat.protocol.limits import MAX_CONTAINERS, MAX_NEGOTIATION, MAX_PROPERTY_TEXT
+from mailboat.protocol.ids import CANONICAL, canonical
+from mailboat.protocol.limits import MAX_CONTAINERS, MAX_NEGOTIATION, MAX_PROPERTIES, MAX_PROPERTY_TEXT
 
 MSGPACK_MEDIA_TYPE: Final = "application/vnd.mailboat+msgpack"
 JSON_MEDIA_TYPE: Final = "application/json"
@@ -31,6 +37,49 @@ _STORED_BLOCK: Final = 128 * 1024
 """The largest block of a zstd frame."""
 
 T = TypeVar("T")
+
+Text: TypeAlias = Annotated[str, Meta(max_length=MAX_PROPERTY_TEXT)]
+Id: TypeAlias = Annotated[str, Meta(pattern=rf"\A{CANONICAL}\Z")]
+Whole: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Number: TypeAlias = Annotated[float, Meta(ge=0.0, le=1e15)]
+Scalar: TypeAlias = bool | int | float | str | None
+Scalars: TypeAlias = Annotated[Mapping[str, Scalar], Meta(max_length=MAX_PROPERTIES)]
+
+
+class Untyped(Exception):
+    """A message is not as its types have it; read through `Fields` it may still be one."""
+
+
+def typed(kind: type[T], body: bytes) -> T:
+    """What `pack` made of a `kind`; `Untyped` for anything else."""
+    try:
+        return _decoder(kind).decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Untyped from error
+
+
+def _decoder(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
+    """Made when first needed: an agent never reads what agents say."""
+    if kind not in _decoders:
+        _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    return _decoders[kind]
+
+
+_decoders: Final[dict[type, msgspec.msgpack.Decoder[Any]]] = {}
+
+
+def pack(message: object) -> bytes:
+    """`message`, a `Struct` or made of such, in msgpack: the same bytes as `encode` makes of its `plain` form."""
+    return _pack(message)
+
+
+_pack: Final = msgspec.msgpack.Encoder().encode
+
+
+def plain(message: msgspec.Struct) -> dict[str, Any]:
+    """A `Struct` as a map of plain values."""
+    values: dict[str, Any] = msgspec.to_builtins(message, builtin_types=(bytes,))
+    return values
 
 
 def encode(message: object, media_type: str) -> bytes:
@@ -79,16 +128,17 @@ def compress(body: bytes, stored: bytes = b"") -> bytes:
     3.1.1.2.2): to look for something in it that could be made smaller would cost more than all the rest.
     """
     frame = zstandard.ZstdCompressor(level=3).compress(body)
-    return frame + _stored(stored) if stored else frame
+    return b"".join((frame, *_stored(memoryview(stored)))) if stored else frame
 
 
-def _stored(content: bytes) -> bytes:
-    pieces = [_STORED_HEAD, len(content).to_bytes(4, "little")]
+def _stored(content: memoryview) -> Iterator[bytes | memoryview]:
+    yield _STORED_HEAD
+    yield len(content).to_bytes(4, "little")
     for at in range(0, len(content), _STORED_BLOCK):
         block = content[at : at + _STORED_BLOCK]
         last = at + len(block) == len(content)
-        pieces += [(last | len(block) << 3).to_bytes(3, "little"), block]
-    return b"".join(pieces)
+        yield (last | len(block) << 3).to_bytes(3, "little")
+        yield block
 
 
 def decompress(body: bytes, limit: int = MAX_NEGOTIATION) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from functools import lru_cache
@@ -9,11 +10,11 @@ from typing import Any, Final
 
 import msgpack
 
-from mailboat.protocol.summary import Summary
+from mailboat.protocol.summary import Offer, Summary
 from mailboat.protocol.uploads.digests import BY_LABEL, Digest
 from mailboat.protocol.uploads.state import PLAIN, Creation, Phase, UploadState
 from mailboat.protocol.uploads.values import Limits
-from mailboat.protocol.wire import Fields
+from mailboat.protocol.wire import Fields, Untyped, pack, typed
 from mailboat.server.catalog import (
     KeyRow,
     LedgerRow,
@@ -85,11 +86,16 @@ def session_row(columns: tuple[Any, ...], segments: tuple[SegmentRow, ...]) -> S
 
 def pack_summary(summary: Summary) -> bytes:
     """A summary as it is stored: msgpack, with whatever lone surrogates JSON has brought."""
-    return bytes(msgpack.packb(summary.to_wire(), unicode_errors="surrogatepass"))
+    try:
+        return pack(summary.to_offer())
+    except UnicodeEncodeError:
+        return bytes(msgpack.packb(summary.to_wire(), unicode_errors="surrogatepass"))
 
 
 def unpack_summary(packed: bytes) -> Summary:
     """What `pack_summary` made."""
+    with contextlib.suppress(Untyped):
+        return Summary.from_offer(typed(Offer, packed))
     return Summary.read(Fields(msgpack.unpackb(packed, unicode_errors="surrogatepass"), "summary"))
 
 

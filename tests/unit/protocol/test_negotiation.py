@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgpack
@@ -12,6 +14,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mailboat.protocol import wire
 from mailboat.protocol.errors import WireError
@@ -28,7 +31,7 @@ from mailboat.protocol.negotiation import (
     Wish,
 )
 from mailboat.protocol.segment import Preamble, Seal, SealReason
-from mailboat.protocol.summary import summarise
+from mailboat.protocol.summary import Info, summarise
 from testkit.segments import SESSION
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -258,3 +261,103 @@ def test_a_cut_stored_frame_is_no_message(cut: int) -> None:
 def test_terms_of_other_versions(told: object, understood: Riding) -> None:
     message = {"v": 1, "decisions": [], "policy": {"riding": told}}
     assert Reply.decode(json.dumps(message).encode(), wire.JSON_MEDIA_TYPE).policy.riding == understood
+
+
+# -- read at once, or with care ----------------------------------------------------------------------------------------
+
+OFFERED = replace(
+    OFFER,
+    info=Info(product="Acme", version="2.4", parent=SESSION, properties={"edition": "pro", "seats": 3, "share": 0.5}),
+    segments=(replace(OFFER.segments[0], size=3),),
+    installation="i-1",
+    installation_properties={"plan": None, "trial": True},
+    lost={"disk_full": 2},
+)
+SAID: dict[type[Request | Reply], dict[str, Any]] = {
+    kind: msgpack.unpackb(message.encode())
+    for kind, message in (
+        (Request, Request("a/1", (OFFERED,), 5.0, {"pending": 1}, (Rider(SESSION, 0, b"abc"),))),
+        (
+            Reply,
+            Reply(
+                (
+                    Decision(
+                        SESSION,
+                        Verdict.HAVE,
+                        "r",
+                        "e",
+                        1.5,
+                        2,
+                        (SegmentDecision(0, "/u", 3, complete=True, sha256="ab"),),
+                    ),
+                ),
+                (SESSION,),
+                Policy(5.0, 1.0, 10, 2048, Wish.ERRORS, Riding(10, 20)),
+            ),
+        ),
+    )
+}
+
+
+def places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each member of a message."""
+    inner: Iterable[tuple[Any, Any]] = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    for key, each in inner:
+        yield (*path, key)
+        yield from places(each, (*path, key))
+
+
+def outcome(kind: type[Request | Reply], body: bytes) -> tuple[str, Any]:
+    """What is read, with the types of all values, or what is wrong."""
+    try:
+        read = kind.decode(body)
+    except WireError as error:
+        return "refused", str(error)
+    return "read", repr(read)
+
+
+def outcome_with_care(kind: type[Request | Reply], body: bytes) -> tuple[str, Any]:
+    """The same, read through `Fields`."""
+
+    def untyped(_kind: object, _body: bytes) -> None:
+        raise wire.Untyped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "typed", untyped)
+        return outcome(kind, body)
+
+
+@pytest.mark.parametrize("kind", [Request, Reply])
+@given(st.data())
+def test_what_is_read_at_once_is_what_is_read_with_care(kind: type[Request | Reply], data: st.DataObject) -> None:
+    """Whatever stands in one place of a message."""
+    message = copy.deepcopy(SAID[kind])
+    *path, last = data.draw(st.sampled_from(list(places(message))))
+    inner: Any = message
+    for key in path:
+        inner = inner[key]
+    if data.draw(st.booleans()) or isinstance(inner, list):
+        inner[last] = data.draw(JUNK | ODD)
+    else:
+        del inner[last]
+    body = msgpack.packb(message)
+    assert outcome(kind, body) == outcome_with_care(kind, body)
+
+
+NUMBERS = [2**31, -(2**31), 2**31 + 1, 99_999, 100_000, 2**63, 1e15, 1e16, float("nan"), float("inf"), -0.0]
+TEXTS = ["", "x" * 5000, "é" * 3000, SESSION, f"{SESSION}\n", SESSION.upper()]
+MAPS = [{"x" * 5000: 1}, {str(number): number for number in range(65)}, {"a": ["b"]}, {"a": 2**64 - 1}]
+ODD = st.sampled_from([*NUMBERS, *TEXTS, *MAPS, [], {}])
+
+
+@pytest.mark.parametrize("kind", [Request, Reply])
+def test_what_is_as_it_should_be_is_read_at_once(kind: type[Request | Reply], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the other test compares one thing with itself."""
+
+    def fields(*_: object) -> Any:  # noqa: ANN401 - stands for a class
+        raise AssertionError("it is read with care")
+
+    monkeypatch.setattr("mailboat.protocol.negotiation._message", fields)
+    assert kind.decode(msgpack.packb(SAID[kind])).encode() == msgpack.packb(SAID[kind])
