@@ -125,21 +125,27 @@ ROWS: Final[dict[str, dict[str, str]]] = {
     "installation": _NAMED_ROW,
     "other": {**_ROW, "k": "VARCHAR", "f": "JSON"},
 }
-"""The members of the lines that `rows` makes for each table, in the order of the table's columns from `sequence` on."""
+"""The tables of records: one for each kind, and one for kinds that this version does not know. For each, the members of
+the lines that `rows` makes, in the order of the table's columns from `sequence` on, and the types of their values."""
 
 _MAX_LINE: Final = 16 * 1024 * 1024
-"""Bytes: what the parser takes as one line; `rows.MAX_ROW` stays below."""
+"""Bytes: what the parser takes as one line; `rows.MAX_LINE` stays below."""
 
 
 def insert_rows(table: str) -> str:
-    """The statement that fills a table of records: a parameter for the file; table ``batch`` names the segments."""
-    columns = ROWS[table]
+    """The statement that fills a table of records: a parameter for the file; table ``batch`` names the segments.
+
+    All lists of a line are as long: its rows are their first values, their second, and so on.
+    """
+    members = ROWS[table]
     chosen = ", ".join(
-        "make_timestamp(greatest(0, r.t + b.shift))" if name == "t" else f"r.{name}" for name in columns if name != "s"
+        "make_timestamp(greatest(0, unnest(r.t) + b.shift))" if name == "t" else f"unnest(r.{name})"
+        for name in members
+        if name != "s"
     )
     return (
         f"INSERT INTO {table} SELECT b.product, b.session_id, b.internal, {chosen} "  # noqa: S608 - names from above
-        f"FROM {_read(ROWS[table])} r JOIN batch b ON b.number = r.s"
+        f"FROM {_read(members)} r JOIN batch b ON b.number = r.s"
     )
 
 
@@ -161,6 +167,6 @@ def _as_json(kind: str) -> str:
     return "BIGINT" if kind == "TIMESTAMP" else kind
 
 
-def _read(columns: dict[str, str]) -> str:
-    types = ", ".join(f"'{name}': '{kind}'" for name, kind in columns.items())
+def _read(members: dict[str, str]) -> str:
+    types = ", ".join(f"'{name}': '{kind}{'' if name == 's' else '[]'}'" for name, kind in members.items())
     return f"read_json($file, format='newline_delimited', maximum_object_size={_MAX_LINE}, columns={{{types}}})"

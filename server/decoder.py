@@ -242,10 +242,10 @@ class Decoding:
         fresh = list(_without(first, end, self._task.present))
         try:
             records = raw_of(block, self._reader.schemas, self._unlock)
-            rows = rows_of(records, self._task.number, first, block.header.clock, self._reader.schemas)
+            rows = rows_of(records, first, block.header.clock, self._reader.schemas)
             if fresh != [(first, end)]:
-                rows = {table: [row for row in made if _within(row.q, fresh)] for table, made in rows.items()}
-            lines = [(table, encode_rows(made)) for table, made in rows.items() if made]
+                rows = {table: [row for row in made if _within(row[0], fresh)] for table, made in rows.items()}
+            lines = [(table, encode_rows(table, self._task.number, made)) for table, made in rows.items() if made]
         except KeyMissing as error:
             self._outcome.locked = str(error)
             return False

@@ -40,7 +40,7 @@ class DecoderRefused(MailboatError):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The rows of a batch: one file of JSON lines in `folder` for each of `tables`."""
+    """The rows of a batch: one file in `folder` for each of `tables`, as `rows` tells."""
 
     folder: Path
     tables: tuple[str, ...]

@@ -122,9 +122,9 @@ def test_a_load_that_fails_leaves_nothing_behind(bench: Bench, tmp_path: Path) -
     generation = bench.analytics.generation
     folder = tmp_path / "bad"
     folder.mkdir()
-    good = b'{"s":0,"q":7,"t":1,"n":"a","a":{}}\n'
+    good = b'{"s":0,"q":[7],"t":[1],"n":["a"],"a":[{}]}\n'
     (folder / "feature.json").write_bytes(good)
-    (folder / "event.json").write_bytes(b'{"s":0,"q":8,"t":1,"n":"a","a":{},"l":900,"m":null}\n')
+    (folder / "event.json").write_bytes(b'{"s":0,"q":[8],"t":[1],"n":["a"],"a":[{}],"l":[900],"m":[null]}\n')
     steps = bench.load((segment_row(data, OTHER), data))
     with pytest.raises(RowsRefused, match="900"):
         bench.analytics.load(Decoded(folder, ("feature", "event")), steps)

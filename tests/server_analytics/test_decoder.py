@@ -23,6 +23,7 @@ from mailboat.protocol.records import COUNTERS, Kind
 from mailboat.server import decoder as decoder_module
 from mailboat.server.decoder import Decoding, Files, Outcome, Service, Task, read_frame, write_frame
 from mailboat.server.decoding import Decoder, DecoderDied, DecoderRefused
+from testkit.loading import told
 from testkit.segments import Segment, event, feature, pack, positional, schema
 
 
@@ -40,7 +41,7 @@ class Kept(Files):
         return list(self.lines)
 
     def names(self, table: str = "feature") -> list[tuple[int, str]]:
-        return [(row["q"], row["n"]) for row in map(json.loads, self.lines.get(table, b"").splitlines())]
+        return [(row["q"], row["n"]) for row in told(self.lines.get(table, b""))]
 
 
 def decoded(task: Task, *pieces: bytes) -> tuple[Outcome, Kept]:
@@ -208,7 +209,7 @@ def test_frames_out_of_order_are_refused() -> None:
 
 
 def rows_in(folder: Path) -> dict[str, int]:
-    return {path.stem: len(path.read_bytes().splitlines()) for path in folder.iterdir()}
+    return {path.stem: len(told(path.read_bytes())) for path in folder.iterdir()}
 
 
 def test_the_process_writes_a_file_for_each_table(decoder: Decoder, folder: Callable[[], Path]) -> None:
@@ -316,6 +317,6 @@ def test_dates_are_read_as_they_are_by_everybody_else() -> None:
     segment.block([feature("a", made=msgpack.Timestamp.from_datetime(aware))])
     data = segment.seal()
     _, files = decoded(Task(1, complete=True), data)
-    [row] = map(json.loads, files.lines["feature"].splitlines())
+    [row] = told(files.lines["feature"])
     [record] = SegmentReader(data)
     assert row["a"] == record.attributes == {"made": "2026-11-25T07:30:00.000025Z"}

@@ -16,6 +16,7 @@ from mailboat.protocol.sealing import Keyring
 from mailboat.server import rows
 from mailboat.server.decoder import raw_of
 from mailboat.server.rows import encode_rows, rows_of
+from testkit.loading import told
 from testkit.segments import (
     CLOCK,
     Segment,
@@ -53,20 +54,18 @@ SCHEMAS = {3: Schema(3, Kind.FEATURE, "order.placed", ("user_id", "price"))}
 
 
 def lines_of(raws: list[Any], schemas: dict[int, Schema] | None = None) -> dict[str, list[dict[str, Any]]]:
-    made = rows_of(raws, 5, 100, CLOCK, schemas or {})
-    return {
-        table: [json.loads(line) for line in encode_rows(found).splitlines()] for table, found in made.items() if found
-    }
+    made = rows_of(raws, 100, CLOCK, schemas or {})
+    return {table: told(encode_rows(table, 5, found)) for table, found in made.items() if found}
 
 
 @given(st.lists(records, min_size=1, max_size=20))
 def test_rows_say_what_the_protocol_reads(raws: list[tuple[Any, ...]]) -> None:
     """The bulk path and the protocol's own decoder are two; this holds them together."""
     plain = [json.loads(json.dumps(raw)) for raw in raws]
-    told = {line["q"]: (table, line) for table, lines in lines_of(plain, SCHEMAS).items() for line in lines}
-    assert sorted(told) == list(range(100, 100 + len(raws)))
+    here = {line["q"]: (table, line) for table, lines in lines_of(plain, SCHEMAS).items() for line in lines}
+    assert sorted(here) == list(range(100, 100 + len(raws)))
     for sequence, raw in enumerate(plain, 100):
-        table, line = told[sequence]
+        table, line = here[sequence]
         record = decode(raw, sequence, CLOCK, SCHEMAS)
         assert (table, line["n"], line["s"]) == (record.kind, record.name, 5)
         assert line["t"] == (raw[1] + CLOCK) // 1000
@@ -147,7 +146,7 @@ def test_a_value_is_a_finite_number_or_nothing(given: object, expected: float | 
 )
 def test_fields_that_are_no_record_are_refused_with_the_record_named(raw: list[Any]) -> None:
     with pytest.raises(SegmentError, match="record 101"):
-        rows_of([feature(), raw], 0, 100, CLOCK, {})
+        rows_of([feature(), raw], 100, CLOCK, {})
 
 
 def test_what_json_has_no_form_for_becomes_something_it_has() -> None:
@@ -157,7 +156,14 @@ def test_what_json_has_no_form_for_becomes_something_it_has() -> None:
 
 
 def test_a_row_that_the_loader_could_not_read_at_once_is_cut() -> None:
-    huge = {"text": "\x00" * (rows.MAX_ROW // 6 + 1)}
+    huge = {"text": "\x00" * (rows.MAX_LINE // 6 + 1)}
     first, second, third = lines_of([feature("before"), [Kind.FEATURE, 0, "big", huge], feature("after")])["feature"]
     assert (first["n"], second["n"], third["n"]) == ("before", "big", "after")
     assert second["a"] == {"$cut": True}
+
+
+def test_rows_that_are_too_long_together_go_into_several_lines() -> None:
+    made = rows_of([feature(str(at), text="\x00" * (rows.MAX_LINE // 24)) for at in range(7)], 100, CLOCK, {})
+    lines = encode_rows("feature", 5, made["feature"])
+    assert max(map(len, lines.splitlines())) <= rows.MAX_LINE < len(lines)
+    assert [(row["s"], row["q"], row["n"]) for row in told(lines)] == [(5, 100 + at, str(at)) for at in range(7)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,6 +75,16 @@ def session_row(
         installation=installation,
     )
     return SessionRow(product, summary, state, "", "", None, started, started)
+
+
+def told(lines: bytes) -> list[dict[str, Any]]:
+    """The rows in lines of columns (`server.rows`), one map each; all lists of a line must be as long."""
+    rows: list[dict[str, Any]] = []
+    for line in lines.splitlines():
+        columns: dict[str, Any] = json.loads(line)
+        segment = columns.pop("s")
+        rows += [{"s": segment, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)]
+    return rows
 
 
 @dataclass

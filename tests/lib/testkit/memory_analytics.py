@@ -48,9 +48,9 @@ class MemoryAnalytics:
         for table in decoded.tables:
             for line in (decoded.folder / f"{table}.json").read_text("utf-8").splitlines():
                 try:
-                    row = json.loads(line)
-                    after.numbers.setdefault(keys[row["s"]], []).append(int(row["q"]))
-                except (ValueError, KeyError) as error:
+                    rows = json.loads(line)
+                    after.numbers.setdefault(keys[rows["s"]], []).extend(map(int, rows["q"]))
+                except (ValueError, TypeError, KeyError) as error:
                     raise RowsRefused(f"a line is no row: {error}") from error
         for step in steps:
             key = (step.segment.product, step.segment.session_id)
