@@ -19,6 +19,7 @@ from msgspec import Struct
 from yarl import URL
 
 from mailboat.agent.report import one_line
+from mailboat.agent.stretch import Stretch, StretchPayload
 from mailboat.protocol.limits import MAX_REPLY
 from mailboat.protocol.uploads.replies import resolve
 
@@ -26,8 +27,8 @@ CONNECT_TIMEOUT: Final = 10.0
 """Seconds to have a connection: a name that does not resolve and a host that drops packets look alike."""
 
 SILENCE_TIMEOUT: Final = 60.0
-"""Seconds in which nothing moves: no piece of a body is taken (a piece is `limits.UPLOAD_WRITE`, so a line of 9 KB/s is
-fast enough), no answer begins after the last one, no answer ends after it began."""
+"""Seconds in which nothing moves: nothing of a body is taken (a piece is `limits.UPLOAD_WRITE` at most, so a line of
+9 KB/s is fast enough), no answer begins after the last one, no answer ends after it began."""
 
 TRANSPORT_FAILURES: Final = (aiohttp.ClientError, OSError, asyncio.TimeoutError, UnicodeError)
 """What an attempt may raise when there is no (whole) answer; the last for a name that cannot be looked up."""
@@ -77,7 +78,12 @@ class Http:
         return url if place.startswith(urlsplit(self._base).path.rstrip("/") + "/") and not climbs else None
 
     async def request(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | Body | None = None, limit: int = MAX_REPLY
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | Body | Stretch | None = None,
+        limit: int = MAX_REPLY,
     ) -> Answer:
         """Send a request and read its answer, of which at most `limit` bytes. Raises one of `TRANSPORT_FAILURES` when
         there is none.
@@ -92,7 +98,7 @@ class Http:
             raise aiohttp.ClientConnectionError("the agent has closed its connections") from error
 
     async def _request(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | Body | None, limit: int
+        self, method: str, url: str, headers: dict[str, str], body: bytes | Body | Stretch | None, limit: int
     ) -> Answer:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(SILENCE_TIMEOUT) as silence:
@@ -100,7 +106,14 @@ class Http:
             def alive() -> None:
                 silence.reschedule(loop.time() + SILENCE_TIMEOUT)
 
-            data = body if body is None or isinstance(body, bytes) else _watched(body, alive)
+            data: bytes | Body | StretchPayload | None
+            match body:
+                case None | bytes():
+                    data = body
+                case Stretch():
+                    data = StretchPayload(body, alive)
+                case _:
+                    data = _watched(body, alive)
             async with self._session.request(
                 method, URL(url, encoded=True), headers=headers, data=data, allow_redirects=False
             ) as response:

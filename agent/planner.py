@@ -444,7 +444,7 @@ class Planner:
     def progressed(self, task: Send, held: int) -> None:
         """The server is known to hold `held` bytes of a segment."""
         entry = self.entries.get(task.session_id)
-        if entry is not None and entry.phase is Phase.SEND:
+        if entry is not None and entry.phase is Phase.SEND and entry.held.get(task.segment.index) != held:
             entry.held[task.segment.index] = held
             self._note(entry)
 

@@ -22,6 +22,7 @@ from msgspec import Struct
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.http import TRANSPORT_FAILURES, Body, Http, told
 from mailboat.agent.planner import Send
+from mailboat.agent.stretch import Stretch
 from mailboat.agent.traffic import Grant, Held, Traffic
 from mailboat.protocol.limits import KIB, MIB, UPLOAD_READ
 from mailboat.protocol.negotiation import SERVER_HEADER
@@ -178,7 +179,7 @@ class Uploader:
     async def _carry_out(self, upload: _Upload, step: Create | Query | Append | Cancel) -> Outcome | Broken:
         client = upload.client
         request = client.request(step)
-        body: Body | None = None
+        body: Body | Stretch | None = None
         before = upload.given
         if isinstance(step, Append) and step.content_length:
             body = self._body(upload, step.offset, step.content_length)
@@ -208,8 +209,23 @@ class Uploader:
         elif isinstance(step, Append) and isinstance(outcome, Advanced | Completed):
             self.stride = self.stride.went_through(step.content_length or 0)
 
-    async def _body(self, upload: _Upload, offset: int, length: int) -> Body:
-        """A stretch of the segment. aiohttp may be slow to let go of the body of a request that failed: one that is no
+    def _body(self, upload: _Upload, offset: int, length: int) -> Body | Stretch:
+        """A stretch of the segment. Where every byte is to be counted before it goes, it goes by pieces."""
+        copied = self._copied(upload, offset, length)
+        if self._traffic.paced or self._traffic.budgeted:
+            return copied
+
+        def taken(count: int) -> None:
+            upload.given += count
+            upload.progress(count, upload.client.offset)
+
+        def failed(error: OSError | EOFError) -> None:
+            upload.unreadable = upload.cannot_read(error)
+
+        return Stretch(upload.file.fileno(), offset, length, self._executor, taken, failed, copied)
+
+    async def _copied(self, upload: _Upload, offset: int, length: int) -> Body:
+        """The same by copies. aiohttp may be slow to let go of the body of a request that failed: one that is no
         longer the last made reads no more, for all of them share the file and its position.
         """
         upload.turn += 1

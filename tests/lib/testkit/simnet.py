@@ -11,6 +11,7 @@ from typing import Final
 import aiohttp
 
 from mailboat.agent.http import SILENCE_TIMEOUT, Answer, Body, Http
+from mailboat.agent.stretch import Stretch
 from mailboat.protocol.limits import MAX_REPLY
 from mailboat.protocol.uploads.decisions import BodyEnd
 from testkit.simserver import OURS, SimServer
@@ -65,8 +66,14 @@ class SimHttp(Http):
         pass
 
     async def request(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | Body | None = None, limit: int = MAX_REPLY
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | Body | Stretch | None = None,
+        limit: int = MAX_REPLY,
     ) -> Answer:
+        content = body.copied if isinstance(body, Stretch) else body
         self._seen.requests += 1
         if self.paused and not self.window_open:
             self._seen.forbidden.append(f"{method} {url}")
@@ -82,9 +89,9 @@ class SimHttp(Http):
         if path == "/v1/status":
             answer = Answer(200, dict(OURS), b"{}")
         elif path == "/v1/negotiate":
-            answer = self._server.negotiate(await self._whole(body))
+            answer = self._server.negotiate(await self._whole(content))
         else:
-            answer = await self._upload(method, path, headers, body)
+            answer = await self._upload(method, path, headers, content)
         await self._line.cross()
         return answer
 
