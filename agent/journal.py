@@ -39,6 +39,7 @@ from mailboat.agent.journal_layout import (
     FIRST,
     GENERATION,
     HEAD,
+    HEAD_CRC,
     HEAD_SIZE,
     LEAVING_AT,
     LOST,
@@ -255,7 +256,8 @@ class Journal:
         head[LOST_AT : LOST_AT + LOST.size] = kept
 
     def _begin_head(self) -> None:
-        HEAD.pack_into(self._head, 0, MAGIC, VERSION, self.half_size, self._boot)
+        head = HEAD.pack(MAGIC, VERSION, self.half_size, self._boot)
+        self._head[: HEAD.size + HEAD_CRC.size] = head + HEAD_CRC.pack(crc32(head))
 
     # -- under the recorder's lock -------------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 Layout (native byte order; a journal never leaves its machine)::
 
-    head    magic:8s version:u32 half_size:u32 boot_id:64s, at byte 128 what was lost (4 * u64, one more at byte 168,
-            see `intake.Lost`), at byte 160 whether the process was leaving in order (u8), at byte 512 64 descriptors of
-            512 bytes; 64 KiB in all
+    head    magic:8s version:u32 half_size:u32 boot_id:64s crc:u32 (of those before it: every version to come keeps it
+            here, so that damage is told from such a version), at byte 128 what was lost (4 * u64, one more at byte
+            168, see `intake.Lost`), at byte 160 whether the process was leaving in order (u8), at byte 512 64
+            descriptors of 512 bytes; 64 KiB in all
     half    records packed one after the other, from the half's offset in the file on
 
     descriptor   generation:u64 first:u64 offset:u64 size:u64 end:u64, and one checkpoint each at the bytes 64 and 192
@@ -23,6 +24,8 @@ HEAD_SIZE: Final = 64 * 1024
 """Also the granule of offsets: the largest that any platform asks for (Windows)."""
 
 HEAD: Final = struct.Struct("=8sII64s")
+HEAD_CRC: Final = struct.Struct("=I")
+"""Behind `HEAD`."""
 LOST_AT: Final = 128
 LOST: Final = struct.Struct("=4Q8xQ")
 LOST_PLACES: Final = (0, 8, 16, 24, 40)

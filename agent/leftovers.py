@@ -11,6 +11,7 @@ from mailboat.agent.journal_layout import (
     CHECKPOINT,
     DURABLE_AT,
     HEAD,
+    HEAD_CRC,
     HEAD_SIZE,
     LEAVING_AT,
     LOST,
@@ -51,14 +52,16 @@ def left_behind(content: bytes, *, same_boot: Callable[[str], bool]) -> LeftBehi
     """What is to be had from a dead process's journal file; nothing if it never became a journal.
 
     `same_boot` tells of the boot id under which the journal was written whether the machine has run on since (`end`
-    counts) or not (checkpoints do). Raises `SegmentError` for a journal of a version to come.
+    counts) or not (checkpoints do). Damage costs at most the half that it belongs to. Raises `SegmentError` for a
+    journal of a version to come.
     """
     if len(content) < HEAD_SIZE:
         return LeftBehind()
-    magic, version, _, boot = HEAD.unpack_from(content)
-    if magic != MAGIC:
+    magic, version, half_size, boot = HEAD.unpack_from(content)
+    (crc,) = HEAD_CRC.unpack_from(content, HEAD.size)
+    if magic != MAGIC and crc32(HEAD.pack(MAGIC, VERSION, half_size, boot)) != crc:
         return LeftBehind()
-    if version != VERSION:
+    if version != VERSION and crc32(content[: HEAD.size]) == crc:  # it means to say so; else it is damaged
         raise SegmentError(f"the journal has version {version}, this mailboat reads {VERSION}: update it")
     running_on = same_boot(boot.rstrip(b"\0").decode(errors="replace"))
     found = (_left(content, index, running_on=running_on) for index in range(MAX_HALVES))
@@ -71,12 +74,11 @@ def _left(content: bytes, index: int, *, running_on: bool) -> Left | None:
     generation, first, offset, size, end = WORDS.unpack_from(content, at)
     if not size or offset < HEAD_SIZE or offset + size > len(content) or first > MAX_SEQUENCE:
         return None
-    if running_on:
-        return Left(generation, first, content[offset : offset + end]) if generation and 0 < end <= size else None
+    if running_on and end <= size:
+        return Left(generation, first, content[offset : offset + end]) if generation and end else None
     vouched = (_vouched(content, at + place, offset, size) for place in (*DURABLE_AT, *PASSING_AT))
-    return max(
-        (found for found in vouched if found), key=lambda found: (found.generation, len(found.raw)), default=None
-    )
+    sound = (found for found in vouched if found and (not running_on or found.generation == generation))
+    return max(sound, key=lambda found: (found.generation, len(found.raw)), default=None)
 
 
 def _vouched(content: bytes, at: int, offset: int, size: int) -> Left | None:

@@ -74,6 +74,7 @@ class Segments:
         """Use a session that was begun already."""
         self.session, self._segment, self.folder = session, segment, session.path
         self._index = segment.writer.description.index
+        self._begun = self._clocks.monotonic()
 
     def ready(self) -> SegmentFile:
         """The segment to append to, begun if there is none, another one if it is large, old or has failed."""
@@ -100,8 +101,8 @@ class Segments:
 
     def unsettle(self) -> None:
         """There is another file in the session's folder, whose name must survive the machine with the next `sync`."""
-        if self._segment is not None:
-            self._segment.placed = False
+        assert self._segment is not None  # noqa: S101 - the folder came with it
+        self._segment.placed = False
 
     def sync(self) -> None:
         """Return when all that was appended is on the disk."""

@@ -30,13 +30,16 @@ from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import Info, SegmentState, Status, Summary
 from mailboat.protocol.uploads.outcomes import (
     Advanced,
+    Cancelled,
     Completed,
     Exhausted,
     Gone,
+    NotOurs,
     Outcome,
     OutOfSync,
     Refused,
     Retry,
+    Unauthorised,
 )
 
 DIGEST = "ab" * 32
@@ -321,6 +324,89 @@ def test_a_result_that_comes_after_a_new_beginning_is_harmless() -> None:
     planner.progressed(task, 50)
     assert planner.sent(task, Completed(100), 0.0) is None
     assert (planner.entries, planner.left, planner.open) == ({}, 0, 0)
+
+
+def test_an_upload_of_a_session_that_is_gone_is_harmless() -> None:
+    planner = knowing(ONE)
+    answered(planner, wanted(ONE))
+    task = sending(planner)
+    planner.drop(ONE.session_id)
+    assert planner.sent(task, Completed(100), 0.0) is None
+    assert (planner.left, planner.open, planner.next(0.0)) == (0, 0, Idle())
+
+
+@pytest.mark.parametrize("outcome", [Unauthorised(401), NotOurs(200, "a page"), Cancelled()])
+def test_what_is_no_word_about_the_session_changes_nothing_of_it(outcome: Outcome) -> None:
+    """The key, or the connection: `rounds` sees to it, and the upload goes on where it was."""
+    planner = knowing(ONE)
+    answered(planner, wanted(ONE))
+    task = sending(planner)
+    assert planner.sent(task, outcome, 0.0) is None
+    assert sending(planner) == task
+    assert (planner.left, planner.entries[ONE.session_id].stalls) == (100, 0)
+
+
+def test_an_answer_about_a_session_that_is_gone_or_has_grown_is_passed_over() -> None:
+    gone, grows = session(1), session(2, status=Status.RUNNING)
+    planner = knowing(gone, grows)
+    task = offered(planner)
+    planner.drop(gone.session_id)
+    grown = replace(grows, segments=(replace(grows.segments[0], size=150),))
+    planner.meet([grown])
+    assert planner.negotiated(task, Reply((wanted(gone), wanted(grows))), 0.0) == []
+    assert offered(planner).offers == (grown,), "it is asked about as it is now"
+    assert planner.left == 150
+
+
+def test_what_is_gone_is_left_out_of_a_smaller_request() -> None:
+    gone, stays = session(1), session(2)
+    planner = knowing(gone, stays)
+    task = offered(planner)
+    planner.drop(gone.session_id)
+    assert planner.offer_fewer(task)
+    assert offered(planner).offers == (stays,)
+
+
+def test_one_that_was_to_be_asked_about_later_and_is_gone_by_then_is_not() -> None:
+    gone, stays = session(1), session(2)
+    planner = knowing(gone, stays)
+    later = [Decision(each.session_id, Verdict.LATER, after=60.0) for each in (gone, stays)]
+    answered(planner, *later)
+    planner.drop(gone.session_id)
+    assert planner.next(0.0) == Wait(60.0)
+    assert offered(planner, 60.0).offers == (stays,)
+    planner.drop(stays.session_id)
+    assert planner.next(10.0**6) == Busy()
+
+
+def test_one_that_waits_for_its_time_and_is_gone_is_not_waited_for() -> None:
+    planner = knowing(ONE)
+    answered(planner, Decision(ONE.session_id, Verdict.LATER, after=60.0))
+    planner.drop(ONE.session_id)
+    assert planner.next(0.0) == Idle()
+
+
+def test_one_whose_end_could_not_be_carried_out_is_pending_again() -> None:
+    planner = knowing(ONE)
+    (entry,) = answered(planner, had(ONE))
+    planner.refresh([ONE])
+    assert (entry.phase, planner.next(0.0)) == (Phase.ENDED, Idle()), "it stands there still, and is not asked about"
+    planner.reconsider(ONE.session_id)
+    assert (entry.fate, planner.left, planner.open) == (Fate.PENDING, 100, 1)
+    planner.refresh([ONE])
+    assert offered(planner).offers == (ONE,)
+    planner.drop(ONE.session_id)
+    planner.reconsider(ONE.session_id)
+    assert (planner.entries, planner.left) == ({}, 0)
+
+
+def test_a_running_session_of_which_the_server_has_all_is_not_put_off() -> None:
+    """Nor is it at fault: it is asked about again when it has grown."""
+    running = session(status=Status.RUNNING)
+    planner = knowing(running)
+    assert answered(planner, wanted(running, 100)) == []
+    assert planner.entries[running.session_id].stalls == 0
+    assert planner.next(0.0) == Idle()
 
 
 # -- order and amounts -------------------------------------------------------------------------------------------------

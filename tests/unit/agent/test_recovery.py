@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from mailboat.agent.recovery import bring_to_rest
+from mailboat.agent.segment_file import SegmentFile
+from mailboat.agent.store import LAST_WORDS, LIVE, WAITING, Store
 from mailboat.agent.writer import WriterSettings
-from testkit.disk import Disk, Killed
-from testkit.recording import Rig, only, recovered
+from mailboat.protocol.reader import SegmentReader
+from mailboat.protocol.records import SCHEMA_COUNTER
+from mailboat.protocol.sealing import Note
+from mailboat.protocol.segment import SealReason
+from testkit.disk import Disk, Killed, Unsynced, failure
+from testkit.recording import BOOT, Rig, only, read_session, recovered
 
 
 def killed_at_append(number: int) -> Callable[[int, str], BaseException | None]:
@@ -42,3 +51,95 @@ def test_killed_at_any_write_of_a_rotation(tmp_path: Path, append: int) -> None:
         ("order.placed", {"user": 1}),
         ("order.placed", {"user": 2}),
     ]
+
+
+def test_what_was_only_declared_is_kept_though_nothing_was_recorded(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, files=Unsynced())
+    rig.recorder.emitter("order.placed", ["user"])
+    rig.let_go()
+    story = only(recovered(tmp_path))
+    assert (story.records, story.gaps) == ([], [])
+    (block,) = SegmentReader((story.folder / "000000.zst").read_bytes()).blocks()
+    assert block.header.counts[SCHEMA_COUNTER] == 1
+
+
+def test_a_segment_that_was_in_the_way_and_would_not_go_goes_at_the_end(tmp_path: Path) -> None:
+    """The disk failed as the next one was begun, and refused to remove what there was of it."""
+
+    class Stuck(Unsynced):
+        bad: int | None = None
+        stuck = True
+
+        def create(self, path: Path) -> int:
+            fd = super().create(path)
+            self.bad = fd if path.name == "000001.zst" else None
+            return fd
+
+        def append(self, fd: int, data: bytes | memoryview) -> None:
+            super().append(fd, data if fd != self.bad else data[:10])
+            if fd == self.bad:
+                raise failure(errno.EIO)
+
+        def truncate(self, fd: int, size: int) -> None:
+            if fd == self.bad:
+                raise failure(errno.EIO)
+            super().truncate(fd, size)
+
+        def remove(self, path: Path) -> None:
+            if path.name == "000001.zst" and self.stuck:
+                raise failure(errno.EIO)
+            super().remove(path)
+
+    files = Stuck()
+    rig = Rig(tmp_path, files=files, settings=WriterSettings(segment_bytes=1))
+    for name in ("a", "b"):
+        rig.recorder.feature(name)
+        rig.flush()
+        rig.step(10.0)
+    folder = rig.store.folder / LIVE / rig.id
+    assert (folder / "000001.zst").stat().st_size == 10
+    files.stuck = False
+    assert rig.end()
+    story = read_session(rig.store.folder / WAITING / rig.id)
+    assert (story.names, story.gaps) == (["a", "b"], [])
+    assert not (story.folder / "000001.zst").exists()
+
+
+def test_a_seal_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, files=Unsynced())
+    rig.recorder.feature("a")
+    assert rig.end()
+    folder = rig.store.folder / LIVE / rig.id
+    (rig.store.folder / WAITING / rig.id).rename(folder)  # as if the rename had not reached the disk
+    content = bytearray((folder / "000000.zst").read_bytes())
+    content[-30] ^= 0xFF
+    (folder / "000000.zst").write_bytes(content)
+    story = only(recovered(tmp_path, files=Unsynced()))
+    assert (story.names, story.reasons) == (["a"], [SealReason.CRASHED])
+    assert [gap.records for gap in story.gaps] == [0], "the damage shows, and no record is missing"
+
+
+def test_last_words_follow_a_block_that_nobody_can_read(tmp_path: Path) -> None:
+    """Its checksum is that of what was written, so it was not the disk."""
+    rig = Rig(tmp_path, files=Unsynced())
+    rig.recorder.feature("a")
+    assert rig.flush()
+    rig.let_go()
+    folder = rig.store.folder / LIVE / rig.id
+    segment, (block,) = SegmentFile.reopen(Unsynced(), folder / "000000.zst", 1)
+    header, data = segment.writer.framed(replace(block.header, first=1), b"no frame of zstd", Note())
+    segment._append(data, header)
+    segment.close()
+    (folder / LAST_WORDS).write_bytes(b"Fatal Python error: Bus error\n")
+    (path,) = [each / "000000.zst" for each in recovered_folders(tmp_path)]
+    reader = SegmentReader(path.read_bytes())
+    names = [record.name for each in reader.blocks() for record in reader.records(each)]
+    assert names == ["a", "process.died"]
+    assert [(gap.first, gap.records) for gap in reader.gaps] == [(1, 1)]
+
+
+def recovered_folders(root: Path) -> list[Path]:
+    """Bring what has crashed to rest; the folders that wait then."""
+    store = Store(Unsynced(), root, "product", "application")
+    assert [bring_to_rest(store, session, BOOT) for session in store.crashed()] == [None]
+    return list((store.folder / WAITING).iterdir())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.journal import Journal
-from mailboat.agent.journal_layout import HEAD_SIZE, MAGIC, VERSION
+from mailboat.agent.journal_layout import HEAD, HEAD_CRC, HEAD_SIZE, MAGIC, VERSION
 from mailboat.agent.leftovers import LeftBehind, left_behind
 from mailboat.agent.reserve import FILE_NAME
 from mailboat.agent.segment_file import DAMAGED, SegmentFile
@@ -283,8 +284,15 @@ def test_what_is_no_journal_holds_nothing() -> None:
     assert left_behind(bytes(HEAD_SIZE), same_boot=same) == LeftBehind()
 
 
+def to_come(content: bytearray) -> bytes:
+    """The same journal of a version to come, which says so under its own checksum."""
+    magic, _, *rest = HEAD.unpack_from(content)
+    head = HEAD.pack(magic, VERSION + 1, *rest)
+    return head + HEAD_CRC.pack(crc32(head)) + content[HEAD.size + HEAD_CRC.size :]
+
+
 def test_a_journal_of_a_version_to_come_is_left_alone() -> None:
-    content = MAGIC + (VERSION + 1).to_bytes(4, "little") + bytes(HEAD_SIZE)
+    content = to_come(bytearray(HEAD.pack(MAGIC, VERSION, 0, b"") + bytes(HEAD_SIZE)))
     with pytest.raises(SegmentError, match="update it"):
         left_behind(content, same_boot=same)
 
@@ -292,14 +300,26 @@ def test_a_journal_of_a_version_to_come_is_left_alone() -> None:
 def test_a_session_whose_journal_is_of_a_version_to_come_is_put_aside_whole(tmp_path: Path) -> None:
     session = crashed(tmp_path, Time())
     journal = store_at(tmp_path).folder / LIVE / session / "journal"
-    content = bytearray(journal.read_bytes())
-    content[8] += 1
-    journal.write_bytes(content)
+    content = journal.read_bytes()
+    journal.write_bytes(to_come(bytearray(content)))
     with pytest.raises(SegmentError, match="update it"):
         recovered(tmp_path)
-    content[8] -= 1
     journal.write_bytes(content)
     assert only(recovered(tmp_path)).names == ["a"]
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("at", range(12))
+def test_one_damaged_byte_of_what_a_journal_is_costs_nothing(tmp_path: Path, at: int, checked: bool) -> None:
+    """Not `checked`: as agents wrote it before there was a checksum; then what it is must be intact at least."""
+    session = crashed(tmp_path, Time())
+    journal = store_at(tmp_path).folder / LIVE / session / "journal"
+    content = bytearray(journal.read_bytes())
+    if not checked:
+        content[HEAD.size : HEAD.size + HEAD_CRC.size] = bytes(HEAD_CRC.size)
+    content[at] ^= 0x55
+    journal.write_bytes(content)
+    assert [story.names for story in recovered(tmp_path)] == [["a"] if checked or at >= 8 else []]
 
 
 def test_a_journal_in_memory_syncs_nothing_and_counts_all_the_same() -> None:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_BLOCK_RAW, MAX_SEAL
 from mailboat.protocol.reader import Block, Gap, SegmentReader, decompress, unpack, whole_records
-from mailboat.protocol.records import COUNTERS, Record
+from mailboat.protocol.records import COUNTERS, Kind, Record
 from mailboat.protocol.segment import BLOCK_HEADER_SIZE, BLOCK_START, SEAL_MAGIC, SKIPPABLE, BlockHeader, Seal
 from mailboat.protocol.summary import Info
 from testkit.segments import CLOCK, Raw, Segment, event, feature, pack, positional, schema
@@ -345,6 +345,15 @@ def test_whole_records_are_those_before_the_first_that_is_none(names: list[bytes
     assert end >= len(good)
     assert list(unpack((good + junk)[:end])) == records
     assert whole_records(good[:-1])[0] == [[1, 2, name, {}] for name in names[:-1]]
+
+
+def test_a_date_beyond_the_calendar_is_told_as_a_number() -> None:
+    """No agent writes one, but what is read is what somebody else wrote."""
+    beyond = msgpack.Timestamp(300_000_000_000, 5)
+    within = msgpack.Timestamp(1_790_000_000, 0)
+    record = [int(Kind.FEATURE), 0, "a", {"far": beyond, "list": [within]}]
+    ((*_, attributes),) = unpack(pack(record))
+    assert attributes == {"far": 300_000_000_000 * 10**9 + 5, "list": ["2026-09-21T14:13:20Z"]}
 
 
 def test_a_header_that_counts_other_records_than_there_are_is_a_gap() -> None:

@@ -81,3 +81,8 @@ def test_a_fence_changes_the_epoch_alone() -> None:
 def test_use_prolongs_a_life(max_age: int | None, expires: float | None, now: float, after: float | None) -> None:
     state = UploadState("u", limits=Limits(max_age=max_age), expires=expires)
     assert state.prolonged(now).expires == after
+
+
+@pytest.mark.parametrize(("expires", "after"), [(None, 80.0), (50.0, 50.0), (100.0, 80.0)])
+def test_a_part_that_was_used_is_kept_no_longer_than_is_agreed(expires: float | None, after: float) -> None:
+    assert UploadState("u", phase=Phase.COMPLETE, expires=expires).used_by(80.0).expires == after

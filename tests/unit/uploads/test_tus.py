@@ -13,7 +13,7 @@ from mailboat.protocol.uploads.digests import Algorithm, Digest
 from mailboat.protocol.uploads.replies import Reply
 from mailboat.protocol.uploads.rufh_server import RufhServer
 from mailboat.protocol.uploads.state import Creation, Phase, UploadState
-from mailboat.protocol.uploads.tus_client import TusDialect
+from mailboat.protocol.uploads.tus_client import Offering, TusDialect, read_discovery
 from mailboat.protocol.uploads.tus_server import TusServer
 from mailboat.protocol.uploads.values import Append, Asked, Cancel, Create, Discover, Join, Query, Request
 
@@ -222,3 +222,21 @@ def test_an_explanation_is_read_from_a_problem_or_plain_text_and_from_nothing_el
     assert (reply.problem, reply.detail) == ("x:y", "why")
     assert read("text/plain", b"why \xff" + b"x" * 9000).detail == ("why \ufffd" + "x" * 9000)[:500]
     assert read("text/html", b"<p>why").detail == ""
+
+
+def test_what_a_server_offers_is_told_by_a_tus_server_alone() -> None:
+    assert read_discovery({"Server": "nginx", "Allow": "GET, HEAD"}) is None
+    offering = read_discovery(
+        {"tus-version": "1.0.0, 0.2.2", "Tus-Extension": "creation, creation-defer-length", "Tus-Max-Size": "1000"}
+    )
+    assert offering == Offering(("1.0.0", "0.2.2"), frozenset({"creation", "creation-defer-length"}), 1000)
+    assert offering is not None
+    assert offering.deferred
+
+
+def test_tus_has_no_answers_in_between() -> None:
+    assert TusServer().announce(OPEN, TUS, location="/v1/uploads/u", now=0.0) is None
+
+
+def test_a_checksum_in_a_trailer_of_an_algorithm_that_nobody_knows_is_none() -> None:
+    assert TusServer().read_trailers({"upload-checksum": "md4 AAAA"}) is None
