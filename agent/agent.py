@@ -344,7 +344,7 @@ class Agent:
             return SyncReport(duration=self._clocks.now() - begun, error=why)
         left = None if timeout is None else max(0.0, timeout - (self._clocks.now() - begun))
         report = await self._sync.window(left, progress)
-        if self._eligibility is not None:
+        if self._eligibility is not None and report.error is None:  # else a trigger that was near must still come
             self._eligibility.offered()
         return report
 

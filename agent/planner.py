@@ -152,11 +152,11 @@ class Planner:
         """
         self.begin()
         self.meet(summaries)
-        self.forget_absent()
+        self.forget_absent(len(self._unmet))
 
     def begin(self, homes: Mapping[str, str] | None = None) -> None:
-        """Begin a `refresh` in pieces: then `meet` all sessions, some at a time, and `forget_absent` ones. `homes`
-        names the home of those that have one.
+        """Begin a `refresh` in pieces: then `meet` all sessions, some at a time, and `forget_absent` ones likewise.
+        `homes` names the home of those that have one.
         """
         self._homes = homes or {}
         self._negotiating = self.held = 0
@@ -184,11 +184,11 @@ class Planner:
             if entry.phase is not Phase.ENDED:
                 self._offer(entry)
 
-    def forget_absent(self) -> None:
-        """Those that were not met since `begin` are gone."""
-        for session_id in self._unmet:
-            self.drop(session_id)
-        self._unmet.clear()
+    def forget_absent(self, most: int) -> bool:
+        """Those that were not met since `begin` are gone: forget up to `most` of them; True while there are more."""
+        for _ in range(min(most, len(self._unmet))):
+            self.drop(self._unmet.pop())
+        return bool(self._unmet)
 
     def drop(self, session_id: str) -> None:
         """What is known of a session is out of date: it begins anew with the next `refresh`."""

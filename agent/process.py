@@ -65,27 +65,23 @@ def part_from_parent(loop: asyncio.AbstractEventLoop) -> None:
     takes out of it what wakes the parent's loop: for ever after, no thread could tell that loop anything. The copy gets
     an epoll of its own, in which the same is registered. Other kinds of selectors are not shared by a fork.
 
-    Where there is no descriptor left for that, it stays as it is, and the log says so.
+    Where the system has no descriptor left for that, or refuses, it stays as it is, and the log says so.
     """
     selector: Any = getattr(loop, "_selector", None)
     epoll = hasattr(selectors, "EpollSelector") and isinstance(selector, selectors.EpollSelector)
     if not epoll or selector.get_map() is None:
         return
     try:
-        own = select.epoll()
+        with select.epoll() as own:
+            for key in selector.get_map().values():
+                wanted = (key.events & selectors.EVENT_READ and select.EPOLLIN) | (
+                    key.events & selectors.EVENT_WRITE and select.EPOLLOUT
+                )
+                with contextlib.suppress(OSError):  # it was closed without having been taken out
+                    own.register(key.fd, wanted)
+            os.dup2(own.fileno(), selector.fileno(), inheritable=False)
     except OSError as error:
         log.warning("a forked child shares the selector of its parent's event loop: %s", error)
-        return
-    try:
-        for key in selector.get_map().values():
-            wanted = (key.events & selectors.EVENT_READ and select.EPOLLIN) | (
-                key.events & selectors.EVENT_WRITE and select.EPOLLOUT
-            )
-            with contextlib.suppress(OSError):  # it was closed without having been taken out
-                own.register(key.fd, wanted)
-        os.dup2(own.fileno(), selector.fileno(), inheritable=False)
-    finally:
-        own.close()
 
 
 def ends_work(error: BaseException) -> bool:

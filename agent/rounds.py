@@ -157,8 +157,7 @@ class Rounds(Struct):
         """
         window.begin()
         self._spent = None
-        was_sender = bool(self.sources.stores.served)
-        sender = await self._on_disk(self.sources.stores.become_sender, self.clocks.new_id)
+        was_sender, sender = await self._on_disk(self._become_sender)
         if not was_sender:
             self.traffic.reread()
         if sender:
@@ -179,6 +178,13 @@ class Rounds(Struct):
         if self._spent is not None:
             raise BudgetSpent(self._spent)
         return due
+
+    def _become_sender(self) -> tuple[bool, bool]:
+        """Whether this process was the sender until now, and whether it is. Both on the store's thread, where nothing
+        comes in between: who was not the sender for a moment does not know what another has spent in it.
+        """
+        stores = self.sources.stores
+        return bool(stores.served), stores.become_sender(self.clocks.new_id)
 
     async def settled(self) -> None:
         """Return when what followed from the last final words is carried through."""
@@ -212,7 +218,10 @@ class Rounds(Struct):
         while some := list(islice(rest, SLICE)):
             self.planner.meet(some)
             await asyncio.sleep(0)
-        self.planner.forget_absent()
+        more = True
+        while more:
+            more = self.planner.forget_absent(SLICE)
+            await asyncio.sleep(0)
 
     def _wants(self, running: Summary, window: Window) -> bool:
         """Whether it is of any use to offer the running session before it has ended."""

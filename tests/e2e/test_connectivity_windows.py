@@ -17,7 +17,7 @@ from testkit.oracle import Habits, Told, complaints, victim
 from testkit.proxies import CountingProxy, LostLineProxy
 from testkit.serverkit import PRODUCT, eventually
 from testkit.servers import Given, Served, digests, show, stored
-from testkit.strange import silence, strange
+from testkit.strange import http, saying, silence, strange
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -112,6 +112,22 @@ async def test_cancelled_at_random_points(make_agent: AgentMaker, given: Given, 
         assert status.ledger.recorded == status.ledger.accepted + 40 == sum(each for _, each in sessions) + 40
         assert await agent.flush(durable=True)
     await all_there(given, tmp_path, sessions)
+
+
+async def test_a_window_that_fails_leaves_the_running_session_near_its_trigger(
+    make_agent: AgentMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row T3: what such a window could not offer still counts towards the next 20,000 records."""
+    monkeypatch.setattr("mailboat.agent.eligibility.RECORDS_TRIGGER", 100)
+    monkeypatch.setattr("mailboat.agent.eligibility.LOOK_INTERVAL", 0.01)
+    settings = {"synchronize_automatically": True, "startup_delay": 3600.0, "sync_interval": 3600.0}
+    async with strange(saying(http(500))) as bad, make_agent(server=bad.url, **settings) as agent:
+        while agent.status.recorded < 99:
+            agent.feature("import.csv")
+        assert "500" in ((await agent.force_sync()).error or "")
+        asked = len(bad.asked)
+        agent.feature("import.csv")
+        await bad.been_asked(asked + 1)
 
 
 async def test_the_deadline_holds_against_a_server_that_hangs(make_agent: AgentMaker) -> None:

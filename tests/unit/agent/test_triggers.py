@@ -5,14 +5,19 @@ store, simulated network; nobody sleeps.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mailboat.agent.allowance import Budget, day_of
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.eligibility import AGE_TRIGGER, LOOK_INTERVAL, RECORDS_TRIGGER, Eligibility
 from mailboat.agent.link_policy import LinkState, quiet_hours, urgent_when_metered
+from mailboat.agent.traffic import BudgetFile
+from mailboat.agent.window import SLICE
 from testkit import virtual
 from testkit.stories import asked, story, until
 from testkit.virtual import VirtualLoop
@@ -132,6 +137,51 @@ def test_the_end_is_not_lost_that_comes_in_the_moment_of_a_wake(tmp_path: Path) 
             assert agent.running.cancelled()
             agent.running = asyncio.create_task(agent.sync.run(0.0))
             await asyncio.sleep(10.0)
+
+    story(tmp_path, tell)
+
+
+def test_what_another_process_has_spent_meanwhile_is_not_spent_again(tmp_path: Path) -> None:
+    """The place of the sender is lost and won between the wake and the round, as when sessions are being given up."""
+
+    async def tell(agent: SimAgent) -> None:
+        agent.record()
+        await until(agent, lambda: agent.idle, 60.0)
+        carried, submit = agent.seen.requests, agent.disk.submit
+
+        def out_of_turn(*call: Any) -> Any:
+            agent.disk.submit = submit  # type: ignore[method-assign]
+            agent.stores.cease_sending()
+            return submit(*call)
+
+        agent.disk.submit = out_of_turn  # type: ignore[method-assign, assignment]
+        limit, today = agent.budget or 0, day_of(agent.clocks.local())
+        BudgetFile(agent.files, agent.folder, limit).write(Budget(limit, today, limit))
+        agent.record()
+        await until(agent, lambda: "budget" in agent.sync.why, 60.0)
+        assert agent.seen.requests == carried
+
+    story(tmp_path, tell, daily_bytes=65_536)
+
+
+def test_sessions_that_are_gone_are_forgotten_some_at_a_time(tmp_path: Path) -> None:
+    """Another process has sent three slices of them: the event loop has its turns meanwhile."""
+
+    async def tell(agent: SimAgent) -> None:
+        agent.line.up = False
+        for _ in range(3 * SLICE):
+            agent.record()
+        known = agent.sync._rounds.planner.entries
+        await until(agent, lambda: len(known) == 3 * SLICE, 60.0)
+        for made in agent.made:
+            shutil.rmtree(agent.folder / "waiting" / made.session_id)
+        agent.sync.resume()
+        most = 0
+        while known:
+            before = len(known)
+            await asyncio.sleep(0)
+            most = max(most, before - len(known))
+        assert most == SLICE
 
     story(tmp_path, tell)
 
