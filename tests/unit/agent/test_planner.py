@@ -516,7 +516,7 @@ def test_a_request_offers_sessions_of_one_home_the_most_pressing_first() -> None
     planner = Planner()
     planner.begin({each.session_id: "theirs" for each in theirs})
     planner.meet([*ours, *theirs])
-    planner.forget_absent()
+    planner.forget_absent(len(ours) + len(theirs))
     requests = []
     while isinstance(task := planner.next(0.0), Negotiate):
         requests.append((task.home, len(task.offers)))

@@ -13,7 +13,7 @@ from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.segment_file import SegmentFile
 from mailboat.agent.store import LAST_WORDS, LIVE, WAITING, Store
 from mailboat.agent.writer import WriterSettings
-from mailboat.protocol.reader import SegmentReader
+from mailboat.protocol.reader import Block, SegmentReader
 from mailboat.protocol.records import SCHEMA_COUNTER
 from mailboat.protocol.sealing import Note
 from mailboat.protocol.segment import SealReason
@@ -126,7 +126,9 @@ def test_last_words_follow_a_block_that_nobody_can_read(tmp_path: Path) -> None:
     assert rig.flush()
     rig.let_go()
     folder = rig.store.folder / LIVE / rig.id
-    segment, (block,) = SegmentFile.reopen(Unsynced(), folder / "000000.zst", 1)
+    blocks: list[Block] = []
+    segment = SegmentFile.reopen(Unsynced(), folder / "000000.zst", 1, look=blocks.append)
+    (block,) = blocks
     header, data = segment.writer.framed(replace(block.header, first=1), b"no frame of zstd", Note())
     segment._append(data, header)
     segment.close()

@@ -12,7 +12,7 @@ from mailboat.agent.files import OsFileSystem
 from mailboat.agent.ledger import ACCEPTED, DECLINED, QUARANTINED, Ending
 from mailboat.agent.store import QUARANTINED as ASIDE
 from mailboat.agent.store import SENT, WAITING, Store
-from mailboat.agent.stores import Stores
+from mailboat.agent.stores import OWN, Stores
 from testkit.disk import Unsynced, failure
 from testkit.recording import Rig, Time
 
@@ -69,7 +69,7 @@ def test_one_that_sends_for_its_own_application_sees_no_other(tmp_path: Path, ti
     assert stores.become_sender(lambda: SOME_ID)
     assert [store.folder.name for store in stores.served] == ["own"]
     assert found(stores) == {mine}
-    assert [ledger.store for ledger in stores.ledgers] == [SOME_ID]
+    assert {home: ledger.store for home, ledger in stores.ledgers.items()} == {OWN: SOME_ID}
     assert store_of(tmp_path, "other").become_sender()
 
 

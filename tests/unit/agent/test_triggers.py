@@ -149,7 +149,7 @@ def test_what_another_process_has_spent_meanwhile_is_not_spent_again(tmp_path: P
         await until(agent, lambda: agent.idle, 60.0)
         carried, submit = agent.seen.requests, agent.disk.submit
 
-        def out_of_turn(*call: Any) -> Any:
+        def out_of_turn(*call: Any) -> Any:  # noqa: ANN401 - as an executor takes and gives it
             agent.disk.submit = submit  # type: ignore[method-assign]
             agent.stores.cease_sending()
             return submit(*call)
