@@ -30,6 +30,7 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from types import CellType, CodeType, FunctionType
 from typing import Any, Final, Protocol
 
@@ -144,7 +145,7 @@ class Surroundings:
         """A call that takes `parameters` and records `fields`, directly if `fits`."""
         names: dict[str, Any] = {}
         source = _TEMPLATE.format(parameters=parameters, fields=fields, fits=fits, **self._locking)
-        exec(source, {}, names)  # noqa: S102 - see above
+        exec(_compiled(source), {}, names)  # noqa: S102 - see above
         made = names["make"](*[None] * 16)
         count = CellType(0)
         cells = {
@@ -185,6 +186,12 @@ class Surroundings:
     def unlock(self) -> None:
         """In a forked child, whose lock may be held for ever by a thread that is no more: do without."""
         self._acquire.cell_contents = self._release.cell_contents = _nothing
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> CodeType:
+    """A session's calls are those of the one before; only emitters differ, by their number and fields."""
+    return compile(source, "<mailboat recording call>", "exec")
 
 
 def _fit_of_attributes() -> str:

@@ -4,6 +4,7 @@ given up, by two processes and in any order. Each is in one place, whole, and th
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -25,6 +26,8 @@ from testkit.disk import Unsynced
 from testkit.recording import BOOT, Rig, Time, read_session
 
 ASIDE = "quarantined"
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""No test of what survives the machine, and a thousand folders to be made and deleted."""
 
 
 @dataclass
@@ -42,7 +45,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp(prefix="mailboat-model-"))
+        self.root = Path(tempfile.mkdtemp(prefix="mailboat-model-", dir=MEMORY))
         self.time = Time()
         self.stores = [Store(Unsynced(), self.root, "product", "application") for _ in range(2)]
         self.stores[0].open()
@@ -190,7 +193,8 @@ class StoreMachine(RuleBasedStateMachine):
         return [[each for each in sessions if self.known[each].errors is errors] for errors in (False, True)]
 
     def _bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.root.rglob("*.zst"))
+        found = (os.path.join(folder, name) for folder, _, names in os.walk(self.root) for name in names)
+        return sum(os.path.getsize(path) for path in found if path.endswith(".zst"))
 
     def _sender(self) -> Store | None:
         return next((store for store in self.stores if store.sending), None)
@@ -251,7 +255,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStore = StoreMachine.TestCase
 TestStore.settings = hypothesis.settings(
-    max_examples=max(40, hypothesis.settings().max_examples * 2 // 5),
+    max_examples=max(200, hypothesis.settings().max_examples),
     stateful_step_count=50,
     suppress_health_check=list(hypothesis.HealthCheck),
 )
