@@ -3,7 +3,7 @@
 Attributes are scrubbed by the names of their keys, at any depth: a value under a key that names a secret is replaced
 by `REDACTED`. Names are compared in one spelling (lower case, letters and digits only), so ``API-Key``, ``api_key``
 and ``apiKey`` are one name. Numbers and truth values under a merely token-like name stay (``tokens_used=812`` is no
-secret), texts and containers do not.
+secret), texts and containers do not. In a list of pairs the first of each pair is a name, too.
 
 The application's own callable comes on top, and sees what is left. If it raises, or gives no map, the record is
 dropped and counted: better none than one with a secret in it.
@@ -60,6 +60,7 @@ _WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _USER_OF_URL: Final = re.compile(r"(?<=://)[^/@\s]+@")
 _REMEMBERED: Final = 4096
 """Names remembered as harmless: an application has some hundreds, unless it makes them up as it goes."""
+_PAIR: Final = 2
 
 
 def names_secret(key: str) -> bool:
@@ -100,7 +101,15 @@ def _scrubbed_value(value: object, depth: int) -> object:
         return REDACTED
     if isinstance(value, Mapping):
         return scrubbed(value, depth)
-    return [_scrubbed_value(each, depth) for each in value]
+    return [_scrubbed_item(each, depth) for each in value]
+
+
+def _scrubbed_item(value: object, depth: int) -> object:
+    """An entry of a list, which may be one of a list of pairs: head fields are often given so (ASGI, http.client)."""
+    if isinstance(value, list | tuple) and len(value) == _PAIR and isinstance(value[0], str | bytes):
+        name, said = value
+        return [name, scrubbed_entry(name, said, depth)]
+    return _scrubbed_value(value, depth)
 
 
 def kept_properties(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,22 @@ def test_containers_are_gone_through_at_any_depth() -> None:
     }
 
 
+def test_head_fields_given_as_pairs_are_gone_through() -> None:
+    """As in an ASGI scope, `http.client`, aiohttp's raw heads; and at any depth."""
+    fields = [(b"host", b"example.com"), (b"authorization", b"Bearer x"), ("Cookie", "a=b"), ("x-token-count", 7)]
+    kept = [[b"host", b"example.com"], [b"authorization", REDACTED], ["Cookie", REDACTED], ["x-token-count", 7]]
+    assert scrubbed({"headers": fields, "scope": {"headers": tuple(fields)}}) == {
+        "headers": kept,
+        "scope": {"headers": kept},
+    }
+    assert scrubbed({"a": [("next", [("password", "x")])]}) == {"a": [["next", [["password", REDACTED]]]]}
+
+
+def test_what_is_no_list_of_pairs_stays() -> None:
+    harmless = {"path": ["password", "reset"], "at": [[1, 2], ["a", "b", "password"], ["cookie"]]}
+    assert scrubbed(harmless) == harmless
+
+
 def test_what_is_nested_too_deep_to_be_gone_through_is_taken_out() -> None:
     innermost: Any = {"password": "hunter2"}
     for _ in range(MAX_DEPTH + 5):
