@@ -12,7 +12,7 @@ import mmap
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -54,7 +54,7 @@ class FileSystem(Protocol):
         """Cut the file to `size` bytes and set the position there."""
 
     def sync(self, fd: int) -> None:
-        """Return when the file's data is on the disk."""
+        """Return when the file's data is on the disk, with what was stored to mappings of it and `settled`."""
 
     def sync_folder(self, path: Path) -> None:
         """Return when the folder's entries are on the disk."""
@@ -258,6 +258,19 @@ class OsFileSystem:
 _BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _fdatasync = getattr(os, "fdatasync", os.fsync)
+
+
+def _tracked(_memory: mmap.mmap) -> None:
+    """What is stored to a mapping is the file's at once."""
+
+
+settled: Final[Callable[[mmap.mmap], None]] = _tracked if sys.platform == "linux" else mmap.mmap.flush
+"""Make what was stored to a mapping part of its file, so that a `sync` of that covers it.
+
+Linux knows the pages by themselves (since 2.6.19 its ``msync`` is a sync of the whole file, mm/msync.c, and nothing
+else), and Python makes that call with the interpreter's lock held: no thread of the host could run until the disk had
+answered, once for each mapping.
+"""
 
 
 def _no_fallocate(_fd: int, _offset: int, _length: int) -> None:

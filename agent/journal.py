@@ -31,7 +31,7 @@ from zlib import crc32
 
 from msgspec import Struct, field
 
-from mailboat.agent.files import FileSystem
+from mailboat.agent.files import FileSystem, settled
 from mailboat.agent.journal_layout import (
     CHECKPOINT,
     DURABLE_AT,
@@ -411,8 +411,8 @@ class Journal:
         halves = [half for half in list(self.halves) if half.file_backed]
         try:
             for half in halves:
-                half.memory.flush()
-            self._head.flush()
+                settled(half.memory)
+            settled(self._head)
             self._files.sync(self.fd)
         except OSError:
             self.distrusted = True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import mmap
+import sys
 from pathlib import Path
 from zlib import crc32
 
@@ -351,3 +353,43 @@ def test_a_half_that_is_numbered_anew_is_no_longer_vouched_for(tmp_path: Path) -
     content = (tmp_path / "journal").read_bytes()
     (left,) = left_behind(content, same_boot=lambda _: False).halves
     assert (left.first, left.raw) == (7, b"\x93\x01\x00\xa1a")
+
+
+class Flushed(mmap.mmap):
+    """A mapping that notes that it was flushed."""
+
+    times = 0
+
+    def flush(self, *where: int) -> None:
+        self.times += 1
+        super().flush(*where)
+
+
+class Mapping(OsFileSystem):
+    """A file system that notes what its user asks for."""
+
+    def __init__(self) -> None:
+        self.mapped: list[Flushed] = []
+        self.synced: list[int] = []
+
+    def map(self, fd: int, offset: int, length: int) -> mmap.mmap:
+        self.mapped.append(Flushed(fd, length, offset=offset))
+        return self.mapped[-1]
+
+    def sync(self, fd: int) -> None:
+        self.synced.append(fd)
+        super().sync(fd)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a mapping has to be flushed")
+def test_a_journal_is_synced_by_one_call_that_lets_other_threads_run(tmp_path: Path) -> None:
+    """`mmap.flush` keeps the interpreter's lock until the disk has answered, and the host's event loop with it."""
+    files = Mapping()
+    journal = Journal(files, files.create(tmp_path / "journal"), 0, BOOT)
+    journal.active.memory.write(b"record")
+    journal.active.end_here()
+    assert journal.checkpoint(durable=True)
+    journal.sync()
+    assert (files.synced, [each.times for each in files.mapped]) == ([journal.fd], [0, 0, 0])
+    assert journal.active.durable == len(b"record")
+    journal.close()
