@@ -224,7 +224,8 @@ class Request(Struct, frozen=True):
         if not self.riders:
             return wire.compress(brief)
         # One more member, behind the others: a small map's first byte counts them.
-        return wire.compress(bytes((brief[0] + 1,)) + brief[1:], stored=wire.pack({"riders": self.riders})[1:])
+        riders = memoryview(wire.pack({"riders": self.riders}))[1:]
+        return wire.compress(bytes((brief[0] + 1,)) + brief[1:], stored=riders)
 
     def _said(self, riders: tuple[Rider, ...] | UnsetType) -> _Request[Mapping[str, Any]]:
         offers = tuple(offer.to_offer() for offer in self.offers)

@@ -34,16 +34,17 @@ Checking a block costs one CRC over compressed bytes, no decompression. How dama
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from zlib import crc32
 
 import msgpack
 import zstandard
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from mailboat.protocol.errors import SegmentError
@@ -51,6 +52,7 @@ from mailboat.protocol.ids import canonical
 from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.records import COUNTERS, records_counted
 from mailboat.protocol.sealing import Note, PublicKey, Purpose, SealedTo, Sealer, sealed_length
+from mailboat.protocol.wire import Id, Untyped, typed
 
 FORMAT_VERSION: Final = 1
 SEALED_VERSION: Final = 2
@@ -81,6 +83,22 @@ BLOCK_START: Final = SKIPPABLE.pack(BLOCK_MAGIC, _HEADER.size)
 SEAL_START: Final = SEAL_MAGIC.to_bytes(4, "little")
 
 
+_IN_PREAMBLE: Final = {
+    "session_id": "session",
+    "started_wall": "wall",
+    "started_monotonic": "monotonic",
+    "process_started": "process",
+    "boot_id": "boot",
+}
+_IN_SEAL: Final = {
+    "raw_bytes": "raw",
+    "ended_wall": "wall",
+    "ended_monotonic": "monotonic",
+    "boxed_installation": "boxed",
+}
+"""What fields are called in a file, where that is something else."""
+
+
 class SealReason(StrEnum):
     """Why a segment ends."""
 
@@ -94,7 +112,7 @@ class SealReason(StrEnum):
     """A write failed; the session goes on in the next segment, which repeats what did not reach this one."""
 
 
-class Preamble(Struct, frozen=True):
+class Preamble(Struct, frozen=True, rename=_IN_PREAMBLE):
     """What a segment says of itself and its session before any record.
 
     `salt` is 32 random bits; `first` the sequence number of the segment's first record. `started_wall` and
@@ -103,7 +121,7 @@ class Preamble(Struct, frozen=True):
     None in a segment that is not sealed.
     """
 
-    session_id: str
+    session_id: Id
     index: int
     salt: int
     first: int
@@ -158,6 +176,10 @@ class Preamble(Struct, frozen=True):
             raise SegmentError(
                 f"the segment has format version {version}, this mailboat reads {SEALED_VERSION} and below: update it"
             )
+        with contextlib.suppress(Untyped):
+            preamble = typed(cls, content)
+            if version != SEALED_VERSION and preamble.sealed is None:
+                return preamble
         return cls._from_map(_unpack_map(content, "preamble"), sealed=version == SEALED_VERSION)
 
     @classmethod
@@ -239,7 +261,7 @@ class BlockHeader(Struct, frozen=True):
         return len(payload) == self.length and crc32(payload, self.salt) == self.payload_crc
 
 
-class Seal(Struct, frozen=True):
+class Seal(Struct, frozen=True, rename=_IN_SEAL):
     """How a segment ends.
 
     `next` is the sequence number after its last record; `counts` (in the order of `records.COUNTERS`), `blocks` and
@@ -252,7 +274,7 @@ class Seal(Struct, frozen=True):
     next: int
     blocks: int
     raw_bytes: int
-    counts: tuple[int, ...]
+    counts: Annotated[tuple[int, ...], Meta(min_length=len(COUNTERS), max_length=len(COUNTERS))]
     ended_wall: int
     ended_monotonic: int
     sha256: bytes
@@ -299,6 +321,8 @@ class Seal(Struct, frozen=True):
         declared = SKIPPABLE.unpack_from(frame)[1]
         if (tag, length, declared) != (SEAL_TAG, len(content), len(frame) - SKIPPABLE.size) or crc32(content) != crc:
             return None
+        with contextlib.suppress(Untyped):
+            return typed(cls, content)
         return cls._from_map(_unpack_map(content, "seal"))
 
     @classmethod

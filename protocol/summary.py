@@ -8,6 +8,7 @@ writer's own totals), so it needs no file of its own and can never disagree with
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import islice
@@ -29,7 +30,7 @@ from mailboat.protocol.limits import (
 )
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS
 from mailboat.protocol.segment import Preamble, Seal, SealReason
-from mailboat.protocol.wire import Fields, Id, Number, Scalars, Text, Untyped, Whole, plain
+from mailboat.protocol.wire import Fields, Id, Number, Scalars, Text, Untyped, Whole, fitting, plain
 
 INFO_TEXTS: Final = (
     "product",
@@ -337,7 +338,7 @@ def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
     elapsed = max(0, last.ended_monotonic - first.started_monotonic) / 1e9
     return Summary(
         session_id=canonical(first.session_id, "preamble.session"),
-        info=Info.from_wire(dict(first.info)),
+        info=_described(first.info),
         started=max(first.started_wall, 0) / 1e9,
         ended=max(last.ended_wall, 0) / 1e9,
         duration=elapsed,
@@ -352,6 +353,15 @@ def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
             (seal.boxed_installation for _, seal, _ in reversed(parts) if seal.boxed_installation), b""
         ),
     )
+
+
+def _described(values: Mapping[str, Any]) -> Info:
+    """What a preamble says."""
+    with contextlib.suppress(Untyped):
+        info = fitting(Info, values)
+        if not info.properties or cut_properties(info.properties) == info.properties:
+            return info
+    return Info.from_wire(dict(values))
 
 
 def joined(one: Summary, other: Summary) -> Summary:

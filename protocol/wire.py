@@ -68,6 +68,14 @@ def _decoder(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
 _decoders: Final[dict[type, msgspec.msgpack.Decoder[Any]]] = {}
 
 
+def fitting(kind: type[T], values: object) -> T:
+    """The same of what msgpack has given already; texts of JSON, which may be half a surrogate pair, are not for it."""
+    try:
+        return msgspec.convert(values, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise Untyped from error
+
+
 def pack(message: object) -> bytes:
     """`message`, a `Struct` or made of such, in msgpack: the same bytes as `encode` makes of its `plain` form."""
     return _pack(message)
@@ -121,14 +129,14 @@ class _Counted:
         return container
 
 
-def compress(body: bytes, stored: bytes = b"") -> bytes:
+def compress(body: bytes, stored: bytes | memoryview = b"") -> bytes:
     """`body` and then `stored` as zstd frames, to be sent with ``Content-Encoding: zstd``.
 
     `stored`, which is compressed already, becomes a frame of its own whose blocks are taken as they are (RFC 8878,
     3.1.1.2.2): to look for something in it that could be made smaller would cost more than all the rest.
     """
     frame = zstandard.ZstdCompressor(level=3).compress(body)
-    return b"".join((frame, *_stored(memoryview(stored)))) if stored else frame
+    return b"".join((frame, *_stored(memoryview(stored)))) if len(stored) else frame
 
 
 def _stored(content: memoryview) -> Iterator[bytes | memoryview]:
