@@ -5,10 +5,10 @@ All but looking at products and deletions wants an admin's key. The fields of a 
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Final
 
 from aiohttp import web
+from msgspec.structs import asdict
 
 from mailboat.protocol.errors import Code, ConfigError
 from mailboat.server import products

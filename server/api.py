@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Final
 
 from aiohttp import web
+from msgspec import structs
 
 from mailboat.protocol.errors import Code, WireError
 from mailboat.protocol.ids import is_canonical
@@ -84,7 +85,7 @@ async def show_session(asked: Asked) -> web.StreamResponse:
     row = await _session(asked)
     session_id = row.summary.session_id
     answer = await _ask(asked, functools.partial(reports.gaps, row.product, session_id))
-    return answered({**session_json(row), "segments": [asdict(each) for each in row.segments], **answer})
+    return answered({**session_json(row), "segments": [structs.asdict(each) for each in row.segments], **answer})
 
 
 async def want_session(asked: Asked) -> web.StreamResponse:
@@ -232,7 +233,7 @@ async def put_exception(asked: Asked) -> web.StreamResponse:
         raise ProblemError(Code.NOT_FOUND, f"group: no exception of {product!r:.80} has the group {group!r:.80}")
     row = TriageRow(product, group, Standing(state), version, asked.app[CLOCK]())
     await asked.app[CATALOG].put_triage(row)
-    return answered(asdict(row))
+    return answered(structs.asdict(row))
 
 
 async def show_delivery(asked: Asked) -> web.StreamResponse:
@@ -246,7 +247,7 @@ async def show_ledger(asked: Asked) -> web.StreamResponse:
     scope = reports.Scope(asked.product())
     rows = await asked.app[CATALOG].ledgers(scope.product)
     here = await _ask(asked, functools.partial(reports.holdings, scope))
-    return answered({"reported": [asdict(row) for row in rows], "here": here["products"]})
+    return answered({"reported": [structs.asdict(row) for row in rows], "here": here["products"]})
 
 
 async def list_accounts(asked: Asked) -> web.StreamResponse:

@@ -48,12 +48,13 @@ async def read_whole(request: web.Request, limit: int, seconds: float) -> bytes:
     """The body of a small request; `ProblemError` 413 beyond `limit` bytes, 400 when it is cut or takes too long."""
     if request.content_length is not None and request.content_length > limit:
         raise ProblemError(Code.TOO_LARGE, f"the body has {request.content_length} bytes, at most {limit} are taken")
-    body = bytearray()
+    pieces, size = [], 0
     try:
         async with asyncio.timeout(seconds):
             while piece := await request.content.readany():
-                body += piece
-                if len(body) > limit:
+                pieces.append(piece)
+                size += len(piece)
+                if size > limit:
                     raise ProblemError(Code.TOO_LARGE, f"the body has more than {limit} bytes")
     except ProblemError:
         raise
@@ -61,7 +62,7 @@ async def read_whole(request: web.Request, limit: int, seconds: float) -> bytes:
         raise ProblemError(Code.BAD_REQUEST, f"the body did not come within {seconds:g} s") from error
     except _BROKEN as error:
         raise ProblemError(Code.BAD_REQUEST, "the body is cut short") from error
-    return bytes(body)
+    return b"".join(pieces)
 
 
 class Transfer:

@@ -18,9 +18,10 @@ Raises `CatalogError` when the engine cannot do as asked (disk full, file damage
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from mailboat.protocol.errors import StoreError
 from mailboat.protocol.summary import Summary
@@ -39,8 +40,7 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRow:
+class KeyRow(Struct, frozen=True):
     """A key, without its text: `digest` is the SHA-256 of that, `product` None for an admin's key."""
 
     id: str
@@ -51,8 +51,7 @@ class KeyRow:
     revoked: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ProductRow:
+class ProductRow(Struct, frozen=True):
     """A product and its policy as plain values (see `policy.Plan`)."""
 
     name: str
@@ -83,8 +82,7 @@ class Verification(StrEnum):
     """Complete, and every segment in it is here as an upload of its own: kept a little longer, and of no session."""
 
 
-@dataclass(frozen=True, slots=True)
-class UploadRow:
+class UploadRow(Struct, frozen=True):
     """One upload resource. `session_id` and `index` are None unless it carries a segment.
 
     ``state.offset`` is the announced offset: durable in `blobs`, and never lowered. `sha256` (hex) is that in the seal
@@ -111,8 +109,7 @@ class UploadRow:
         return self.state.id
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentRow:
+class SegmentRow(Struct, frozen=True):
     """An upload that carries a segment, as reports and ingest need it.
 
     `offset` bytes are durable in blob `upload_id`; `complete` says that no more will come. Of a live session's segment
@@ -135,8 +132,7 @@ class SegmentRow:
     updated: float
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRow:
+class SessionRow(Struct, frozen=True):
     """One session as offered last, with the segments that the server has or wants.
 
     `skew` is to be added to the recording machine's wall clock to get the server's (None: unknown). `source` is whose
@@ -170,8 +166,7 @@ class Origin(StrEnum):
     ALL = "all"
 
 
-@dataclass(frozen=True, slots=True)
-class SessionQuery:
+class SessionQuery(Struct, frozen=True):
     """Which sessions to list, newest start first. `product` None: of all products (an admin's view).
 
     `since` <= start < `until`, by the recording machine's clock. `cursor` is what the page before gave.
@@ -189,16 +184,14 @@ class SessionQuery:
     cursor: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SessionPage:
+class SessionPage(Struct, frozen=True):
     """A page of a listing; `cursor` leads to the next one, None at the end."""
 
     sessions: tuple[SessionRow, ...]
     cursor: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(Struct, frozen=True):
     """A whole segment that came with its offer: `size` durable bytes in blob `upload_id`, and what they were found to
     be; see `UploadRow`.
     """
@@ -212,8 +205,7 @@ class Arrival:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
+class Registration(Struct, frozen=True):
     """One offer as the policy has decided it: to be kept, and, if wanted, to be given an upload per listed segment.
 
     With `fresh_uploads` False no new upload is made (the disk is nearly full). `arrivals` are segments that came with
@@ -231,8 +223,7 @@ class Registration:
     arrivals: Mapping[int, Arrival] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """How much of its plan a product has used: records of wanted sessions in a month, and which of the sessions that
     were asked about had been taken before.
     """
@@ -241,8 +232,7 @@ class Usage:
     taken: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
+class LedgerRow(Struct, frozen=True):
     """What the agent at `source` (host or installation) last said of its records; see the protocol's `Request`."""
 
     product: str
@@ -252,8 +242,7 @@ class LedgerRow:
     updated: float
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(Struct, frozen=True):
     """What the server has still to do: uploads that take more bytes, segments whose bytes are not loaded yet, how many
     bytes those are, and since when the first of them has waited (None: none does).
     """
@@ -264,8 +253,7 @@ class Queue:
     since: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Doomed:
+class Doomed(Struct, frozen=True):
     """A session that was removed from the catalog: its rows in the analytics store and its uploads' blobs are to go."""
 
     product: str
@@ -273,8 +261,7 @@ class Doomed:
     upload_ids: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Deletion:
+class Deletion(Struct, frozen=True):
     """What was deleted of a product on one `day` (its first moment, UTC, as Unix seconds) because of its age."""
 
     product: str
@@ -295,8 +282,7 @@ class Standing(StrEnum):
     IGNORED = "ignored"
 
 
-@dataclass(frozen=True, slots=True)
-class TriageRow:
+class TriageRow(Struct, frozen=True):
     """What somebody has said of a group of exceptions; `version` is the application's in which it is resolved, empty
     where they have named none.
     """

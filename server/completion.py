@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from aiohttp import web
 from msgspec import structs
+from msgspec.structs import replace
 
 from mailboat.protocol.limits import MAX_PACKAGE, MIB
 from mailboat.protocol.negotiation import Reason

@@ -35,7 +35,7 @@ decided. The catalog refuses older epochs all the same.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import HttpVersion11, web
@@ -251,7 +251,7 @@ class Dealings:
             self._count("uploads_joined")
         elif held != state:
             await self._store(held)
-        self.row = replace(self.row, state=held)
+        self.row = structs.replace(self.row, state=held)
         return None
 
     async def _join_others(self) -> None:

@@ -11,10 +11,10 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
+from msgspec import Struct
 from msgspec.structs import replace
 
 from mailboat.protocol import wire
@@ -76,8 +76,7 @@ DECODINGS: Final = web.AppKey("decodings", asyncio.Semaphore)
 _ZSTD: Final = "zstd"
 
 
-@dataclass(frozen=True, slots=True)
-class _Ruled:
+class _Ruled(Struct, frozen=True):
     """An offer, what was decided of it, and its product if that may be touched."""
 
     offer: Summary
@@ -85,8 +84,7 @@ class _Ruled:
     product: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Rulings:
+class _Rulings(Struct, frozen=True):
     """What was decided of a whole request: of each offer, and what the catalog is to keep of it."""
 
     offers: tuple[_Ruled, ...]

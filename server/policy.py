@@ -31,6 +31,8 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from msgspec import Struct
+
 from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.limits import BACKOFF_FIRST, MAX_RETRY_AFTER, SLOWEST_RATE
 from mailboat.protocol.negotiation import Policy, Reason, Wish
@@ -118,8 +120,7 @@ class Plan:
         return self.max_age_days if self.history_days is None else min(self.max_age_days, self.history_days)
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(Struct, frozen=True):
     """How a product stands when a session is offered: `used` records of this month's `Plan.records_per_month`, and
     whether this session was `taken` before. What was taken once is taken to its end. One that was `asked` for is
     wanted, whatever the plan says of details.
@@ -130,8 +131,7 @@ class Account:
     asked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ruling:
+class Ruling(Struct, frozen=True):
     """What was decided of one offer; `reason` and `explanation` go with a rejection."""
 
     state: SessionState

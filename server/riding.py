@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from mailboat.protocol.limits import MAX_RIDER, MAX_RIDING
 from mailboat.protocol.negotiation import Rider, Riding
@@ -33,8 +35,7 @@ _UNKNOWN: Final = "00000000-0000-7000-8000-000000000000"
 """Stands for the id that a blob has not got yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Boarded:
+class Boarded(Struct, frozen=True):
     """The registrations with what has arrived, how many riders that are, and how many were passed over."""
 
     registrations: tuple[Registration, ...]
@@ -114,8 +115,7 @@ def _arrival(upload_id: str, size: int, found: Finding) -> Arrival:
     return Arrival(upload_id, size, found.verification, found.sha256, found.records, found.reason, found.detail)
 
 
-@dataclass(frozen=True, slots=True)
-class _InMemory:
+class _InMemory(Struct, frozen=True):
     """One blob that is nowhere but here, for `verify`."""
 
     content: bytes

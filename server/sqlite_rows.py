@@ -46,7 +46,7 @@ _LIMITS: Final = ("max_size", "min_size", "max_append_size", "min_append_size", 
 
 def storable(text: str) -> str:
     """`text` without lone surrogates, which JSON can bring and SQLite cannot hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def key_row(columns: tuple[Any, ...]) -> KeyRow:

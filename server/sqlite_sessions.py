@@ -9,8 +9,9 @@ import binascii
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from mailboat.protocol.errors import WireError
 from mailboat.protocol.limits import MAX_SEGMENT
@@ -48,8 +49,8 @@ from mailboat.server.sqlite_uploads import insert_uploads, new_revisions, reject
 # stays so, whatever the policy says of it.
 _UPSERT: Final = f"""
     INSERT INTO sessions (product, session_id, application, version, status, test, started, state, reason,
-                          explanation, skew, first_seen, updated, revision, summary, source)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                          explanation, skew, first_seen, updated, revision, summary, source, counted)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (product, session_id) DO UPDATE SET
         application = excluded.application, version = excluded.version, status = excluded.status,
         test = excluded.test, started = excluded.started,
@@ -60,6 +61,8 @@ _UPSERT: Final = f"""
         revision = excluded.revision, summary = excluded.summary, source = excluded.source
     WHERE sessions.status = 'running' OR excluded.status != 'running'
 """
+
+_SEGMENT: Final = Limits(max_size=MAX_SEGMENT)
 
 _IDS_AT_ONCE: Final = 500
 """Ids in one IN list: SQLite takes 999 variables at least."""
@@ -75,9 +78,9 @@ def register(
     new_id: Callable[[], str],
 ) -> tuple[tuple[SegmentRow, ...], ...]:
     """See `Catalog.register`."""
-    first = new_revisions(db, len(offers))
-    db.executemany(_UPSERT, [_session_columns(offer, now, first + place) for place, offer in enumerate(offers)])
-    sqlite_usage.count(db, offers, now)
+    first, counted = new_revisions(db, len(offers)), sqlite_usage.count(db, offers, now)
+    rows = [_session_columns(offer, now, first + place, counted) for place, offer in enumerate(offers)]
+    db.executemany(_UPSERT, rows)
     if ledger is not None:
         _put_ledger(db, ledger)
     known = _known(db, {(offer.product, offer.summary.session_id) for offer in offers})
@@ -109,8 +112,8 @@ def ensure_session(db: sqlite3.Connection, offer: Registration, now: float) -> N
         if not _adds_to(known, offer):
             return
         offer = replace(offer, summary=joined(known.summary, offer.summary))
-    db.execute(_UPSERT, _session_columns(offer, now, new_revisions(db, 1)))
-    sqlite_usage.count(db, [offer], now)
+    counted = sqlite_usage.count(db, [offer], now)
+    db.execute(_UPSERT, _session_columns(offer, now, new_revisions(db, 1), counted))
 
 
 def _adds_to(known: SessionRow, offer: Registration) -> bool:
@@ -170,7 +173,7 @@ def sessions(db: sqlite3.Connection, query: SessionQuery) -> SessionPage:
 # -- keeping -----------------------------------------------------------------------------------------------------------
 
 
-def _session_columns(offer: Registration, now: float, revision: int) -> tuple[Any, ...]:
+def _session_columns(offer: Registration, now: float, revision: int, counted: sqlite_usage.Counted) -> tuple[Any, ...]:
     summary, info = offer.summary, offer.summary.info
     return (
         offer.product,
@@ -189,6 +192,7 @@ def _session_columns(offer: Registration, now: float, revision: int) -> tuple[An
         revision,
         pack_summary(summary),
         storable(offer.source),
+        counted.get((offer.product, summary.session_id), 0),
     )
 
 
@@ -234,7 +238,7 @@ def _detach(db: sqlite3.Connection, held: SegmentRow, now: float) -> None:
 
 def _made(offer: Registration, index: int, arrival: Arrival | None, new_id: Callable[[], str], now: float) -> UploadRow:
     """A fresh upload, or what has arrived as one that is complete."""
-    session_id, limits = offer.summary.session_id, Limits(max_size=MAX_SEGMENT)
+    session_id, limits = offer.summary.session_id, _SEGMENT
     if arrival is None:
         state = UploadState(id=new_id(), limits=limits, dialect=CURRENT.tag)
         return UploadRow(state, offer.product, session_id, index, created=now, updated=now)

@@ -9,7 +9,7 @@ offer. ``counted`` in its row tells how many were, so that offering a session ag
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from mailboat.server.catalog import Registration, SessionState, Usage
@@ -34,8 +34,14 @@ def usage(db: sqlite3.Connection, product: str, month: int, session_ids: Sequenc
     return Usage(used[0][0] if used else 0, frozenset(taken))
 
 
-def count(db: sqlite3.Connection, offers: Sequence[Registration], now: float) -> None:
-    """Add to the month what the wanted ones of these sessions, which are kept by now, have more than was counted."""
+Counted = Mapping[tuple[str, str], int]
+"""How many records of a session are counted, by (product, session id)."""
+
+
+def count(db: sqlite3.Connection, offers: Sequence[Registration], now: float) -> Counted:
+    """Add to the month what the wanted ones of these sessions, which are kept after this, have more than was counted;
+    how many that are, for those that are new.
+    """
     records: dict[str, dict[str, int]] = {}
     for offer in offers:
         if offer.state is SessionState.WANTED:
@@ -44,18 +50,19 @@ def count(db: sqlite3.Connection, offers: Sequence[Registration], now: float) ->
             of_product[session_id] = max(min(offer.summary.records, _MOST_OF_SESSION), of_product.get(session_id, 0))
     for product, by_session in records.items():
         _count(db, product, by_session, month_of(now))
+    return {(product, each): count for product, found in records.items() for each, count in found.items()}
 
 
 def _count(db: sqlite3.Connection, product: str, records: dict[str, int], month: int) -> None:
     grown: list[tuple[int, str, str]] = []
-    added = 0
+    added = sum(records.values())
     for some in _parts(list(records)):
         marks = ", ".join("?" * len(some))
         sql = f"SELECT session_id, counted FROM sessions WHERE product = ? AND session_id IN ({marks})"
         for session_id, counted in fetch(db, sql, product, *some):
+            added -= min(records[session_id], counted)
             if records[session_id] > counted:
                 grown.append((records[session_id], product, session_id))
-                added += records[session_id] - counted
     if not added:
         return
     db.executemany("UPDATE sessions SET counted = ? WHERE product = ? AND session_id = ?", grown)

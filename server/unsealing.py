@@ -16,11 +16,11 @@ import logging
 import os
 import secrets
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from mailboat.protocol.disclosure import opened
 from mailboat.protocol.errors import ConfigError, SealedError, WireError

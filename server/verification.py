@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from mailboat.protocol.errors import SegmentError, WireError
 from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL, MAX_SEGMENT, MAX_SEGMENTS, MIB
@@ -31,8 +32,7 @@ _HEAD: Final = 18
 """Bytes of a segment up to and including its format version."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """What an upload's bytes are. `summary` is that of the session, as far as this one segment knows it, for a
     segment that was not asked for.
     """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 _NUMBER: Final = re.compile(r"\d{1,9}")
 
 
+@lru_cache(256)  # of every offer, and there are few different ones
 def numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version, without zeros at the end."""
     release = version.partition("+")[0].partition("-")[0]

@@ -10,10 +10,10 @@ Take it as a base class, and give it a fixture ``catalog`` of an open and empty 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 
 from mailboat.protocol import Summary, WireError
 from mailboat.protocol.records import COUNTERS

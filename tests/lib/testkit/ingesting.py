@@ -16,11 +16,12 @@ import sys
 import time
 import uuid
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 from msgspec import structs
+from msgspec.structs import replace
 
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.server.blobs import LocalBlobs

@@ -8,9 +8,10 @@ import base64
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from msgspec import structs
+from msgspec.structs import replace
 
 from mailboat.protocol import Summary, WireError
 from mailboat.protocol.limits import MAX_SEGMENT
