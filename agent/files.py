@@ -194,13 +194,11 @@ class OsFileSystem:
 
     def read(self, path: Path) -> bytes:
         """See `FileSystem`."""
-        return path.read_bytes()
+        return _read(path, 0, None)
 
     def read_range(self, path: Path, offset: int, length: int) -> bytes:
         """See `FileSystem`."""
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(length)
+        return _read(path, offset, length)
 
     def replace_content(self, path: Path, content: bytes) -> None:
         """See `FileSystem`."""
@@ -231,13 +229,13 @@ class OsFileSystem:
     def names(self, folder: Path) -> Sequence[str]:
         """See `FileSystem`."""
         try:
-            return sorted(entry.name for entry in os.scandir(folder))
+            return sorted(os.listdir(folder))
         except FileNotFoundError:
             return ()
 
     def rename(self, source: Path, target: Path) -> None:
         """See `FileSystem`."""
-        source.replace(target)
+        os.replace(source, target)
 
     def remove(self, path: Path) -> None:
         """See `FileSystem`."""
@@ -255,6 +253,24 @@ class OsFileSystem:
         return usage.free, usage.total
 
 
+def _read(path: Path, offset: int, length: int | None) -> bytes:
+    """Without a file object, which costs more than to read a small file."""
+    fd = os.open(path, os.O_RDONLY | _BINARY)
+    try:
+        if offset:
+            os.lseek(fd, offset, os.SEEK_SET)
+        pieces: list[bytes] = []
+        left = os.fstat(fd).st_size - offset + 1 if length is None else length
+        while left > 0 and (piece := os.read(fd, min(left, _PIECE))):
+            pieces.append(piece)
+            left = left - len(piece) if length is not None else _PIECE
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    finally:
+        os.close(fd)
+
+
+_PIECE: Final = 1 << 24
+"""Bytes of one read: a system takes no more than 2 GiB at once."""
 _BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _fdatasync = getattr(os, "fdatasync", os.fsync)

@@ -148,6 +148,8 @@ class Rounds(Struct):
     _landed: asyncio.Event = field(default_factory=asyncio.Event)
     _unentered: dict[str, Entry] = field(default_factory=dict)
     _entering: set[asyncio.Task[None]] = field(default_factory=set)
+    _to_enter: list[tuple[Sequence[Entry], Window]] = field(default_factory=list)
+    _enters: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stuck: set[str] = field(default_factory=set)
 
     async def run(self, window: Window) -> float | None:
@@ -292,6 +294,7 @@ class Rounds(Struct):
                 self.traffic.ask(reply.policy.max_rate)
                 await self._take_back(reply.wanted)
                 ended = self.planner.negotiated(task, reply, self.clocks.now())
+                self._landed.set()  # the next request is made while what follows from this one goes to the disk
             case Refused(status, _, detail):
                 ended = self._refused(task, status, f"the server refuses the offer: {status} {detail}".rstrip())
             case Held():
@@ -373,7 +376,8 @@ class Rounds(Struct):
         """Act on final words; carried through even when the round is cancelled meanwhile."""
         if not ended:
             return
-        entering = asyncio.create_task(self._enter(ended, window), name="mailboat-endings")
+        self._to_enter.append((ended, window))
+        entering = asyncio.create_task(self._enter(), name="mailboat-endings")
         self._entering.add(entering)
         entering.add_done_callback(self._entering.discard)
         try:
@@ -383,10 +387,19 @@ class Rounds(Struct):
             _ = entering.exception()  # seen here; it is noted for the next round
             raise
 
-    async def _enter(self, ended: Sequence[Entry], window: Window) -> None:
-        """The ledger first, then the folders, then whoever waits for them."""
+    async def _enter(self) -> None:
+        """The ledger first, then the folders, then whoever waits for them. What comes while that is under way is done
+        together, for it costs two flushes of the disk.
+        """
+        async with self._enters:
+            together, self._to_enter = self._to_enter, []
+            if together:
+                await self._enter_together(together)
+
+    async def _enter_together(self, together: Sequence[tuple[Sequence[Entry], Window]]) -> None:
         endings = [
             Ending(each.summary.session_id, each.fate.value, each.reason, each.summary.records, each.summary.lost)
+            for ended, _ in together
             for each in ended
         ]
         try:
@@ -394,11 +407,12 @@ class Rounds(Struct):
             await self._on_disk(lambda: self.sources.stores.finish(final, purge=self.purge))
         except OSError:
             # Whether they are entered shows when the ledger is read anew, by whoever becomes the sender next.
-            self._unentered.update((entry.summary.session_id, entry) for entry in ended)
+            self._unentered.update((entry.summary.session_id, entry) for ended, _ in together for entry in ended)
             await self._on_disk(self.sources.stores.cease_sending)
             raise
         stuck = await self._set_aside([each for each in endings if each.fate == Fate.QUARANTINED.value])
-        await self._announce([entry for entry in ended if entry.summary.session_id not in stuck], window)
+        for ended, window in together:
+            await self._announce([entry for entry in ended if entry.summary.session_id not in stuck], window)
 
     async def _announce(self, ended: Iterable[Entry], window: Window) -> None:
         for entry in ended:

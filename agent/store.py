@@ -303,11 +303,12 @@ class Store:
 
     def look(self) -> Found:
         """The sessions that wait. What was read of one before is not read again."""
-        names = [name for name in self.files.names(self.folder / WAITING) if is_canonical(name)]
+        waiting = self.folder / WAITING
+        names = [name for name in self.files.names(waiting) if is_canonical(name)]
         unreadable: dict[str, str] = {}
         for name in names:
             if name not in self._known:
-                path = self.folder / WAITING / name
+                path = waiting / name
                 try:
                     held = self.files.names(path)
                     if REASON in held:
@@ -423,7 +424,7 @@ class Store:
                 noted = REASON in self.files.names(self.folder / WAITING / session_id)
                 self.quarantine(session_id, self._reason_in(self.folder / WAITING / session_id) if noted else "")
             elif session_id in waiting:
-                self._move_to_sent(session_id, fate, "")
+                self._move_to_sent(self.folder / WAITING / session_id, self.folder / SENT, fate, "")
             self._moved.add(session_id)
 
     def finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
@@ -439,12 +440,13 @@ class Store:
         if fresh:
             self.ledger.add(fresh, unmoved=self._still_unmoved())
             self._moved.clear()
+        waiting, sent = self.folder / WAITING, self.folder / SENT
         for ending in endings:
             self._known.pop(ending.session_id, None)
             if purge:
-                self.files.remove_tree(self.folder / WAITING / ending.session_id)
+                self.files.remove_tree(waiting / ending.session_id)
             else:
-                self._move_to_sent(ending.session_id, ending.fate, ending.reason)
+                self._move_to_sent(waiting / ending.session_id, sent, ending.fate, ending.reason)
             self._moved.add(ending.session_id)
 
     def _still_unmoved(self) -> dict[str, str]:
@@ -453,9 +455,9 @@ class Store:
         """
         return {each: fate for each, fate in self.ledger.unmoved.items() if each not in self._moved}
 
-    def _move_to_sent(self, session_id: str, fate: str, reason: str) -> None:
-        """Move it, if it still waits. No folder is listed for that: there may be thousands in either."""
-        source, target = self.folder / WAITING / session_id, self.folder / SENT / session_id
+    def _move_to_sent(self, source: Path, sent: Path, fate: str, reason: str) -> None:
+        """Move the folder `source`, if it still waits. No folder is listed for that: there may be thousands."""
+        session_id, target = source.name, sent / source.name
         if fate != ACCEPTED:
             self._note_receipt(source / RECEIPT, fate, reason)
         try:
