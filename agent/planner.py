@@ -66,9 +66,10 @@ MOST_OFFERS: Final = 200
 """Sessions offered in one request: few enough that building it and reading the answer hold the event loop for no more
 than two or three milliseconds (500 took 3.4 and 5.0)."""
 
-BESIDE: Final = 2
-"""Negotiations at the same time while sessions ride along: the agent reads and packs one while the server looks into
-the other. More would only wait there."""
+BESIDE: Final = 3
+"""Negotiations at the same time while sessions ride along: the server flushes one and looks into another while the
+agent reads and packs the next. More would only wait there.
+"""
 
 CONFIRM_AT: Final = 50
 """So many sessions are sent before they are confirmed together: a window that closes loses little, and requests stay

@@ -437,7 +437,7 @@ class MemoryCatalog:
         if known is not None:
             self._revision += 1
             rejected = {"state": SessionState.REJECTED, "reason": reason, "explanation": detail, "updated": now}
-            known.row, known.revision = replace(known.row, **rejected), self._revision  # type: ignore[arg-type]
+            known.row, known.revision = replace(known.row, **rejected), self._revision
 
 
 def segment_of(row: UploadRow) -> SegmentRow:

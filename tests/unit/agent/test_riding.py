@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from mailboat.agent import riding
 from mailboat.agent.entries import Entry, Fate
 from mailboat.agent.files import OsFileSystem
-from mailboat.agent.planner import Busy, Idle, Negotiate, Planner, Send, Wait
+from mailboat.agent.planner import BESIDE, Busy, Idle, Negotiate, Planner, Send, Wait
 from mailboat.agent.riding import FIRST, LEAST, MOST, Room
 from mailboat.protocol.ids import new_id
 from mailboat.protocol.limits import MAX_RIDER, MAX_RIDING
@@ -147,14 +147,17 @@ def test_requests_are_filled_and_the_rest_waits_for_the_next_one() -> None:
     assert task == Idle()
 
 
-def test_two_requests_at_a_time_while_sessions_ride() -> None:
-    planner = knowing(*(session(number, 60_000) for number in range(1, 41)))
-    one, two = offered(planner), offered(planner)
-    assert not ids(one.offers) & ids(two.offers)
+def test_some_requests_at_a_time_while_sessions_ride() -> None:
+    planner = knowing(*(session(number, 60_000) for number in range(1, 81)))
+    tasks = [offered(planner) for _ in range(BESIDE)]
+    assert sum(len(task.offers) for task in tasks) == len(set().union(*(ids(task.offers) for task in tasks)))
     assert planner.next(0.0) == Busy()
-    assert len(planner.negotiated(two, Reply(tuple(map(had, two.offers))), 0.0)) == len(two.offers)
-    assert planner.next(0.0) != Idle()
-    assert len(planner.negotiated(one, Reply(tuple(map(had, one.offers))), 0.0)) == len(one.offers)
+    last = tasks.pop()
+    assert len(planner.negotiated(last, Reply(tuple(map(had, last.offers))), 0.0)) == len(last.offers)
+    tasks.append(offered(planner))
+    assert planner.next(0.0) == Busy()
+    for task in tasks:
+        assert len(planner.negotiated(task, Reply(tuple(map(had, task.offers))), 0.0)) == len(task.offers)
 
 
 # -- when it does not go well ------------------------------------------------------------------------------------------
