@@ -32,6 +32,7 @@ from mailboat.protocol.negotiation import (
 )
 from mailboat.protocol.summary import Summary
 from mailboat.server import riding, wanting
+from mailboat.server.allowance import TRANSFERS
 from mailboat.server.bodies import read_whole
 from mailboat.server.catalog import (
     Catalog,
@@ -71,7 +72,12 @@ MAX_SOURCE: Final = 200
 MAX_DECODINGS: Final = 2
 """Messages taken apart at the same time: one can take up 200 MiB while that lasts, and more at once are no faster."""
 
+MAX_UNDER_WAY: Final = 16
+"""Messages taken apart and not answered yet: each holds up to 30 MiB until the catalog's commit, which as many share;
+the next ones wait as they came."""
+
 DECODINGS: Final = web.AppKey("decodings", asyncio.Semaphore)
+UNDER_WAY: Final = web.AppKey("negotiations_under_way", asyncio.Semaphore)
 
 _ZSTD: Final = "zstd"
 
@@ -98,6 +104,7 @@ class _Rulings(Struct, frozen=True):
 def add_routes(app: web.Application) -> None:
     """The one route of negotiation."""
     app[DECODINGS] = asyncio.Semaphore(MAX_DECODINGS)
+    app[UNDER_WAY] = asyncio.Semaphore(MAX_UNDER_WAY)
     app.router.add_post("/v1/negotiate", negotiate)
 
 
@@ -107,7 +114,16 @@ async def negotiate(request: web.Request) -> web.StreamResponse:
     app = request.app
     media_type = _media_type(request)
     compressed = _compressed(request)
-    body = await read_whole(request, MAX_NEGOTIATION_WIRE, app[CONFIG].body_timeout)
+    with app[TRANSFERS].one_more(principal.key_id, app[CONFIG].max_transfers):
+        body = await read_whole(request, MAX_NEGOTIATION_WIRE, app[CONFIG].body_timeout)
+    async with app[UNDER_WAY]:
+        return await _deal(request, principal, body, media_type, compressed=compressed)
+
+
+async def _deal(
+    request: web.Request, principal: Principal, body: bytes, media_type: str, *, compressed: bool
+) -> web.StreamResponse:
+    app = request.app
     async with app[DECODINGS]:
         asked = await run_in_worker(app, _decode, body, media_type, compressed)
     plans = await _plans(request, principal, asked)

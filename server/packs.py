@@ -11,8 +11,8 @@ UUID of version 8 (RFC 9562, section 5.8), whose free bits are, from the front::
 
 So ids sort by pack and place, and what a catalog still knows of a pack is one range of ids.
 
-A blob that is removed is overwritten with zeros at once; its room is given back with the whole pack, when nothing is
-known of it any more (`sweep`). Packs are of one time, and so is what retention removes.
+A blob that is removed is overwritten with zeros at once, durably; its room is given back with the whole pack, when
+nothing is known of it any more (`sweep`). Packs are of one time, and so is what retention removes.
 
 All functions block, and may be called in any thread.
 """
@@ -122,15 +122,20 @@ class Packs:
         return self._path(place_of(blob_id).pack).exists()
 
     def remove(self, blob_id: str) -> None:
-        """Overwrite the blob, if it is there."""
+        """Overwrite what is there of the blob, durably. Raises `OSError`; it is to be removed again then."""
         place = place_of(blob_id)
         try:
             fd = os.open(self._path(place.pack), os.O_WRONLY | _FLAGS)
         except FileNotFoundError:
             return
         try:
+            left = min(place.size, os.fstat(fd).st_size - place.offset)  # of a pack that was cut, not beyond its end
+            if left <= 0:
+                return
             os.lseek(fd, place.offset, os.SEEK_SET)
-            os.write(fd, bytes(place.size))
+            while left > 0:
+                left -= os.write(fd, bytes(left))
+            self._sync_data(fd)
         finally:
             os.close(fd)
 

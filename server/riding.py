@@ -6,8 +6,8 @@ catalog takes them in the transaction that takes the offers. Killed in between, 
 knows of, and the agent has no answer and sends them again; killed after it, the agent offers the sessions once more,
 and is told that they are here.
 
-A rider that cannot be used (of no offer, not as long as its offer says, too large) is passed over and counted: its
-offer is answered as if it had come alone.
+A rider that cannot be used (of no offer, or of several products', not as long as its offer says, too large) is passed
+over and counted: its offer is answered as if it had come alone.
 """
 
 from __future__ import annotations
@@ -48,12 +48,7 @@ def board(riders: Sequence[Rider], registrations: tuple[Registration, ...], blob
     """Look into the riders of a request, and keep them, durably. Blocks; for a thread. Raises `OSError`, and nothing is
     kept then.
     """
-    offered = {
-        (each.summary.session_id, state.index): (place, state)
-        for place, each in enumerate(registrations)
-        if each.state is SessionState.WANTED and each.fresh_uploads
-        for state in each.summary.segments
-    }
+    offered = _offered(registrations)
     fitting: dict[tuple[int, int], tuple[bytes, Finding]] = {}
     room = MAX_RIDING
     for rider in riders:
@@ -70,6 +65,22 @@ def board(riders: Sequence[Rider], registrations: tuple[Registration, ...], blob
         arrivals.setdefault(place, {})[index] = _arrival(upload_id, len(content), found)
     taken = tuple(replace(each, arrivals=arrivals.get(place, {})) for place, each in enumerate(registrations))
     return Boarded(taken, len(fitting), len(riders) - len(fitting), MAX_RIDING - room)
+
+
+def _offered(registrations: Sequence[Registration]) -> dict[tuple[str, int], tuple[int, SegmentState]]:
+    """Where in `registrations` each wanted segment is offered. A rider names no product: one that is offered to two in
+    the same request (an admin's key reaches both) could be of either, and is left out.
+    """
+    offered: dict[tuple[str, int], tuple[int, SegmentState]] = {}
+    products: dict[str, str] = {}
+    of_several = set()
+    for place, each in enumerate(registrations):
+        session_id = each.summary.session_id
+        if products.setdefault(session_id, each.product) != each.product:
+            of_several.add(session_id)
+        if each.state is SessionState.WANTED and each.fresh_uploads:
+            offered.update({(session_id, state.index): (place, state) for state in each.summary.segments})
+    return {key: found for key, found in offered.items() if key[0] not in of_several}
 
 
 def unused(registrations: Sequence[Registration], held: Sequence[Sequence[SegmentRow]]) -> list[str]:

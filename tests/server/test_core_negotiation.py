@@ -5,28 +5,42 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace as replaced
 from pathlib import Path
 
 import msgpack
 import pytest
 import zstandard
 from msgspec.structs import replace
+from yarl import URL
 
 from mailboat.protocol import Status, Summary, wire
 from mailboat.protocol.limits import MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE, MAX_OFFERS
 from mailboat.protocol.negotiation import Reply, Request
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import SegmentState
-from mailboat.server import ServerConfig
-from mailboat.server.catalog import ProductRow, Role, SessionQuery, SessionState
+from mailboat.server import ServerConfig, negotiation
+from mailboat.server.allowance import TRANSFERS
+from mailboat.server.catalog import LedgerRow, ProductRow, Registration, Role, SegmentRow, SessionQuery, SessionState
 from mailboat.server.context import CATALOG
 from mailboat.server.context import COUNTERS as COUNTED
 from mailboat.server.keys import create_key
 from mailboat.server.policy import DAY
 from mailboat.server.serving import RunningServer
+from mailboat.server.serving import running as serving_on
 from mailboat.server.sqlite_catalog import SqliteCatalog
-from testkit.serverkit import AGENT, PRODUCT, Wire, fresh_session_id, make_segment, of_product, summary_of, wired
+from testkit.serverkit import (
+    AGENT,
+    PRODUCT,
+    Wire,
+    eventually,
+    fresh_session_id,
+    make_segment,
+    of_product,
+    summary_of,
+    wired,
+)
 
 
 @pytest.fixture(scope="module")
@@ -346,3 +360,64 @@ async def test_the_catalog_outlives_the_server(tmp_path: Path, summary: Summary)
             await second.close()
     finally:
         await first.close()
+
+
+async def test_only_so_many_are_held_until_they_are_committed(
+    server: RunningServer, client: Wire, summary: Summary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the catalog takes its time, the others wait as they came, and are answered then."""
+    register, decode, go = SqliteCatalog.register, negotiation._decode, asyncio.Event()
+    decoded = held = most = 0
+
+    def counting(body: bytes, media_type: str, compressed: bool) -> Request:
+        nonlocal decoded
+        decoded += 1
+        return decode(body, media_type, compressed)
+
+    async def slow(
+        catalog: SqliteCatalog, offers: Sequence[Registration], now: float, ledger: LedgerRow | None = None
+    ) -> tuple[tuple[SegmentRow, ...], ...]:
+        nonlocal held, most
+        held += 1
+        most = max(most, held)
+        await go.wait()
+        held -= 1
+        return await register(catalog, offers, now, ledger)
+
+    monkeypatch.setattr(negotiation, "_decode", counting)
+    monkeypatch.setattr(SqliteCatalog, "register", slow)
+    asking = [asyncio.create_task(client.negotiate(another(summary))) for _ in range(3 * negotiation.MAX_UNDER_WAY)]
+    await eventually(lambda: held == negotiation.MAX_UNDER_WAY)
+    assert await client.ask("GET", "/v1/status")
+    assert decoded == most == negotiation.MAX_UNDER_WAY
+    go.set()
+    assert {each[0].verdict for each in await asyncio.gather(*asking)} == {"send"}
+    assert most == negotiation.MAX_UNDER_WAY
+
+
+async def test_a_key_sends_so_many_negotiations_at_the_same_time(config: ServerConfig, key: str) -> None:
+    """Each body is memory until it is whole; and one that is cut makes room."""
+    async with serving_on(replaced(config, max_transfers=2)) as server, wired(server.url, key) as client:
+        open_ones = [await _begun(client) for _ in range(2)]
+        await eventually(lambda: sum(server.app[TRANSFERS]._under_way.values()) == 2)
+        summary = summary_of(make_segment(fresh_session_id()))
+        answer = await client.ask(
+            "POST", "/v1/negotiate", data=Request(AGENT, (summary,)).encode(), Content_Type=wire.MSGPACK_MEDIA_TYPE
+        )
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "10")
+        for writer in open_ones:
+            writer.transport.abort()
+        await eventually(lambda: not server.app[TRANSFERS]._under_way)
+        assert (await client.negotiate(summary))[0].verdict == "send"
+
+
+async def _begun(client: Wire) -> asyncio.StreamWriter:
+    """A negotiation of whose body the first byte has come."""
+    url = URL(client.url)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(
+        f"POST /v1/negotiate HTTP/1.1\r\nHost: {url.host}\r\nAuthorization: Bearer {client.key}\r\n"
+        f"Content-Type: {wire.MSGPACK_MEDIA_TYPE}\r\nContent-Length: 1000\r\n\r\n\x80".encode("latin-1")
+    )
+    await writer.drain()
+    return writer

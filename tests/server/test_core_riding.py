@@ -22,14 +22,15 @@ from mailboat.server import ServerConfig, packs
 from mailboat.server.app import create_app
 from mailboat.server.backup import back_up, restore
 from mailboat.server.blobs import LocalBlobs
-from mailboat.server.catalog import ProductRow, UploadRow, Verification
+from mailboat.server.catalog import ProductRow, Role, UploadRow, Verification
 from mailboat.server.check import Kind, check
 from mailboat.server.context import BLOBS, CATALOG, CONFIG, COUNTERS
 from mailboat.server.ingest import INGEST
+from mailboat.server.keys import create_key
 from mailboat.server.packs import YOUNG, Packs, Place, id_of, is_packed, place_of
 from mailboat.server.riding import TERMS, sweep
 from mailboat.server.serving import RunningServer, running
-from testkit.serverkit import AGENT, PRODUCT, Wire, fresh_session_id, make_segment, summary_of, wired
+from testkit.serverkit import AGENT, PRODUCT, Wire, fresh_session_id, make_segment, of_product, summary_of, wired
 
 
 def small(size: int = 3_000) -> tuple[Summary, bytes]:
@@ -416,3 +417,34 @@ async def test_a_pack_goes_when_nothing_is_known_of_it(
     assert await asyncio.to_thread(blobs.size, lost) == 0
     ((_, held),) = await kept(server, known)
     assert held == content
+
+
+def test_what_is_removed_is_gone_for_good_and_a_pack_that_was_cut_stays_so(tmp_path: Path) -> None:
+    synced: list[int] = []
+    made = Packs(tmp_path / "packs", lambda fd: synced.append(os.fstat(fd).st_ino), lambda: 1)
+    first, second = made.put([b"one" * 100, b"two" * 100])
+    (pack,) = (tmp_path / "packs").iterdir()
+    synced.clear()
+    made.remove(first)
+    assert pack.read_bytes() == bytes(300) + b"two" * 100
+    assert synced == [pack.stat().st_ino], "after power loss the bytes would be back"
+    os.truncate(pack, 400)
+    made.remove(second)
+    assert pack.read_bytes() == bytes(400)
+    os.truncate(pack, 200)
+    made.remove(second)
+    assert pack.stat().st_size == 200
+
+
+async def test_one_that_could_be_of_two_products_is_of_none(config: ServerConfig, server: RunningServer) -> None:
+    """An admin's key reaches all products, and a rider names none."""
+    key = await asyncio.to_thread(create_key, config.data, None, Role.ADMIN)
+    await server.app[CATALOG].put_product(ProductRow("Other", 1.0))
+    summary, content = small()
+    sole, its = small()
+    offers = (summary, of_product(summary, "Other"), sole)
+    async with wired(server.url, key) as admin:
+        riders = (rider(summary, content), rider(sole, its))
+        reply = await asked(admin, Request(AGENT, offers, riders=riders))
+    assert [each.verdict for each in reply.decisions] == ["send", "send", "have"]
+    assert server.app[COUNTERS]["riders_passed_over"] == 1
