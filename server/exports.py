@@ -25,6 +25,7 @@ from mailboat.server.ingest import REPORTS
 from mailboat.server.operations import Asked, Operation, add_operations
 from mailboat.server.parameters import SCOPE, Parameter, refused, whole
 from mailboat.server.reports import RECORD_TABLES, Answer, Question, Scope, TooSlow
+from mailboat.server.streaming import send
 
 PARQUET: Final = "application/vnd.apache.parquet"
 EXPORTED: Final = ("session", *RECORD_TABLES)
@@ -67,14 +68,13 @@ async def _send(asked: Asked, table: str, path: Path) -> web.StreamResponse:
     size = (await run_in_worker(asked.app, path.stat)).st_size
     response = web.StreamResponse(headers={"Content-Type": PARQUET, "Cache-Control": "no-store"})
     response.headers["Content-Disposition"] = f'attachment; filename="{table}.parquet"'
-    response.content_length = size
     with await run_in_worker(asked.app, _open, path) as file:
-        await response.prepare(asked.request)
-        bare = asked.request.method == "HEAD"  # a body would be taken for the next answer
-        while not bare and (piece := await run_in_worker(asked.app, file.read, MIB)):
-            await response.write(piece)
-    await response.write_eof()
-    return response
+        return await send(asked.request, response, size, _pieces(asked.app, file))
+
+
+async def _pieces(app: web.Application, file: BinaryIO) -> AsyncIterator[bytes]:
+    while piece := await run_in_worker(app, file.read, MIB):
+        yield piece
 
 
 def _open(path: Path) -> BinaryIO:

@@ -59,7 +59,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPException as error:
         return _counted(request, _of_http(request, error), _kept_headers(error))
     except OSError as error:
-        return _counted(request, _of_system(error))
+        return _for_system(request, error)
     except Exception:  # noqa: BLE001 - the last resort: logged, counted, answered
         _LOG.exception("%s %s failed", request.method, request.path)
         return _counted(request, Problem(Code.INTERNAL, "the server failed; its log tells more"))
@@ -94,6 +94,13 @@ def _of_http(request: web.Request, error: web.HTTPException) -> Problem:
 
 def _kept_headers(error: web.HTTPException) -> dict[str, str]:
     return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+
+
+def _for_system(request: web.Request, error: OSError) -> web.Response:
+    if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+        request.app[COUNTERS]["answers_cut"] += 1  # whoever asked has gone, and no storage is to blame
+        return web.Response(status=Code.UNAVAILABLE.status)  # to nobody
+    return _counted(request, _of_system(error))
 
 
 def _of_system(error: OSError) -> Problem:

@@ -13,7 +13,7 @@ while it runs or not, and `upkeep` the rest on a folder whose server does not ru
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +36,7 @@ from mailboat.server.operations import Asked, Operation, add_operations, answere
 from mailboat.server.parameters import CURSOR, LIMIT, PRODUCT, refused
 from mailboat.server.shapes import COUNT, ID, TEXT, TIME, by_name, made_of, maybe, one_of, some
 from mailboat.server.sqlite_engine import connect
+from mailboat.server.streaming import send
 from mailboat.server.turns import TURNS
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
@@ -97,16 +98,16 @@ async def _asked_for(asked: Asked, *, settled: bool = False) -> UploadRow:
 async def show_content(asked: Asked) -> web.StreamResponse:
     """The bytes of an upload in quarantine, as they came."""
     app, row = asked.app, await _asked_for(asked)
-    first = await _piece(app, row, 0)
+    first = await _piece(app, row, 0)  # before anything is said: it may be lost
     response = web.StreamResponse(headers={**_INERT, **_NO_STORE, "Content-Type": "application/octet-stream"})
     response.headers["Content-Disposition"] = f'attachment; filename="{row.id}"'
-    response.content_length = row.state.offset
-    await response.prepare(asked.request)
-    await response.write(first)
+    return await send(asked.request, response, row.state.offset, _pieces(app, row, first))
+
+
+async def _pieces(app: web.Application, row: UploadRow, first: bytes) -> AsyncIterator[bytes]:
+    yield first
     for offset in range(MIB, row.state.offset, MIB):
-        await response.write(await _piece(app, row, offset))
-    await response.write_eof()
-    return response
+        yield await _piece(app, row, offset)
 
 
 async def _piece(app: web.Application, row: UploadRow, offset: int) -> bytes:

@@ -8,13 +8,16 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp import web
 from blockbuster import BlockingError
 
 from mailboat.protocol import ConfigError
 from mailboat.server import ServerConfig
 from mailboat.server.access_log import harmless
 from mailboat.server.allowance import Rates
+from mailboat.server.app import create_app
 from mailboat.server.catalog import Role
 from mailboat.server.context import CATALOG, COUNTERS
 from mailboat.server.keys import PREFIX, create_key, digest_of
@@ -145,6 +148,26 @@ async def test_a_failure_of_the_server_is_counted_and_tells_nothing(
     assert str(config.data).encode() not in answer.body
     assert server.app[COUNTERS]["problems_unavailable"] == 2
     assert "catalog" in caplog.text
+
+
+async def test_who_goes_away_before_the_answer_is_no_failure_of_the_server(
+    config: ServerConfig, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(config)
+
+    async def leave(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    app.router.add_get("/v1/leave", leave)
+    async with running(config, app) as server, wired(server.url, key) as client:
+        with pytest.raises(aiohttp.ClientError):
+            await client.ask("GET", "/v1/leave")
+        await eventually(lambda: app[COUNTERS]["answers_cut"] >= 1)
+        assert (await client.ask("GET", "/v1/status")).status == 200
+    assert app[COUNTERS]["problems_unavailable"] == 0
+    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
 
 
 async def test_the_access_log_holds_no_key(

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from mailboat.protocol.packages import Span
-from mailboat.server import ServerConfig, completion, verification
+from mailboat.server import ServerConfig, completion, streaming, verification
 from mailboat.server.catalog import CatalogError, Role, UploadRow
-from mailboat.server.context import CATALOG
+from mailboat.server.context import CATALOG, COUNTERS
 from mailboat.server.folder import FolderInUse
 from mailboat.server.ingest import INGEST, LOADER
 from mailboat.server.keys import create_key
@@ -23,7 +24,7 @@ from mailboat.server.policy import month_of
 from mailboat.server.quarantine import NotThere, list_offline, save_offline, show_offline
 from mailboat.server.serving import RunningServer, running
 from mailboat.server.upkeep import check_folder, drop_quarantined, replay_quarantined
-from testkit.serverkit import PRODUCT, Wire, blob_path, fresh_session_id, make_segment, summary_of, wired
+from testkit.serverkit import PRODUCT, Wire, blob_path, eventually, fresh_session_id, make_segment, summary_of, wired
 
 
 @pytest.fixture
@@ -100,6 +101,57 @@ async def test_its_bytes_are_given_back_and_are_no_page_of_the_servers(client: W
     empty = await sent(client, b"")
     answer = await person.ask("GET", f"/api/v1/quarantine/{empty}/content")
     assert (answer.status, answer.body) == (200, b"")
+
+
+async def test_a_head_gets_no_byte_of_strangers(client: Wire, person: Wire) -> None:
+    """They would be the next answer on the connection, which a proxy may share among many."""
+    forged = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nowned"
+    upload = await sent(client, forged)
+    reader, writer = await _connected(person)
+    writer.write(_asking(person, "HEAD", upload) + b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answers = await reader.read()
+    assert f"Content-Length: {len(forged)}".encode() in answers
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+    assert b"owned" not in answers
+    writer.close()
+
+
+async def test_one_who_goes_away_is_no_failure_of_the_storage(
+    client: Wire, person: Wire, server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload = await sent(client, bytes(20_000_000))
+    before = asyncio.all_tasks()
+    reader, writer = await _connected(person)
+    writer.write(_asking(person, "GET", upload))
+    assert await reader.read(1000)
+    writer.transport.abort()
+    await eventually(lambda: asyncio.all_tasks() <= before)
+    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
+    assert (server.app[COUNTERS]["problems_unavailable"], server.app[COUNTERS]["answers_cut"]) == (0, 1)
+
+
+async def test_one_who_takes_nothing_is_cut_off(
+    client: Wire, person: Wire, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "GRACE", 0.0)
+    monkeypatch.setattr(streaming, "SLOWEST", 200_000_000)
+    upload = await sent(client, bytes(20_000_000))
+    reader, writer = await _connected(person)
+    writer.write(_asking(person, "GET", upload))
+    await eventually(lambda: server.app[COUNTERS]["answers_cut"] == 1)
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(20_000_000)
+    writer.close()
+
+
+def _asking(person: Wire, method: str, upload: str) -> bytes:
+    path = f"/api/v1/quarantine/{upload}/content"
+    return f"{method} {path} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {person.key}\r\n\r\n".encode()
+
+
+async def _connected(person: Wire) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    url = URL(person.url)
+    return await asyncio.open_connection(url.host, url.port)
 
 
 async def test_who_may_see_it(config: ServerConfig, server: RunningServer, client: Wire, person: Wire) -> None:
