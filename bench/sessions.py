@@ -49,10 +49,11 @@ class Made:
 
     def put_into(self, root: Path) -> None:
         """Have the session wait in the store at `root` (of an agent made by `config`), without copying a byte."""
-        config = AgentConfig(store=root, product=PRODUCT, application=APPLICATION)
-        store = Store(OsFileSystem(), config.store_root, PRODUCT, APPLICATION)
-        store.open()
-        folder = store.folder / WAITING / self.session_id
+        self.link_into(waiting_in(root))
+
+    def link_into(self, waiting: Path) -> None:
+        """The same for the folder that `waiting_in` gave."""
+        folder = waiting / self.session_id
         folder.mkdir()
         for path in self.paths:
             os.link(path, folder / path.name)
@@ -63,6 +64,14 @@ class Made:
             with path.open("rb", buffering=0) as file:
                 while piece := file.read(length):
                     yield piece
+
+
+def waiting_in(root: Path) -> Path:
+    """The folder of what waits in the store at `root`, which is made if it is not there."""
+    config = AgentConfig(store=root, product=PRODUCT, application=APPLICATION)
+    store = Store(OsFileSystem(), config.store_root, PRODUCT, APPLICATION)
+    store.open()
+    return store.folder / WAITING
 
 
 def sender(url: str, key: str, store: Path, **settings: Any) -> Agent:  # noqa: ANN401 - fields of AgentConfig
