@@ -79,8 +79,14 @@ TRANSFERS: Final = web.AppKey("transfers", Transfers)
 
 
 async def require_room_for_another(app: web.Application, product: str) -> None:
-    """`ProblemError` 429 when the product has as many unfinished uploads, that no negotiation asked for, as may be."""
+    """`ProblemError` 429 when the product has as many unfinished uploads, that no negotiation asked for, as may be, or
+    keeps as much that is of no session.
+    """
     most = app[CONFIG].max_unfinished
-    if await app[CATALOG].unfinished(product) >= most:
+    unfinished, size = await app[CATALOG].strangers(product)
+    if size >= app[CONFIG].max_stray_bytes:
+        detail = f"the product has {size} bytes of uploads that are of no session: some must go before another is begun"
+        raise ProblemError(Code.TOO_MANY_REQUESTS, detail, _LATER)
+    if unfinished >= most:
         detail = f"the product has {most} unfinished uploads: complete or cancel some before another is begun"
         raise ProblemError(Code.TOO_MANY_REQUESTS, detail, _LATER)

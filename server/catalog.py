@@ -376,8 +376,8 @@ class Catalog(Protocol):
     async def made_of(self, part_id: str) -> tuple[UploadRow, ...]:
         """The unfinished uploads that this one is a part of."""
 
-    async def unfinished(self, product: str) -> int:
-        """How many uploads of a product take more bytes, and were asked for by no negotiation."""
+    async def strangers(self, product: str) -> tuple[int, int]:
+        """Of a product's uploads that are of no session: how many take more bytes, and bytes of the complete ones."""
 
     async def expired(self, now: float, quarantine: float, limit: int) -> tuple[str, ...]:
         """Ids of uploads whose time is over, and of those quarantined for more than `quarantine` seconds."""

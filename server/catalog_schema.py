@@ -144,6 +144,10 @@ STEPS: Final = (
     "ALTER TABLE sessions ADD COLUMN source TEXT NOT NULL DEFAULT ''",
     # Rejected segments are in quarantine, too.
     "CREATE INDEX uploads_rejected ON uploads (id) WHERE phase = 'complete' AND verification = 'rejected'",
+    # How much a product keeps that is of no session.
+    """
+    CREATE INDEX uploads_of_no_session ON uploads (product, "offset") WHERE phase = 'complete' AND session_id IS NULL
+    """,
 )
 
 

@@ -23,6 +23,7 @@ _ABOVE_ZERO: Final = (
     "quarantine_max_age",
     "sweep_interval",
     "max_unfinished",
+    "max_stray_bytes",
     "max_transfers",
     "max_requests",
 )
@@ -65,6 +66,10 @@ class ServerConfig:
     """Between looks for what has expired."""
     max_unfinished: int = 20_000
     """Unfinished uploads of a product that no negotiation asked for: a client that only begins them is stopped here."""
+    max_stray_bytes: int = 4 * 1024 * MIB
+    """Bytes of a product's complete uploads that are of no session (what is no segment, parts, what was imported): with
+    so many, no other is begun that no negotiation asked for. Agents are not held up.
+    """
     max_transfers: int = 1000
     """Bodies of uploads that one key may send at the same time: each holds a connection and its buffers, half a MiB."""
     max_requests: float = 1000.0

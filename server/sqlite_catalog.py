@@ -150,9 +150,9 @@ class SqliteCatalog:
         """See `Catalog.made_of`."""
         return await self._engine.read(partial(sqlite_uploads.made_of, part_id=part_id))
 
-    async def unfinished(self, product: str) -> int:
-        """See `Catalog.unfinished`."""
-        return await self._engine.read(partial(sqlite_expiry.unfinished, product=product))
+    async def strangers(self, product: str) -> tuple[int, int]:
+        """See `Catalog.strangers`."""
+        return await self._engine.read(partial(sqlite_expiry.strangers, product=product))
 
     async def expired(self, now: float, quarantine: float, limit: int) -> tuple[str, ...]:
         """See `Catalog.expired`."""

@@ -13,10 +13,12 @@ from mailboat.server.catalog import UploadRow
 from mailboat.server.sqlite_rows import UPLOAD_COLUMNS, fetch, upload_row
 
 
-def unfinished(db: sqlite3.Connection, product: str) -> int:
-    """See `Catalog.unfinished`."""
-    sql = "SELECT count(*) FROM uploads WHERE product = ? AND phase = 'open' AND session_id IS NULL"
-    return int(fetch(db, sql, product)[0][0])
+def strangers(db: sqlite3.Connection, product: str) -> tuple[int, int]:
+    """See `Catalog.strangers`."""
+    ours = "FROM uploads WHERE product = ? AND session_id IS NULL"
+    ((unfinished,),) = fetch(db, f"SELECT count(*) {ours} AND phase = 'open'", product)
+    ((size,),) = fetch(db, f"SELECT coalesce(sum(\"offset\"), 0) {ours} AND phase = 'complete'", product)
+    return int(unfinished), int(size)
 
 
 def expired(db: sqlite3.Connection, now: float, quarantine: float, limit: int) -> tuple[str, ...]:

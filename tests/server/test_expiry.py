@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import pytest
+from yarl import URL
 
 from mailboat.server import ServerConfig
 from mailboat.server.allowance import TRANSFERS
@@ -228,6 +229,34 @@ async def test_a_product_has_so_many_unfinished_uploads_at_most(config: ServerCo
             assert (await neighbour.ask("POST", "/v1/uploads", Upload_Complete="?0")).status == 201
         assert (await bench.client.append(first, b"6", 5, complete=True)).complete
         await bench.begun()
+
+
+async def test_a_product_keeps_so_much_of_no_session_at_most(config: ServerConfig, key: str) -> None:
+    """One part of a few bytes of a request can be made into as many large files as one asks for."""
+    async with benched(replace(config, max_stray_bytes=300), key) as bench:
+        part = await bench.client.ask(
+            "POST",
+            "/v1/uploads",
+            data=bytes(100),
+            Tus_Resumable="1.0.0",
+            Upload_Length="100",
+            Upload_Concat="partial",
+            Content_Type="application/offset+octet-stream",
+        )
+        assert part.status == 201
+        concat = f"final;{part.headers['Location']}"
+        made = [
+            await bench.client.ask("POST", "/v1/uploads", Tus_Resumable="1.0.0", Upload_Concat=concat) for _ in "123"
+        ]
+        assert [each.status for each in made] == [201, 201, 429]
+        assert made[-1].headers["Retry-After"] == "600"
+        assert (await bench.client.ask("POST", "/v1/uploads", data=b"x", Upload_Complete="?1")).status == 429
+        data = make_segment(fresh_session_id(), wall=bench.clock.now)  # agents are not held up
+        assert (await bench.client.append(await bench.client.upload_of(data), data, 0, complete=True)).complete
+        assert (
+            await bench.client.ask("DELETE", URL(made[0].headers["Location"]).path, Tus_Resumable="1.0.0")
+        ).status == 204
+        assert (await bench.client.ask("POST", "/v1/uploads", data=b"x", Upload_Complete="?1")).status == 201
 
 
 async def test_a_key_sends_so_many_bodies_at_the_same_time(config: ServerConfig, key: str) -> None:

@@ -402,8 +402,12 @@ class CatalogContract:
         strange = UploadRow(UploadState(fresh_session_id()), PRODUCT, created=1.0, updated=1.0)
         for row in (ending, strange):
             await catalog.make_upload(row)
-        assert await catalog.unfinished(PRODUCT) == 2
+        assert await catalog.strangers(PRODUCT) == (2, 0)
         assert await catalog.finish_upload(replace(complete(strange), verification=Verification.QUARANTINED))
+        assert await catalog.strangers(PRODUCT) == (1, 10)
+        assert await catalog.strangers("Other") == (0, 0)
+        assert await catalog.finish_upload(complete(lasting))
+        assert await catalog.strangers(PRODUCT) == (1, 10), "a segment is of a session"
         assert await catalog.expired(9.0, 100.0, 10) == ()
         assert await catalog.expired(10.0, 100.0, 10) == (ending.id,)
         assert set(await catalog.expired(105.0, 100.0, 10)) == {ending.id, strange.id}

@@ -234,8 +234,10 @@ class MemoryCatalog:
     async def made_of(self, part_id: str) -> tuple[UploadRow, ...]:
         return tuple(row for row in await self.open_uploads() if part_id in row.state.creation.parts)
 
-    async def unfinished(self, product: str) -> int:
-        return sum(row.product == product and row.session_id is None for row in await self.open_uploads())
+    async def strangers(self, product: str) -> tuple[int, int]:
+        rows = [row for row in self._uploads.values() if row.product == product and row.session_id is None]
+        size = sum(row.state.offset for row in rows if row.state.complete)
+        return sum(row.state.phase is Phase.OPEN for row in rows), size
 
     async def expired(self, now: float, quarantine: float, limit: int) -> tuple[str, ...]:
         def over(row: UploadRow) -> bool:
