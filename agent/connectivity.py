@@ -1,7 +1,8 @@
 """Whether it is worth trying to reach the server: an immutable value; each event gives the next one.
 
 Times are monotonic seconds. A pause after a failure is ended early by anything that makes success likely: the
-application says so (`resume`), or somebody asks for a connectivity window (`force_sync`).
+application says so (`resume`), the machine has a new way to others (`routes`), or somebody asks for a connectivity
+window (`force_sync`).
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ class Link(StrEnum):
 
 
 class Connectivity(Struct, frozen=True):
-    """`reason` says in a sentence why nothing is being sent, `until` when it is tried again (None: not by itself)."""
+    """`reason` says in a sentence why nothing is being sent, `until` when it is tried again (None: at once, or, of a
+    link that is paused, not by itself). `asked`: the server has asked to be left alone until then.
+    """
 
     link: Link = Link.UNKNOWN
     reason: str = ""
     until: float | None = None
     backoff: Backoff = Backoff()
+    asked: bool = False
 
     def succeeded(self) -> Connectivity:
         """The server answered. Whether it is of any use shows later: the pauses do not begin anew by that."""
@@ -57,7 +61,7 @@ class Connectivity(Struct, frozen=True):
         if self.link is Link.PAUSED:
             return self
         backoff = self.backoff.failed()
-        return Connectivity(link, reason, now + backoff.pause(chance, floor), backoff)
+        return Connectivity(link, reason, now + backoff.pause(chance, floor), backoff, floor > 0)
 
     def paused(self) -> Connectivity:
         """The application says that there is no connection to be used."""
@@ -66,6 +70,14 @@ class Connectivity(Struct, frozen=True):
     def resumed(self) -> Connectivity:
         """The application says that the connection is back: whatever was waited for is over."""
         return Connectivity()
+
+    def way_found(self) -> Connectivity:
+        """The machine has a new way to others, which may or may not lead to the server: it is tried at once, and soon
+        again. What the server, or the application, has asked for holds all the same.
+        """
+        if self.link is not Link.OFFLINE or self.asked:
+            return self
+        return replace(self, until=None, backoff=Backoff())
 
     def open_at(self, now: float) -> bool:
         """Whether the automatic part may try now."""

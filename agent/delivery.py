@@ -12,6 +12,7 @@ from mailboat.agent.config import TUS_SCHEME, AgentConfig
 from mailboat.agent.files import FileSystem
 from mailboat.agent.http import Http
 from mailboat.agent.rounds import Sink, Sources
+from mailboat.agent.routes import Routes
 from mailboat.agent.store import Store
 from mailboat.agent.stores import Stores
 from mailboat.agent.synchronizer import Synchronizer
@@ -35,7 +36,8 @@ def assemble(config: AgentConfig, agent: str, clocks: Clocks, sources: Sources) 
     stores, disk = sources.stores, sources.disk
     traffic = _traffic(config, clocks, stores, disk)
     http, sink = _connect(config, agent, clocks, stores.own.files, disk, traffic)
-    return Delivery(http, Synchronizer(http, sources, clocks, config, agent=agent, traffic=traffic, sink=sink))
+    synchronizer = Synchronizer(http, sources, clocks, config, agent=agent, traffic=traffic, sink=sink, ways=Routes())
+    return Delivery(http, synchronizer)
 
 
 def _connect(

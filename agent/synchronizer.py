@@ -25,6 +25,7 @@ from mailboat.agent.link_policy import LinkState, Priority
 from mailboat.agent.negotiator import probe
 from mailboat.agent.report import SessionOutcome, SessionState, SyncProgress, SyncReport, one_line
 from mailboat.agent.rounds import OTHER_SENDS, BudgetSpent, LinkDown, Live, Rounds, Sink, Sources
+from mailboat.agent.routes import Ways
 from mailboat.agent.traffic import Traffic
 from mailboat.agent.uploader import Uploader
 from mailboat.agent.window import Window
@@ -69,8 +70,11 @@ class Synchronizer:
         agent: str,
         traffic: Traffic,
         sink: Sink | None = None,
+        ways: Ways | None = None,
     ) -> None:
-        """`agent` names this agent to the server, `traffic` says how much may be sent; `sink`: as `Rounds` has it."""
+        """`agent` names this agent to the server, `traffic` says how much may be sent; `sink`: as `Rounds` has it.
+        `ways` hears of new ways to others, for the automatic part while there is no connection.
+        """
         self._http, self._sources, self._clocks, self._config, self._sink = http, sources, clocks, config, sink
         self._rounds = Rounds(
             http,
@@ -94,6 +98,7 @@ class Synchronizer:
         self._due: float | None = None
         self._spent_until: float | None = None
         self._closed = False
+        self._ways, self._way_found = ways, False
         self._way = LinkState()
         self._held = _not_by_itself(config)
         self._policy_failed = ""
@@ -109,12 +114,32 @@ class Synchronizer:
 
     async def run(self, startup_delay: float) -> None:
         """Send by itself, until cancelled."""
-        await self._until_wanted(startup_delay)
-        while True:
-            self._wanted.clear()
-            if self.link.open_at(self._clocks.now()):
-                await self._automatic_round()
-            await self._rest()
+        try:
+            await self._until_wanted(startup_delay)
+            while True:
+                self._wanted.clear()
+                if self._way_found:
+                    self.link, self._way_found = self.link.way_found(), False
+                if self.link.open_at(self._clocks.now()):
+                    await self._automatic_round()
+                self._listen(offline=self.link.link is Link.OFFLINE)
+                await self._rest()
+        finally:
+            self._listen(offline=False)
+
+    def _listen(self, *, offline: bool) -> None:
+        """Hear of new ways to others while there is no connection, during tries as well as between them."""
+        if self._ways is None:
+            return
+        if not offline:
+            self._ways.leave()
+            return
+
+        def found() -> None:
+            self._way_found = True
+            self.wake()
+
+        self._ways.listen(found)
 
     async def _automatic_round(self) -> None:
         """One round in a task of its own, so that a window or a pause can end it and not this."""

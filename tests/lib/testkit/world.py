@@ -56,6 +56,19 @@ async def _nobody() -> Live | None:
     return None
 
 
+class Rumours:
+    """In place of the kernel: tells of a new way to others when a test does."""
+
+    def __init__(self) -> None:
+        self.told: Callable[[], None] | None = None
+
+    def listen(self, told: Callable[[], None]) -> None:
+        self.told = told
+
+    def leave(self) -> None:
+        self.told = None
+
+
 @dataclass
 class SimAgent:
     """One store and the process that sends for it, which may be killed and started anew."""
@@ -102,8 +115,9 @@ class SimAgent:
             file = BudgetFile(self.files, self.folder, self.budget)
         traffic = Traffic(self.clocks, self.config.max_upload_rate, file, self.disk)
         sources = Sources(self.stores, _nobody, self.disk)
+        self.ways = Rumours()
         self.sync = Synchronizer(
-            self.http, sources, self.clocks, self.config, agent="mailboat-python/1", traffic=traffic
+            self.http, sources, self.clocks, self.config, agent="mailboat-python/1", traffic=traffic, ways=self.ways
         )
         self.sync.listeners.append(lambda outcome: self.outcomes.update([outcome.session_id]))
         self.running = asyncio.create_task(self.sync.run(self.draw.uniform(0, 5)))
@@ -325,6 +339,7 @@ class World:
             "resume": agent.resume,
             "metered": lambda: agent.sync.set_way(LinkState(metered=agent.draw.random() < 0.5)),
             "clock": lambda: self._set_clock(agent),
+            "route": lambda: agent.ways.told is not None and agent.ways.told(),
         }
         names = [*events, "window", "kill", "up", "up", "record", "resume"]
         while self.loop.now < end:

@@ -45,6 +45,18 @@ def test_a_refused_key_is_tried_seldom() -> None:
     assert (link.link, link.until) == (Link.REFUSED, Backoff().longest)
 
 
+def test_a_new_way_ends_a_pause_and_nobodys_wish() -> None:
+    lost = Connectivity()
+    for _ in range(9):
+        lost = lost.failed("no connection", 0.0, ALMOST)
+    found = lost.way_found()
+    assert (found.link, found.reason, found.open_at(0.0)) == (Link.OFFLINE, "no connection", True)
+    assert found.failed("no connection", 0.0, 1.0).until == Backoff().first
+    asked, refused = lost.failed("status 503", 0.0, 0.0, 120.0), lost.refused("the key", 0.0, 0.0)
+    for other in (asked, refused, lost.paused(), lost.succeeded()):
+        assert other.way_found() == other
+
+
 def test_a_pause_is_the_applications_word() -> None:
     paused = Connectivity().failed("no connection", 0.0, 1.0).paused()
     assert not paused.open_at(10.0**9)

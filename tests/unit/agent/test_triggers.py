@@ -15,6 +15,7 @@ import pytest
 from mailboat.agent.allowance import Budget, day_of
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.eligibility import AGE_TRIGGER, LOOK_INTERVAL, RECORDS_TRIGGER, Eligibility
+from mailboat.agent.http import Answer
 from mailboat.agent.link_policy import LinkState, quiet_hours, urgent_when_metered
 from mailboat.agent.traffic import BudgetFile
 from mailboat.agent.window import SLICE
@@ -66,6 +67,72 @@ def test_when_the_connection_returns(tmp_path: Path) -> None:
         agent.sync.resume()
         await until(agent, lambda: agent.idle, 5.0)
         assert agent.loop.now - back < 1.0
+
+    story(tmp_path, tell)
+
+
+def test_when_the_kernel_tells_of_a_new_way(tmp_path: Path) -> None:
+    """A pause of minutes ends by itself, with a small request first; who is online again listens no more."""
+
+    async def tell(agent: SimAgent) -> None:
+        agent.line.up = False
+        agent.record()
+        await until(agent, lambda: (agent.sync.link.until or 0) > agent.loop.now + 200.0, 3600.0)
+        for up in (False, True):
+            agent.line.up = up
+            assert agent.ways.told is not None
+            agent.ways.told()
+            await asyncio.sleep(1.0)
+        assert agent.idle, "the first one led nowhere, and the second one was tried all the same"
+        assert agent.ways.told is None
+
+    story(tmp_path, tell)
+
+
+def unavailable(agent: SimAgent, times: int, **headers: str) -> list[float]:
+    """The server is not available for the first few requests; when it was asked."""
+    tried: list[float] = []
+
+    def failure() -> Answer | None:
+        tried.append(agent.loop.now)
+        named = {name.replace("_", "-"): text for name, text in headers.items()}
+        return Answer(503, named, b"") if len(tried) <= times else None
+
+    agent.server.failure = failure  # type: ignore[method-assign]
+    return tried
+
+
+def test_a_new_way_that_comes_during_a_try_is_tried_next(tmp_path: Path) -> None:
+    async def tell(agent: SimAgent) -> None:
+        tried = unavailable(agent, 2)
+        answer = agent.server.failure
+
+        def meanwhile() -> Answer | None:
+            if len(tried) == 1:
+                assert agent.ways.told is not None
+                agent.ways.told()
+            return answer()
+
+        agent.server.failure = meanwhile  # type: ignore[method-assign]
+        agent.record()
+        await until(agent, lambda: agent.idle, 60.0)
+        assert tried[2] - tried[1] < 1.0 < tried[1] - tried[0]
+
+    story(tmp_path, tell)
+
+
+def test_a_new_way_is_no_reason_to_press_a_server_that_asked_to_be_left_alone(tmp_path: Path) -> None:
+    async def tell(agent: SimAgent) -> None:
+        tried = unavailable(agent, 1, retry_after="900")
+        agent.record()
+        await until(agent, lambda: len(tried) == 1, 60.0)
+        await asyncio.sleep(1.0)
+        for _ in range(8):
+            assert agent.ways.told is not None
+            agent.ways.told()
+            await asyncio.sleep(100.0)
+        assert len(tried) == 1
+        await until(agent, lambda: agent.idle, 200.0)
 
     story(tmp_path, tell)
 
