@@ -46,22 +46,24 @@ class Look:
     """What there is in the stores, and what it adds up to. Adding up ten thousand sessions takes longer than an event
     loop has time for, so a look is made where blocking is allowed.
 
-    `homes` tells where a session lies that is not in the own store; `ledgers` and `sums` are by home.
+    `owners` tells where a session lies that is not in the own store; `ledgers` and `sums` are by owner.
     """
 
-    def __init__(self, found: Found, ledgers: Mapping[str, LedgerFile], homes: Mapping[str, str] | None = None) -> None:
-        self.found, self.ledgers, self.homes = found, ledgers, homes or {}
+    def __init__(
+        self, found: Found, ledgers: Mapping[str, LedgerFile], owners: Mapping[str, str] | None = None
+    ) -> None:
+        self.found, self.ledgers, self.owners = found, ledgers, owners or {}
         self.summaries = {each.summary.session_id: each.summary for each in found.waiting}
         self.folders = {each.summary.session_id: each.path for each in found.waiting}
         self.bytes = sum(summary.size for summary in self.summaries.values())
-        self.sums = {home: Sums() for home in (OWN, *ledgers, *self.homes.values())}
+        self.sums = {owner: Sums() for owner in (OWN, *ledgers, *self.owners.values())}
         for summary in self.summaries.values():
-            self.sums[self.homes.get(summary.session_id, OWN)].add(summary)
+            self.sums[self.owners.get(summary.session_id, OWN)].add(summary)
 
 
 def read(stores: Stores) -> Look:
     """Look into the stores; blocks."""
-    return Look(stores.look(), stores.ledgers, stores.homes)
+    return Look(stores.look(), stores.ledgers, stores.owners)
 
 
 class Backlog:
@@ -71,7 +73,7 @@ class Backlog:
         """`running` gives the session of this process, None when there is none."""
         self._running = running
         self._ledgers: Mapping[str, LedgerFile] = {}
-        self._homes: Mapping[str, str] = {}
+        self._owners: Mapping[str, str] = {}
         self._sums: Mapping[str, Sums] = {OWN: Sums()}
         self._waiting: dict[str, Summary] = {}
         self._gone: set[str] = set()
@@ -88,7 +90,7 @@ class Backlog:
 
     def seen(self, look: Look) -> None:
         """Take what `read` gave; its sums are kept from here on."""
-        self._ledgers, self._homes, self._sums = look.ledgers, look.homes, look.sums
+        self._ledgers, self._owners, self._sums = look.ledgers, look.owners, look.sums
         self._waiting, self.bytes = dict(look.summaries), look.bytes
         self._gone -= self._waiting.keys() & self._gone
 
@@ -101,23 +103,23 @@ class Backlog:
             summary = self._waiting.pop(session_id, None)
             if summary is not None:
                 self.bytes -= summary.size
-                self._sums[self._homes.get(session_id, OWN)].take_away(summary)
+                self._sums[self._owners.get(session_id, OWN)].take_away(summary)
 
     @property
     def ledger(self) -> Ledger:
         """The account of all stores that are served, the session of this process included."""
-        return together([self.account(home) for home in self._ledgers or (OWN,)])
+        return together([self.account(owner) for owner in self._ledgers or (OWN,)])
 
-    def account(self, home: str) -> Ledger:
+    def account(self, owner: str) -> Ledger:
         """The account of one store as it stands, in the own one the session of this process included."""
-        sums, running = self._sums[home], self._running()
+        sums, running = self._sums[owner], self._running()
         pending, lost = sums.records, sums.lost
-        if home == OWN and running is not None and not self._counted(running.session_id):
+        if owner == OWN and running is not None and not self._counted(running.session_id):
             pending += running.recorded
             lost = lost + Counter(running.lost)
-        if home not in self._ledgers:
+        if owner not in self._ledgers:
             return Ledger(pending=pending, lost=dict(lost))
-        return self._ledgers[home].account(pending, lost)
+        return self._ledgers[owner].account(pending, lost)
 
     def _counted(self, session_id: str) -> bool:
         return session_id in self._waiting or session_id in self._gone

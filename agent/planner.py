@@ -22,8 +22,8 @@ enough apart to outlast a server's short illness, it is put aside.
 
 Small sessions that have ended may ride along with their offers (`riding`): then they go from OFFER to ENDED at once.
 
-Sessions have *homes*, the stores that they lie in. One request offers sessions of one home, since it carries that
-store's account.
+Sessions have *owners*, the applications whose stores they lie in. One request offers sessions of one owner, since it
+carries the account of one store.
 
 A running session never ends here: what it has so far is sent, and the next `refresh` brings what came since.
 
@@ -77,11 +77,11 @@ few."""
 
 
 class Negotiate(Struct, frozen=True):
-    """Ask the server about these sessions of one `home`, those in `aboard` with all their bytes."""
+    """Ask the server about these sessions of one `owner`, those in `aboard` with all their bytes."""
 
     offers: tuple[Summary, ...]
     aboard: frozenset[str] = frozenset()
-    home: str = ""
+    owner: str = ""
 
 
 class Send(Struct, frozen=True):
@@ -141,7 +141,7 @@ class Planner:
         self._to_confirm: set[str] = set()
         self._flights: set[tuple[str, int]] = set()
         self._sending: list[tuple[tuple[bool, bool, int, float], str]] = []
-        self._homes: Mapping[str, str] = {}
+        self._owners: Mapping[str, str] = {}
         self._asking: dict[str, list[tuple[tuple[bool, bool, int, float], str]]] = {}
         self._later: list[tuple[float, str]] = []
 
@@ -155,11 +155,11 @@ class Planner:
         self.meet(summaries)
         self.forget_absent(len(self._unmet))
 
-    def begin(self, homes: Mapping[str, str] | None = None) -> None:
+    def begin(self, owners: Mapping[str, str] | None = None) -> None:
         """Begin a `refresh` in pieces: then `meet` all sessions, some at a time, and `forget_absent` ones likewise.
-        `homes` names the home of those that have one.
+        `owners` names the owner of those that have one.
         """
-        self._homes = homes or {}
+        self._owners = owners or {}
         self._negotiating = self.held = 0
         if self._aboard:
             self._room = self._room.broke()
@@ -244,17 +244,17 @@ class Planner:
                 yield segment
 
     def _offers(self, now: float) -> Negotiate | None:
-        """What to offer of the home that has the most pressing session; None where there is nothing."""
+        """What to offer of the owner that has the most pressing session; None where there is nothing."""
         while self._later and self._later[0][0] <= now:
             session_id = heapq.heappop(self._later)[1]
             if session_id in self.entries:
                 self._ask(self.entries[session_id])
-        for home in sorted(self._asking, key=lambda each: self._asking[each][0]):
-            offers, aboard = self._offers_of(self._asking[home], now)
-            if not self._asking[home]:
-                del self._asking[home]
+        for owner in sorted(self._asking, key=lambda each: self._asking[each][0]):
+            offers, aboard = self._offers_of(self._asking[owner], now)
+            if not self._asking[owner]:
+                del self._asking[owner]
             if offers:
-                return Negotiate(offers, aboard, home)
+                return Negotiate(offers, aboard, owner)
         return None
 
     def _offers_of(
@@ -460,9 +460,9 @@ class Planner:
             self._ask(entry)
 
     def _ask(self, entry: Entry) -> None:
-        """Ask about it next, among those of its home."""
+        """Ask about it next, among those of its owner."""
         session_id = entry.summary.session_id
-        heapq.heappush(self._asking.setdefault(self._homes.get(session_id, ""), []), (entry.order, session_id))
+        heapq.heappush(self._asking.setdefault(self._owners.get(session_id, ""), []), (entry.order, session_id))
 
     def _stall(self, entry: Entry, reason: str, now: float, floor: float = 0.0, *, at_once: bool = False) -> None:
         """Count a try that brought it no further, and put off the next one, by `floor` seconds at least."""

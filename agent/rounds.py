@@ -215,7 +215,7 @@ class Rounds(Struct):
             summaries.append(live.summary)
             folders[live.summary.session_id] = live.folder
         self._folders = folders
-        self.planner.begin(look.homes)
+        self.planner.begin(look.owners)
         rest = iter(summaries)
         while some := list(islice(rest, SLICE)):
             self.planner.meet(some)
@@ -283,7 +283,7 @@ class Rounds(Struct):
         if self.sink is not None:
             outcome = await self.sink.negotiate(task.offers, self._folders)
         else:
-            ledger, riders = self.backlog.account(task.home), await self._riders(task)
+            ledger, riders = self.backlog.account(task.owner), await self._riders(task)
             outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, ledger, self.traffic, riders)
             if isinstance(outcome, Replied):
                 self._count_riders(riders, window)

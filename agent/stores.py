@@ -21,7 +21,7 @@ from mailboat.agent.store import LIVE, SENDER_LOCK, WAITING, Found, Store
 log = logging.getLogger("mailboat")
 
 OWN: Final = ""
-"""The home of sessions in the application's own store; that of others is the name of their folder."""
+"""The owner of sessions in the application's own store; that of others is named as their store's folder."""
 
 MOST: Final = 200
 """Applications of one product that are served; a machine has a few."""
@@ -36,7 +36,7 @@ class Stores:
         self._everyones = everyones
         self._lock_fd: int | None = None
         self._others: dict[str, Store] = {}
-        self._homes: dict[str, Store] = {}
+        self._owners: dict[str, Store] = {}
 
     @property
     def served(self) -> Sequence[Store]:
@@ -45,18 +45,18 @@ class Stores:
 
     @property
     def ledgers(self) -> Mapping[str, LedgerFile]:
-        """The accounts of sessions that ended: those of the stores that are served, by home, as this process keeps
+        """The accounts of sessions that ended: those of the stores that are served, by owner, as this process keeps
         them; while none is, the own one as its file says.
         """
-        served = {self._home(store): store.ledger for store in self.served}
+        served = {self._owner(store): store.ledger for store in self.served}
         return served or {OWN: LedgerFile(self.own.files, self.own.folder)}
 
     @property
-    def homes(self) -> Mapping[str, str]:
+    def owners(self) -> Mapping[str, str]:
         """Where the sessions lie that the last `look` has found in other stores than the own one."""
-        return {session_id: self._home(store) for session_id, store in self._homes.items()}
+        return {session_id: self._owner(store) for session_id, store in self._owners.items()}
 
-    def _home(self, store: Store) -> str:
+    def _owner(self, store: Store) -> str:
         return OWN if store is self.own else store.folder.name
 
     def become_sender(self, new_id: Callable[[], str] | None = None) -> bool:
@@ -107,7 +107,7 @@ class Stores:
         """The sessions that wait in the stores that are served; in the own one alone, where none is."""
         waiting: list[Waiting] = []
         unreadable: dict[str, str] = {}
-        homes: dict[str, Store] = {}
+        owners: dict[str, Store] = {}
         for store in self.served or (self.own,):
             try:
                 found = store.look()
@@ -119,22 +119,22 @@ class Stores:
             waiting += found.waiting
             unreadable.update(found.unreadable)
             if store is not self.own:
-                homes.update(dict.fromkeys((each.summary.session_id for each in found.waiting), store))
-                homes.update(dict.fromkeys(found.unreadable, store))
-        self._homes = homes
+                owners.update(dict.fromkeys((each.summary.session_id for each in found.waiting), store))
+                owners.update(dict.fromkeys(found.unreadable, store))
+        self._owners = owners
         return Found(tuple(waiting), unreadable)
 
     def finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
         """See `Store.finish`."""
         by_store: dict[Store, list[Ending]] = defaultdict(list)
         for ending in endings:
-            by_store[self._homes.get(ending.session_id, self.own)].append(ending)
+            by_store[self._owners.get(ending.session_id, self.own)].append(ending)
         for store, some in by_store.items():
             store.finish(some, purge=purge)
 
     def set_aside(self, ending: Ending) -> None:
         """See `Store.set_aside`."""
-        self._homes.get(ending.session_id, self.own).set_aside(ending)
+        self._owners.get(ending.session_id, self.own).set_aside(ending)
 
     def take_back(self, session_ids: Sequence[str]) -> list[str]:
         """Let declined sessions wait again, as far as they are still kept; returns those that do. Raises `OSError`."""

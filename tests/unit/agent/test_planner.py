@@ -507,10 +507,10 @@ async def test_the_report_of_a_window_over_thousands_of_sessions_leaves_the_loop
     assert turns >= 2000 // SLICE
 
 
-# -- homes -------------------------------------------------------------------------------------------------------------
+# -- owners -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_offers_sessions_of_one_home_the_most_pressing_first() -> None:
+def test_a_request_offers_sessions_of_one_owner_the_most_pressing_first() -> None:
     ours = [session(each) for each in range(0, 2 * MOST_OFFERS, 2)]
     theirs = [session(each, errors=each == 1) for each in range(1, MOST_OFFERS, 2)]
     planner = Planner()
@@ -519,9 +519,9 @@ def test_a_request_offers_sessions_of_one_home_the_most_pressing_first() -> None
     planner.forget_absent(len(ours) + len(theirs))
     requests = []
     while isinstance(task := planner.next(0.0), Negotiate):
-        requests.append((task.home, len(task.offers)))
+        requests.append((task.owner, len(task.offers)))
         assert {offer.session_id for offer in task.offers} <= {
-            each.session_id for each in (theirs if task.home else ours)
+            each.session_id for each in (theirs if task.owner else ours)
         }
         decisions = tuple(Decision(each.session_id, Verdict.DECLINE) for each in task.offers)
         assert len(planner.negotiated(task, Reply(decisions), 0.0)) == len(task.offers)
@@ -529,7 +529,7 @@ def test_a_request_offers_sessions_of_one_home_the_most_pressing_first() -> None
     assert isinstance(task, Idle)
 
 
-def test_a_session_that_waits_for_its_time_is_offered_with_its_home() -> None:
+def test_a_session_that_waits_for_its_time_is_offered_with_its_owner() -> None:
     planner = Planner()
     theirs = session(1)
     planner.begin({theirs.session_id: "theirs"})
@@ -537,4 +537,4 @@ def test_a_session_that_waits_for_its_time_is_offered_with_its_home() -> None:
     task = offered(planner)
     planner.negotiated(task, Reply((Decision(theirs.session_id, Verdict.LATER, after=5.0),)), 0.0)
     assert planner.next(0.0) == Wait(5.0)
-    assert offered(planner, 5.0) == Negotiate((theirs,), home="theirs")
+    assert offered(planner, 5.0) == Negotiate((theirs,), owner="theirs")

@@ -69,7 +69,7 @@ def test_one_that_sends_for_its_own_application_sees_no_other(tmp_path: Path, ti
     assert stores.become_sender(lambda: SOME_ID)
     assert [store.folder.name for store in stores.served] == ["own"]
     assert found(stores) == {mine}
-    assert {home: ledger.store for home, ledger in stores.ledgers.items()} == {OWN: SOME_ID}
+    assert {owner: ledger.store for owner, ledger in stores.ledgers.items()} == {OWN: SOME_ID}
     assert store_of(tmp_path, "other").become_sender()
 
 
