@@ -54,7 +54,7 @@ class Look:
     ) -> None:
         self.found, self.ledgers, self.owners = found, ledgers, owners or {}
         self.summaries = {each.summary.session_id: each.summary for each in found.waiting}
-        self.folders = {each.summary.session_id: each.path for each in found.waiting}
+        self.homes = {each.summary.session_id: each.home for each in found.waiting}
         self.bytes = sum(summary.size for summary in self.summaries.values())
         self.sums = {owner: Sums() for owner in (OWN, *ledgers, *self.owners.values())}
         for summary in self.summaries.values():
@@ -89,9 +89,9 @@ class Backlog:
         return session_id in self._waiting
 
     def seen(self, look: Look) -> None:
-        """Take what `read` gave; its sums are kept from here on."""
+        """Take over what `read` gave; its sums are kept from here on."""
         self._ledgers, self._owners, self._sums = look.ledgers, look.owners, look.sums
-        self._waiting, self.bytes = dict(look.summaries), look.bytes
+        self._waiting, self.bytes = look.summaries, look.bytes
         self._gone -= self._waiting.keys() & self._gone
 
     def ended(self, session_ids: Iterable[str]) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from mailboat.agent.files import FileSystem
 from mailboat.agent.host import boot_id, is_same_boot
@@ -18,34 +20,61 @@ from mailboat.protocol.limits import KIB, MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.reader import SegmentReader, whole_records
 from mailboat.protocol.records import Kind
 from mailboat.protocol.segment import SKIPPABLE, Preamble, Seal
-from mailboat.protocol.summary import Summary, summarise
+from mailboat.protocol.summary import Info, Summary, summarise
 
 _FIRST_READ: Final = 4096
 _SMALL: Final = 32 * KIB
 """A segment below this is read at once: one call costs less than three."""
+_MOST_DESCRIPTIONS: Final = 64
+"""Different ones that are remembered at a time."""
 
 
-class Waiting(Struct, frozen=True):
-    """An ended session that waits for the server."""
+class Waiting(Struct, frozen=True, gc=False):
+    """An ended session that waits for the server, in a folder of its id below `home`."""
 
-    path: Path
+    home: Path
     summary: Summary
 
+    @property
+    def path(self) -> Path:
+        """Its folder. It is put together when it is asked for: of ten thousand that wait, few are looked into."""
+        return self.home / self.summary.session_id
 
-def read_waiting(files: FileSystem, path: Path, names: Sequence[str] | None = None) -> Waiting:
-    """The summary of an ended session from its segments; `SegmentError` when one cannot be read. `names` are those in
-    its folder, where they are known.
+
+class Descriptions:
+    """Sessions of one application have nearly all of their description in common: each one is kept once."""
+
+    def __init__(self) -> None:
+        """Knows none yet."""
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._known: dict[bytes, Info] = {}
+
+    def shared(self, summary: Summary, session_id: str) -> Summary:
+        """`summary` with the description that others have, and this very text as its id. Raises `SegmentError` if it is
+        that of another session.
+        """
+        if summary.session_id != session_id:
+            raise SegmentError(f"what lies in the folder of session {session_id} is {summary.session_id}")
+        packed = self._encode(summary.info)  # by which, unlike by equality, True differs from 1
+        if len(self._known) >= _MOST_DESCRIPTIONS:
+            self._known.clear()
+        return replace(summary, session_id=session_id, info=self._known.setdefault(packed, summary.info))
+
+
+def read_summary(files: FileSystem, path: Path, names: Sequence[str] | None = None) -> Summary:
+    """The summary of an ended session from its segments; `SegmentError` when one cannot be read. `names` are those
+    in its folder, where they are known.
     """
     paths = segments_among(path, files.names(path) if names is None else names)
     if not paths:
         raise SegmentError(f"{path} holds no segment")
-    return Waiting(path, summarise([_ends_of(files, segment) for segment in paths]))
+    return summarise([_ends_of(files, segment) for segment in paths])
 
 
 def counts_of(files: FileSystem, path: Path) -> tuple[int, Mapping[str, int]]:
     """Records and losses of an ended session; none of one that cannot be read."""
     try:
-        summary = read_waiting(files, path).summary
+        summary = read_summary(files, path)
     except (OSError, SegmentError, WireError):
         return 0, {}
     return summary.records, summary.lost

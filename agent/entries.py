@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from mailboat.agent.link_policy import Priority
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import SegmentState, Status, Summary
 
+_NONE: Final[Mapping[int, Any]] = MappingProxyType({})
+"""Of no segment; one for all, for nearly all of ten thousand sessions have just been found."""
 _ERROR: Final = COUNTERS.index("error")
 _CRITICAL: Final = COUNTERS.index("critical")
+
+
+Order = tuple[bool, bool, int, float, str]
+"""By which one session comes before another; its id is the last of it."""
 
 
 class Phase(Enum):
@@ -34,7 +41,7 @@ class Fate(Enum):
     QUARANTINED = "quarantined"
 
 
-class Entry(Struct):
+class Entry(Struct, gc=False):
     """What the planner knows of one session. It `rode` once it was aboard of a request, and is `wanted` once the server
     said so. It keeps `left`, the bytes that the server does not hold as far as is known (none once the session has
     ended), and `best`, the most that it ever held.
@@ -57,8 +64,8 @@ class Entry(Struct):
     left: int = 0
     best: int = 0
     open: bool = False
-    urls: dict[int, str] = field(default_factory=dict)
-    held: dict[int, int] = field(default_factory=dict)
+    urls: Mapping[int, str] = _NONE
+    held: Mapping[int, int] = _NONE
 
     @property
     def running(self) -> bool:
@@ -78,10 +85,18 @@ class Entry(Struct):
         return Priority.WANTED if self.priority > 0 else Priority.ORDINARY
 
     @property
-    def order(self) -> tuple[bool, bool, int, float]:
+    def order(self) -> Order:
         """What only has to be confirmed comes first, then errors, then what the server wants most, then the newest."""
         urgent = self.urgency is Priority.URGENT
-        return (not self.uploaded, not urgent, -self.priority, -self.summary.started)
+        return (not self.uploaded, not urgent, -self.priority, -self.summary.started, self.summary.session_id)
+
+    def hold(self, index: int, offset: int) -> None:
+        """The server has so many bytes of a segment."""
+        self.held = {**self.held, index: offset}
+
+    def done(self, index: int) -> None:
+        """A segment was sent, as far as it goes."""
+        self.urls = {each: url for each, url in self.urls.items() if each != index}
 
     def unsent(self) -> Iterator[SegmentState]:
         """The segments of which the server lacks something, or the end."""

@@ -38,7 +38,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from mailboat.agent.entries import Entry, Fate, Phase
+from mailboat.agent.entries import Entry, Fate, Order, Phase
 from mailboat.agent.link_policy import Priority
 from mailboat.agent.riding import Room
 from mailboat.protocol.limits import BACKOFF_LONGEST, MAX_RETRY_AFTER, POISON_ATTEMPTS
@@ -140,9 +140,9 @@ class Planner:
         self._unmet: set[str] = set()
         self._to_confirm: set[str] = set()
         self._flights: set[tuple[str, int]] = set()
-        self._sending: list[tuple[tuple[bool, bool, int, float], str]] = []
+        self._sending: list[Order] = []
         self._owners: Mapping[str, str] = {}
-        self._asking: dict[str, list[tuple[tuple[bool, bool, int, float], str]]] = {}
+        self._asking: dict[str, list[Order]] = {}
         self._later: list[tuple[float, str]] = []
 
     # -- what there is -------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class Planner:
 
     def _next_send(self) -> Send | None:
         while self._sending:
-            entry = self.entries.get(self._sending[0][1])
+            entry = self.entries.get(self._sending[0][-1])
             segment = None if entry is None or entry.phase is not Phase.SEND else next(self._to_send(entry), None)
             if entry is None or segment is None:
                 heapq.heappop(self._sending)
@@ -257,21 +257,20 @@ class Planner:
                 return Negotiate(offers, aboard, owner)
         return None
 
-    def _offers_of(
-        self, asking: list[tuple[tuple[bool, bool, int, float], str]], now: float
-    ) -> tuple[tuple[Summary, ...], frozenset[str]]:
+    def _offers_of(self, asking: list[Order], now: float) -> tuple[tuple[Summary, ...], frozenset[str]]:
         """What to offer, and which of it rides along; the rest of what may ride waits for the next request."""
         offers: dict[str, Summary] = {}
         aboard: set[str] = set()
         room = self._room.size
         while asking and len(offers) < self._max_offers:
-            order, session_id = heapq.heappop(asking)
+            order = heapq.heappop(asking)
+            session_id = order[-1]
             entry = self.entries.get(session_id)
             if entry is None or session_id in offers or not entry.due(now) or not self._permitted(entry):
                 continue
             if self._may_ride(entry):
                 if entry.summary.size > room:
-                    heapq.heappush(asking, (order, session_id))
+                    heapq.heappush(asking, order)
                     break
                 room -= entry.summary.size
                 aboard.add(session_id)
@@ -379,7 +378,7 @@ class Planner:
         entry.urls = {each.index: each.url for each in decision.segments if each.url and not each.complete}
         entry.held = {each.index: each.offset for each in decision.segments}
         if any(entry.held.get(each.index, 0) > each.size for each in entry.summary.segments):
-            entry.held.clear()
+            entry.held = {}
             return self._refuse(entry, "the server claims more bytes of a segment than there are", now)
         if entry.uploaded:
             self._stall(entry, "the server wants again what was sent", now)
@@ -387,7 +386,7 @@ class Planner:
             self._offer(entry)
         elif any(True for _ in entry.unsent()):
             entry.phase, entry.reason = Phase.SEND, ""
-            heapq.heappush(self._sending, (entry.order, entry.summary.session_id))
+            heapq.heappush(self._sending, entry.order)
         elif not entry.running:
             self._stall(entry, "the server wants it, and does not say where to", now)
         return False
@@ -417,8 +416,8 @@ class Planner:
         ended = False
         match outcome:
             case Completed(offset) | Advanced(offset):
-                entry.held[index] = offset
-                entry.urls.pop(index, None)
+                entry.hold(index, offset)
+                entry.done(index)
                 self._all_sent(entry)
             case Gone():
                 self._stall(entry, "the server has lost the upload", now, at_once=not entry.stalls)
@@ -446,7 +445,7 @@ class Planner:
         """The server is known to hold `held` bytes of a segment."""
         entry = self.entries.get(task.session_id)
         if entry is not None and entry.phase is Phase.SEND and entry.held.get(task.segment.index) != held:
-            entry.held[task.segment.index] = held
+            entry.hold(task.segment.index, held)
             self._note(entry)
 
     # -- changing an entry ---------------------------------------------------------------------------------------
@@ -461,8 +460,8 @@ class Planner:
 
     def _ask(self, entry: Entry) -> None:
         """Ask about it next, among those of its owner."""
-        session_id = entry.summary.session_id
-        heapq.heappush(self._asking.setdefault(self._owners.get(session_id, ""), []), (entry.order, session_id))
+        owner = self._owners.get(entry.summary.session_id, "")
+        heapq.heappush(self._asking.setdefault(owner, []), entry.order)
 
     def _stall(self, entry: Entry, reason: str, now: float, floor: float = 0.0, *, at_once: bool = False) -> None:
         """Count a try that brought it no further, and put off the next one, by `floor` seconds at least."""

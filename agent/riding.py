@@ -70,15 +70,17 @@ class Room(Struct, frozen=True):
         return self.details is Wish.ALL or (self.details is Wish.ERRORS and summary.errors > 0)
 
 
-def read(files: FileSystem, folders: Mapping[str, Path], offers: Iterable[Summary]) -> tuple[Rider, ...]:
-    """The segments of these sessions. Blocks. What cannot be read as it should be is left out: it stays behind, and is
-    looked at more closely when it is uploaded.
+def read(files: FileSystem, homes: Mapping[str, Path], offers: Iterable[Summary]) -> tuple[Rider, ...]:
+    """The segments of these sessions, each in a folder of its id below its home.
+
+    Blocks. What cannot be read as it should be is left out: it stays behind, and is looked at more closely when it is
+    uploaded.
     """
     riders: list[Rider] = []
     for offer in offers:
         for segment in offer.segments:
             try:
-                content = files.read(folders[offer.session_id] / segment_name(segment.index))
+                content = files.read(homes[offer.session_id] / offer.session_id / segment_name(segment.index))
             except OSError:
                 continue
             if len(content) == segment.size:

@@ -113,8 +113,10 @@ class Sources(Struct, frozen=True):
 class Sink(Protocol):
     """What takes the place of negotiation and uploads where the server is none of ours (`tus_sink`)."""
 
-    async def negotiate(self, offers: Iterable[Summary], folders: Mapping[str, Path]) -> Answered:
-        """What a server of ours would answer to these offers; `folders` are those of all sessions there are."""
+    async def negotiate(self, offers: Iterable[Summary], homes: Mapping[str, Path]) -> Answered:
+        """What a server of ours would answer to these offers; the folder of each
+        session there is is below its home.
+        """
 
     async def send(self, task: Send, path: Path, progress: Progress) -> Outcome | Broken | Held:
         """As `Uploader.send`."""
@@ -143,7 +145,7 @@ class Rounds(Struct):
     policy: Policy = field(default_factory=Policy)
     again: bool = False
     _spent: Held | None = None
-    _folders: dict[str, Path] = field(default_factory=dict)
+    _homes: dict[str, Path] = field(default_factory=dict)
     _sent: Counter[str] = field(default_factory=Counter)
     _landed: asyncio.Event = field(default_factory=asyncio.Event)
     _unentered: dict[str, Entry] = field(default_factory=dict)
@@ -210,11 +212,11 @@ class Rounds(Struct):
             [Ending(each, LOST, "unreadable", 0, why=why) for each, why in look.found.unreadable.items()]
         )
         await self._look_again_at_unentered()
-        folders, summaries = look.folders, list(look.summaries.values())
-        if live is not None and live.summary.session_id not in folders and self._wants(live.summary, window):
+        homes, summaries = look.homes, list(look.summaries.values())
+        if live is not None and live.summary.session_id not in homes and self._wants(live.summary, window):
             summaries.append(live.summary)
-            folders[live.summary.session_id] = live.folder
-        self._folders = folders
+            homes[live.summary.session_id] = live.folder.parent
+        self._homes = homes
         self.planner.begin(look.owners)
         rest = iter(summaries)
         while some := list(islice(rest, SLICE)):
@@ -281,7 +283,7 @@ class Rounds(Struct):
     async def _negotiate(self, task: Negotiate, window: Window) -> None:
         outcome: Answered | Held
         if self.sink is not None:
-            outcome = await self.sink.negotiate(task.offers, self._folders)
+            outcome = await self.sink.negotiate(task.offers, self._homes)
         else:
             ledger, riders = self.backlog.account(task.owner), await self._riders(task)
             outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, ledger, self.traffic, riders)
@@ -311,7 +313,7 @@ class Rounds(Struct):
         if not task.aboard:
             return ()
         aboard = [offer for offer in task.offers if offer.session_id in task.aboard]
-        return await self._on_disk(riding.read, self.sources.stores.own.files, self._folders, aboard)
+        return await self._on_disk(riding.read, self.sources.stores.own.files, self._homes, aboard)
 
     def _count_riders(self, riders: Iterable[Rider], window: Window) -> None:
         for rider in riders:
@@ -339,7 +341,7 @@ class Rounds(Struct):
         return ended
 
     async def _send(self, task: Send, window: Window) -> None:
-        path = self._folders[task.session_id] / segment_name(task.segment.index)
+        path = self._homes[task.session_id] / task.session_id / segment_name(task.segment.index)
 
         def progress(sent: int, held: int) -> None:
             self._sent[task.session_id] += sent

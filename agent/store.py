@@ -38,7 +38,7 @@ from typing import Final
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from mailboat.agent.ended import Waiting, counts_of, legible_records, read_preamble, read_waiting
+from mailboat.agent.ended import Descriptions, Waiting, counts_of, legible_records, read_preamble, read_summary
 from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_running
 from mailboat.agent.journal_place import JOURNAL, JOURNAL_AT, remove
@@ -103,6 +103,7 @@ class Store:
         self._sender_fd: int | None = None
         self._ledger: LedgerFile | None = None
         self._known: dict[str, Waiting] = {}
+        self._descriptions = Descriptions()
         self._settled = False
         self._moved: set[str] = set()
 
@@ -303,18 +304,18 @@ class Store:
 
     def look(self) -> Found:
         """The sessions that wait. What was read of one before is not read again."""
-        waiting = self.folder / WAITING
-        names = [name for name in self.files.names(waiting) if is_canonical(name)]
-        unreadable: dict[str, str] = {}
-        for name in names:
-            if name not in self._known:
-                path = waiting / name
+        known, unreadable = dict[str, Waiting](), dict[str, str]()
+        for name in self.files.names(home := self.folder / WAITING):
+            if name in self._known:
+                known[self._known[name].summary.session_id] = self._known[name]
+            elif is_canonical(name):
+                path = home / name
                 try:
                     held = self.files.names(path)
                     if REASON in held:
                         unreadable[name] = self._reason_in(path)
                         continue
-                    self._known[name] = read_waiting(self.files, path, held)
+                    known[name] = Waiting(home, self._descriptions.shared(read_summary(self.files, path, held), name))
                     self._strip(path, held)
                 except (SegmentError, WireError) as error:
                     unreadable[name] = str(error)
@@ -323,8 +324,8 @@ class Store:
                 except OSError as error:
                     # Of the host, or of the disk, for a time perhaps: no reason to put the session aside for good.
                     log.warning("session %s cannot be looked at now: %s", name, error)
-        self._known = {name: self._known[name] for name in names if name in self._known}
-        return Found(tuple(self._known.values()), unreadable)
+        self._known = known
+        return Found(tuple(known.values()), unreadable)
 
     def _reason_in(self, path: Path) -> str:
         return self.files.read_range(path / REASON, 0, _FIRST_READ).decode(errors="replace")

@@ -82,9 +82,9 @@ class TusSink:
 
     # -- instead of a negotiation --------------------------------------------------------------------------------
 
-    async def negotiate(self, offers: Iterable[Summary], folders: Mapping[str, Path]) -> Answered:
-        """What a mailboat server would answer to these offers; `folders` are those of all sessions there are. Never
-        raises but for cancellation.
+    async def negotiate(self, offers: Iterable[Summary], homes: Mapping[str, Path]) -> Answered:
+        """What a mailboat server would answer to these offers; the folder of each session there is is below
+        its home. Never raises but for cancellation.
         """
         request = discovery(self._target)
         try:
@@ -94,10 +94,10 @@ class TusSink:
         failed = self._understand(answer)
         if failed is not None:
             return failed
-        self._places = {session_id: places for session_id, places in self._places.items() if session_id in folders}
-        self._unkept &= folders.keys()
+        self._places = {session_id: places for session_id, places in self._places.items() if session_id in homes}
+        self._unkept &= homes.keys()
         for offer in offers:
-            await self._look_up(offer.session_id, folders[offer.session_id])
+            await self._look_up(offer.session_id, homes[offer.session_id] / offer.session_id)
         return Replied(Reply(tuple(self._decide(offer) for offer in offers)))
 
     def _understand(self, answer: Answer) -> Answered | None:

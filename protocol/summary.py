@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from itertools import islice
 from math import isfinite
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -56,6 +57,9 @@ _DIGEST: Final = 64
 
 _ZEROS: Final = (0,) * len(COUNTERS)
 
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+"""What most sessions have lost, and say of their installation; one for all, for ten thousand may wait."""
+
 _BOXES: Final = ("boxed_info", "boxed_installation")
 
 _ENTRY_BYTES: Final = 16
@@ -70,7 +74,7 @@ class Status(StrEnum):
     CRASHED = "crashed"
 
 
-class Info(Struct, frozen=True):
+class Info(Struct, frozen=True, gc=False):
     """The static description of a session: set at its start, kept in the preamble of each of its segments.
 
     `agent` is mailboat's own version; `test` marks data of test runs, shown apart; `parent` is the session of the
@@ -113,7 +117,7 @@ class Info(Struct, frozen=True):
         )
 
 
-class SegmentState(Struct, frozen=True):
+class SegmentState(Struct, frozen=True, gc=False):
     """One segment of a session as it stands: `size` bytes so far; `sha256` (hex) is that of its seal, empty until
     sealed.
     """
@@ -136,7 +140,7 @@ class SegmentState(Struct, frozen=True):
         )
 
 
-class Summary(Struct, frozen=True):
+class Summary(Struct, frozen=True, gc=False):
     """One session in brief.
 
     `started` and `ended` are seconds since the Unix epoch by the recording machine's clock (`ended` is the last sign
@@ -346,8 +350,10 @@ def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
         counts=counts,
         segments=tuple(sealed_state(preamble.index, seal, size) for preamble, seal, size in parts),
         installation=cut_text(installation.get("id", "")),
-        installation_properties=cut_properties(properties if isinstance(properties, Mapping) else {}),
-        lost=dict(last.lost),
+        installation_properties=cut_properties(properties)
+        if properties and isinstance(properties, Mapping)
+        else NOTHING,
+        lost=last.lost or NOTHING,
         boxed_info=first.sealed.info if first.sealed else b"",
         boxed_installation=next(
             (seal.boxed_installation for _, seal, _ in reversed(parts) if seal.boxed_installation), b""

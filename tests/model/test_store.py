@@ -4,7 +4,6 @@ given up, by two processes and in any order. Each is in one place, whole, and th
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -26,7 +25,7 @@ from testkit.disk import Unsynced
 from testkit.recording import BOOT, Rig, Time, read_session
 
 ASIDE = "quarantined"
-MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """No test of what survives the machine, and a thousand folders to be made and deleted."""
 
 
@@ -193,8 +192,7 @@ class StoreMachine(RuleBasedStateMachine):
         return [[each for each in sessions if self.known[each].errors is errors] for errors in (False, True)]
 
     def _bytes(self) -> int:
-        found = (os.path.join(folder, name) for folder, _, names in os.walk(self.root) for name in names)
-        return sum(os.path.getsize(path) for path in found if path.endswith(".zst"))
+        return sum(path.stat().st_size for path in self.root.rglob("*.zst"))
 
     def _sender(self) -> Store | None:
         return next((store for store in self.stores if store.sending), None)

@@ -13,14 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from mailboat.agent.ended import Descriptions
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.journal_layout import HEAD_SIZE
 from mailboat.agent.journal_place import JOURNAL
 from mailboat.agent.ledger import Ending
 from mailboat.agent.store import LIVE, QUARANTINED, SENT, WAITING, Store
 from mailboat.agent.writer import WriterSettings
+from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.segment import SealReason
+from mailboat.protocol.summary import Info, Status, Summary
 from testkit.recording import OTHER_BOOT, Rig, only, recovered
+from testkit.serverkit import fresh_session_id
 
 _copies = count()
 
@@ -145,6 +149,34 @@ def test_s6_a_session_is_all_that_its_segments_say(rig: Rig) -> None:
     summary = waiting.summary
     assert (summary.records, summary.errors, summary.installation) == (3, 1, "inst-42")
     assert sorted(path.name for path in waiting.path.iterdir()) == ["000000.zst"]
+
+
+def test_what_lies_in_another_session_s_folder_is_not_offered_under_its_own_name(rig: Rig) -> None:
+    rig.recorder.feature("a")
+    assert rig.end()
+    stranger = fresh_session_id()
+    (rig.store.folder / WAITING / rig.id).rename(rig.store.folder / WAITING / stranger)
+    found = rig.store.look()
+    assert (found.waiting, list(found.unreadable)) == ((), [stranger])
+    assert rig.id in found.unreadable[stranger]
+
+
+def test_sessions_share_a_description_only_where_it_is_the_very_same() -> None:
+    descriptions = Descriptions()
+
+    def summary(info: Info) -> Summary:
+        made = Summary(fresh_session_id(), info, 1.0, 2.0, 1.0, Status.STOPPED, (0,) * len(COUNTERS), ())
+        shared = descriptions.shared(made, made.session_id)
+        assert shared == made
+        return shared
+
+    first = summary(Info(product="p", properties={"a": True}))
+    assert summary(Info(product="p", properties={"a": True})).info is first.info
+    other = summary(Info(product="p", properties={"a": 1}))
+    assert other.info is not first.info
+    assert other.info.properties["a"] is not True
+    for number in range(100):
+        assert summary(Info(product="p", version=str(number))).info.version == str(number)
 
 
 def test_d1_only_what_is_synced_is_offered(rig: Rig) -> None:

@@ -507,7 +507,7 @@ async def test_the_report_of_a_window_over_thousands_of_sessions_leaves_the_loop
     assert turns >= 2000 // SLICE
 
 
-# -- owners -------------------------------------------------------------------------------------------------------------
+# -- owners -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_request_offers_sessions_of_one_owner_the_most_pressing_first() -> None:
