@@ -388,7 +388,7 @@ async def test_only_so_many_are_held_until_they_are_committed(
     monkeypatch.setattr(SqliteCatalog, "register", slow)
     asking = [asyncio.create_task(client.negotiate(another(summary))) for _ in range(3 * negotiation.MAX_UNDER_WAY)]
     await eventually(lambda: held == negotiation.MAX_UNDER_WAY)
-    assert await client.ask("GET", "/v1/status")
+    assert (await client.ask("GET", "/v1/status")).status == 200
     assert decoded == most == negotiation.MAX_UNDER_WAY
     go.set()
     assert {each[0].verdict for each in await asyncio.gather(*asking)} == {"send"}

@@ -307,14 +307,14 @@ class MemoryCatalog:
             return False
         found = {"sha256": row.sha256, "records": row.records, "updated": row.updated}
         verified = {"verification": Verification.VERIFIED, "reason": "", "detail": "", "loaded": -1}
-        self._uploads[row.id] = replace(known, **found, **verified)  # type: ignore[arg-type]
+        self._uploads[row.id] = replace(known, **found, **verified)
         held = self._sessions.get((known.product, known.session_id or ""))
         others = self._segments(known.product, known.session_id or "")
         spoilt = any(each.verification is Verification.REJECTED for each in others)
         if held and not spoilt and (held.row.state, held.row.reason) == (SessionState.REJECTED, known.reason):
             self._revision += 1
             wanted = {"state": SessionState.WANTED, "reason": "", "explanation": "", "updated": row.updated}
-            held.row, held.revision = replace(held.row, **wanted), self._revision  # type: ignore[arg-type]
+            held.row, held.revision = replace(held.row, **wanted), self._revision
         return True
 
     # -- reading -------------------------------------------------------------------------------------------------
