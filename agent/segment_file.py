@@ -20,7 +20,8 @@ from mailboat.protocol.limits import KIB
 from mailboat.protocol.reader import Block, SegmentReader, zstd_frame
 from mailboat.protocol.records import COUNTERS, SCHEMA_COUNTER, Kind, Schema
 from mailboat.protocol.sealing import Entropy, Note, PublicKey, SealedPayload, Sealer
-from mailboat.protocol.segment import SKIPPABLE, BlockHeader, Preamble, SealReason, SegmentWriter
+from mailboat.protocol.segment import SKIPPABLE, BlockHeader, Preamble, SealReason
+from mailboat.protocol.segment_writer import SegmentWriter
 from mailboat.protocol.summary import SegmentState
 
 SUFFIX: Final = ".zst"

@@ -38,13 +38,13 @@ from typing import Final
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from mailboat.agent.ended import Descriptions, Waiting, counts_of, legible_records, read_preamble, read_summary
+from mailboat.agent.ended import Descriptions, Waiting, counts_of, legible_records, read_summary
 from mailboat.agent.files import FileSystem
-from mailboat.agent.host import is_running
 from mailboat.agent.journal_place import JOURNAL, JOURNAL_AT, remove
 from mailboat.agent.ledger import ACCEPTED, DECLINED, LOST, REJECTED, RETURNED, Ending, LedgerFile
+from mailboat.agent.locks import LOCK, lock_of_the_dead, take_lock
 from mailboat.agent.reserve import Reserve
-from mailboat.agent.segment_file import UNFINISHED, SegmentFile, segment_paths
+from mailboat.agent.segment_file import UNFINISHED, SegmentFile
 from mailboat.protocol.errors import SegmentError, StoreError, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.sealing import Entropy
@@ -52,7 +52,6 @@ from mailboat.protocol.segment import Preamble
 
 log = logging.getLogger("mailboat")
 
-LOCK: Final = "lock"
 LAST_WORDS: Final = "last-words"
 REASON: Final = "reason"
 RECEIPT: Final = "receipt"
@@ -237,52 +236,12 @@ class Store:
         for name in self.files.names(self.folder / LIVE):
             path = self.folder / LIVE / name
             try:
-                lock_fd = self._lock_of(path) if is_canonical(name) else None
+                lock_fd = lock_of_the_dead(self.files, path) if is_canonical(name) else None
             except OSError as error:
                 log.warning("session %s cannot be looked at now: %s", name, error)
                 continue
             if lock_fd is not None:
                 yield SessionFolder(path, lock_fd)
-
-    def _lock_of(self, path: Path) -> int | None:
-        """The lock of a dead process's session, taken; None when that process lives, or another one was faster."""
-        fd = self._lock_file(path)
-        if fd is None:
-            return None
-        try:
-            if self.files.lock(fd) and self.files.same_file(fd, path / LOCK):
-                return fd
-        except BaseException:
-            self.files.close(fd)
-            raise
-        self.files.close(fd)
-        return None
-
-    def _lock_file(self, path: Path) -> int | None:
-        """The lock file, made anew where a crash has left none; None when the folder is gone, or the session's process
-        lives, though its lock was deleted.
-        """
-        try:
-            return self.files.open(path / LOCK)
-        except NotADirectoryError:
-            return None
-        except FileNotFoundError:
-            pass
-        if self._is_lived_in(path):
-            log.warning("the lock of session %s is gone, but its process lives: nobody takes it up", path.name)
-            return None
-        try:
-            return self.files.create(path / LOCK)
-        except (FileNotFoundError, FileExistsError):
-            return None
-
-    def _is_lived_in(self, path: Path) -> bool:
-        """Whether the process that the session's first readable segment names lives, as far as the system tells."""
-        for segment in segment_paths(self.files, path):
-            with contextlib.suppress(SegmentError):
-                preamble = read_preamble(self.files, segment)
-                return is_running(preamble.pid, preamble.process_started, preamble.boot_id)
-        return False
 
     def sweep(self) -> None:
         """Delete what a crash left of sessions that were never begun. One that cannot be deleted stops no other."""
@@ -293,7 +252,7 @@ class Store:
                 log.warning("%s, which a crash has left, cannot be deleted now: %s", path, error)
 
     def _sweep_away(self, path: Path) -> None:
-        fd = self._lock_of(path)
+        fd = lock_of_the_dead(self.files, path)
         if fd is not None:
             try:
                 self.files.remove_tree(path)
@@ -365,7 +324,7 @@ class Store:
         """
         if self._sender_fd is not None:
             return True
-        fd = self.take_lock(self.folder / SENDER_LOCK)
+        fd = take_lock(self.files, self.folder / SENDER_LOCK)
         if fd is None:
             return False
         try:
@@ -378,22 +337,6 @@ class Store:
             raise
         self._sender_fd = fd
         return True
-
-    def take_lock(self, path: Path) -> int | None:
-        """The descriptor of a lock file, held; None while another process holds it. Raises `OSError`."""
-        try:
-            fd = self.files.create(path)
-        except FileExistsError:
-            fd = self.files.open(path)
-        try:
-            taken = self.files.lock(fd)
-        except BaseException:
-            self.files.close(fd)
-            raise
-        if not taken:
-            self.files.close(fd)
-            return None
-        return fd
 
     @property
     def sending(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Final
 
 from mailboat.agent.ended import Waiting
 from mailboat.agent.ledger import Ending, LedgerFile
+from mailboat.agent.locks import take_lock
 from mailboat.agent.store import LIVE, SENDER_LOCK, WAITING, Found, Store
 
 log = logging.getLogger("mailboat")
@@ -78,7 +79,7 @@ class Stores:
     def _lead(self) -> bool:
         """Be the one sender for all applications of the product."""
         if self._lock_fd is None:
-            self._lock_fd = self.own.take_lock(self.own.folder.parent / SENDER_LOCK)
+            self._lock_fd = take_lock(self.own.files, self.own.folder.parent / SENDER_LOCK)
         return self._lock_fd is not None
 
     def _join_others(self) -> None:

@@ -27,7 +27,8 @@ from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 from mailboat.protocol.limits import KIB
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.records import COUNTERS, Kind, count_raw
-from mailboat.protocol.segment import Preamble, SealReason, SegmentWriter
+from mailboat.protocol.segment import Preamble, SealReason
+from mailboat.protocol.segment_writer import SegmentWriter
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.server.blobs import LocalBlobs
 from mailboat.server.catalog import UploadRow, Verification

@@ -24,7 +24,8 @@ from mailboat.agent.store import WAITING, Store
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 from mailboat.protocol.limits import KIB
 from mailboat.protocol.records import COUNTERS, Kind
-from mailboat.protocol.segment import Preamble, SealReason, SegmentWriter
+from mailboat.protocol.segment import Preamble, SealReason
+from mailboat.protocol.segment_writer import SegmentWriter
 from mailboat.protocol.summary import Info
 
 APPLICATION = "upload"

@@ -14,7 +14,8 @@ from mailboat.protocol.errors import (
 )
 from mailboat.protocol.reader import Block, Gap, SegmentReader
 from mailboat.protocol.records import Kind, Level, Record
-from mailboat.protocol.segment import Preamble, Seal, SealReason, SegmentWriter
+from mailboat.protocol.segment import Preamble, Seal, SealReason
+from mailboat.protocol.segment_writer import SegmentWriter
 from mailboat.protocol.summary import Info, Status, Summary
 
 __version__ = "0.1.0"

@@ -195,8 +195,8 @@ class Summary(Struct, frozen=True, gc=False):
             counts=dict(zip(COUNTERS, self.counts, strict=True)),
             segments=self.segments,
             installation=self.installation,
-            installation_properties=self.installation_properties,
-            lost=self.lost,
+            installation_properties=dict(self.installation_properties),
+            lost=dict(self.lost),
             boxed_info=_box_text(self.boxed_info) if self.boxed_info else UNSET,
             boxed_installation=_box_text(self.boxed_installation) if self.boxed_installation else UNSET,
         )

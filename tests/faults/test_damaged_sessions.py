@@ -18,10 +18,11 @@ from mailboat.agent import ended
 from mailboat.agent.eviction import evict
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.journal_place import JOURNAL
+from mailboat.agent.locks import LOCK
 from mailboat.agent.quota import Quota
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.segment_file import DAMAGED
-from mailboat.agent.store import LIVE, LOCK, QUARANTINED, REASON, WAITING, Store
+from mailboat.agent.store import LIVE, QUARANTINED, REASON, WAITING, Store
 from mailboat.agent.writer import WriterSettings
 from mailboat.protocol.segment import Preamble
 from testkit.disk import Disk, Killed, Unsynced, killed_at

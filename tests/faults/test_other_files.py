@@ -16,8 +16,9 @@ from mailboat.agent.files import OsFileSystem
 from mailboat.agent.journal_layout import HEAD_SIZE
 from mailboat.agent.journal_place import JOURNAL
 from mailboat.agent.ledger import Ending
+from mailboat.agent.locks import LOCK
 from mailboat.agent.recovery import bring_to_rest
-from mailboat.agent.store import LIVE, LOCK, NEW, QUARANTINED, REASON, SENDER_LOCK, SENT, WAITING, Store
+from mailboat.agent.store import LIVE, NEW, QUARANTINED, REASON, SENDER_LOCK, SENT, WAITING, Store
 from testkit.disk import Unsynced
 from testkit.recording import BOOT, Rig, Story, Time, waiting
 

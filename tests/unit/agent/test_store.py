@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mailboat.agent.ledger import ACCEPTED, DECLINED, LOST, QUARANTINED, REJECTED, RETURNED, Ending
+from mailboat.agent.locks import take_lock
 from mailboat.agent.store import LIVE, REASON, RECEIPT, SENDER_LOCK, SENT, WAITING, Store
 from testkit.disk import Disk, Unsynced, always, failure, once
 from testkit.recording import SECOND, Rig, Time, read_session
@@ -208,7 +209,7 @@ def test_a_disk_that_refuses_a_lock_is_told_and_nothing_stays_open(tmp_path: Pat
     store = store_at(tmp_path, disk)
     store.open()
     with pytest.raises(OSError, match="No locks"):
-        store.take_lock(store.folder / SENDER_LOCK)
+        take_lock(store.files, store.folder / SENDER_LOCK)
     assert disk.descriptors == set()
 
 

@@ -14,9 +14,10 @@ from mailboat.agent.files import OsFileSystem
 from mailboat.agent.journal import Journal
 from mailboat.agent.journal_layout import HEAD, HEAD_CRC, HEAD_SIZE, MAGIC, VERSION
 from mailboat.agent.leftovers import LeftBehind, left_behind
+from mailboat.agent.locks import LOCK
 from mailboat.agent.reserve import FILE_NAME
 from mailboat.agent.segment_file import DAMAGED, SegmentFile
-from mailboat.agent.store import LIVE, LOCK, NEW, WAITING, Store
+from mailboat.agent.store import LIVE, NEW, WAITING, Store
 from mailboat.protocol.errors import SegmentError, StoreError
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.records import COUNTERS

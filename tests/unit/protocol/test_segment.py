@@ -29,8 +29,8 @@ from mailboat.protocol.segment import (
     Preamble,
     Seal,
     SealReason,
-    SegmentWriter,
 )
+from mailboat.protocol.segment_writer import SegmentWriter
 from testkit.segments import CLOCK, SESSION, Segment, feature, pack, schema
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
