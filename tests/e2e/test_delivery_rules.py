@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from mailboat.agent import SessionOutcome, SessionState
+from mailboat.agent.integrations.logs import LogHandler
 from mailboat.agent.link_policy import LinkState, Priority, never_metered, urgent_when_metered
 from mailboat.server.catalog import Role
 from mailboat.server.keys import create_key
@@ -134,8 +135,8 @@ async def test_a_rate_is_kept_to(make_agent: AgentMaker, given: Given) -> None:
     assert took >= report.bytes_sent / (128 * KIB) - 0.26
 
 
-async def test_the_servers_plan_is_obeyed(make_agent: AgentMaker, server: Served) -> None:
-    """T12 and the policy of replies: a server may calm its agents."""
+async def test_the_servers_plan_is_obeyed(make_agent: AgentMaker, server: Served, given: Given) -> None:
+    """T12 and the policy of replies: a server may calm its agents, and says what it wants of them."""
     await planned(server, sync_interval=600.0, max_rate=4096, details="errors")
     await left_behind(make_agent, 100, 1)
     async with make_agent(**AUTOMATIC) as agent:
@@ -144,6 +145,15 @@ async def test_the_servers_plan_is_obeyed(make_agent: AgentMaker, server: Served
         policy = agent._sync._rounds.policy
         assert (policy.sync_interval, policy.max_rate, policy.details.value) == (600.0, 4096, "errors")
         assert agent._sync._rounds.traffic.piece == 1024
+        ordinary, _ = await left_behind(make_agent, 100, 2)
+        agent.feature("ordinary")
+        agent._sync.wake(include_live=True)
+        assert (await agent.delivered(ordinary, timeout=30.0)).state is SessionState.DECLINED
+        assert agent.session_id not in await given.sessions(), "nothing of a session without errors is of use"
+        agent.exception(ValueError("of use"))
+        async with asyncio.timeout(30.0):
+            while agent.session_id not in await given.sessions():  # noqa: ASYNC110 - the server tells when asked
+                await asyncio.sleep(0)
 
 
 # -- many applications -------------------------------------------------------------------------------------------------
@@ -327,7 +337,26 @@ async def test_purge_or_keep(make_agent: AgentMaker, server: Served, tmp_path: P
     assert folders == {False: (2, 0), True: (0, 0)}
 
 
-# -- why not -----------------------------------------------------------------------------------------------------------
+# -- what it says of itself --------------------------------------------------------------------------------------------
+
+
+async def test_a_healthy_life_is_quiet_and_feeds_nothing_to_itself(
+    make_agent: AgentMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    root = logging.getLogger()
+    session_id, _ = await left_behind(make_agent, 1000, 1)
+    async with make_agent(**AUTOMATIC) as agent:
+        handler = LogHandler(agent)
+        root.addHandler(handler)
+        try:
+            await agent.delivered(session_id, timeout=30.0)
+            assert (await agent.force_sync(timeout=30.0)).error is None
+        finally:
+            root.removeHandler(handler)
+        assert agent.status.recorded == 0
+    said = [record for record in caplog.records if record.name == "mailboat"]
+    assert {record.levelno for record in said} == {logging.DEBUG}
 
 
 async def test_one_line_says_why_nothing_is_sent(make_agent: AgentMaker, caplog: pytest.LogCaptureFixture) -> None:

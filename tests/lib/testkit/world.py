@@ -148,8 +148,8 @@ class SimAgent:
 
     # -- what it records -----------------------------------------------------------------------------------------
 
-    def record(self) -> Made:
-        """A session has ended and waits to be sent."""
+    def record(self, *, told: bool = True) -> Made:
+        """A session has ended and waits to be sent; one that this process is not `told` of is another's."""
         session_id = new_id(int(self.clocks.wall() // 10**6), self.draw.randbytes(ENTROPY_BYTES))
         errors = self.draw.random() < 0.3
         segments, first = [], 0
@@ -169,7 +169,8 @@ class SimAgent:
             (fresh / f"{index:06d}.zst").write_bytes(content)
         fresh.rename(folder)
         self.made.append(made)
-        self.sync.wake()
+        if told:
+            self.sync.wake()
         return made
 
     # -- what must hold ------------------------------------------------------------------------------------------

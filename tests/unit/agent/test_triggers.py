@@ -19,6 +19,7 @@ from mailboat.agent.http import Answer
 from mailboat.agent.link_policy import LinkState, quiet_hours, urgent_when_metered
 from mailboat.agent.traffic import BudgetFile
 from mailboat.agent.window import SLICE
+from mailboat.server.policy import Plan
 from testkit import virtual
 from testkit.stories import asked, story, until
 from testkit.virtual import VirtualLoop
@@ -30,8 +31,7 @@ def test_after_the_start_but_not_at_once(tmp_path: Path) -> None:
 
     async def tell(agent: SimAgent) -> None:
         began = agent.loop.now
-        agent.record()
-        agent.sync._wanted.clear()  # it was there before, nobody told
+        agent.record(told=False)
         at = await until(agent, asked(agent), 60.0)
         assert at - began == pytest.approx(5.0, abs=0.1)
 
@@ -43,10 +43,51 @@ def test_each_interval_while_something_waits(tmp_path: Path) -> None:
         agent.record()
         await until(agent, lambda: agent.idle, 60.0)
         began = agent.loop.now
-        agent.record()
-        agent.sync._wanted.clear()  # another process has left it there
+        await asyncio.sleep(5.0)  # the round is over by then
+        agent.record(told=False)
         at = await until(agent, lambda: agent.idle, 120.0)
-        assert at - began <= 61.0
+        assert at - began == pytest.approx(60.0, abs=3.0)
+
+    story(tmp_path, tell)
+
+
+def test_a_reply_sets_the_interval(tmp_path: Path) -> None:
+    """The server may calm its agents, and take that back."""
+
+    async def tell(agent: SimAgent) -> None:
+        for plan, interval in ((Plan(sync_interval=600.0), 600.0), (Plan(), 60.0)):
+            agent.server.plan = plan
+            agent.record()
+            await until(agent, lambda: agent.idle, 60.0)
+            began = agent.loop.now
+            await asyncio.sleep(5.0)  # the round is over by then
+            before = agent.seen.requests
+            agent.record(told=False)
+            at = await until(agent, asked(agent, before + 1), 700.0)
+            assert at - began == pytest.approx(interval, abs=3.0)
+            await until(agent, lambda: agent.idle, 60.0)
+
+    story(tmp_path, tell)
+
+
+def test_a_reply_sets_the_shortest_pause(tmp_path: Path) -> None:
+    """Of all failures that follow, whatever the machine's ways."""
+
+    async def tell(agent: SimAgent) -> None:
+        agent.server.plan = Plan(backoff_floor=30.0)
+        agent.record()
+        await until(agent, lambda: agent.idle, 60.0)
+        agent.line.up = False
+        agent.record()
+        began, before = agent.loop.now, agent.seen.requests
+        await until(agent, lambda: agent.ways.told is not None, 5.0)
+        assert agent.ways.told is not None
+        agent.ways.told()
+        await until(agent, asked(agent, before + 3), 200.0)
+        first, second, third = [at for at, _ in agent.seen.bodies[before:]]
+        assert first - began < 1.0
+        assert second - first == pytest.approx(31.0, abs=0.5), "the shortest pause, and the first of the backoff on top"
+        assert third - second == pytest.approx(32.0, abs=0.5)
 
     story(tmp_path, tell)
 
