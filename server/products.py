@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from mailboat.protocol.errors import ConfigError
 from mailboat.server.catalog import Catalog, ProductRow
