@@ -85,7 +85,11 @@ async def show_session(asked: Asked) -> web.StreamResponse:
     row = await _session(asked)
     session_id = row.summary.session_id
     answer = await _ask(asked, functools.partial(reports.gaps, row.product, session_id))
-    return answered({**session_json(row), "segments": [structs.asdict(each) for each in row.segments], **answer})
+    return answered({**session_json(row), "segments": [_segment_json(each) for each in row.segments], **answer})
+
+
+def _segment_json(row: SegmentRow) -> Answer:
+    return {**structs.asdict(row), "loaded": max(row.loaded, 0)}  # below zero it is to be loaded anew
 
 
 async def want_session(asked: Asked) -> web.StreamResponse:

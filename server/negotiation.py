@@ -69,6 +69,11 @@ MAX_LEDGER: Final = 64 * KIB
 MAX_SOURCE: Final = 200
 """Characters of what tells one account from another."""
 
+OFFERS_FLOOR: Final = 4
+"""Below this part of `min_free_bytes` offers are refused, too: each takes room in the catalog, and what is left is for
+the uploads under way.
+"""
+
 MAX_DECODINGS: Final = 2
 """Messages taken apart at the same time: one can take up 200 MiB while that lasts, and more at once are no faster."""
 
@@ -129,7 +134,10 @@ async def _deal(
     plans = await _plans(request, principal, asked)
     now = app[CLOCK]()
     used = await _used(app[CATALOG], asked, plans, now)
-    room = await run_in_worker(app, app[BLOBS].free) >= app[CONFIG].min_free_bytes
+    free = await run_in_worker(app, app[BLOBS].free)
+    if free < app[CONFIG].min_free_bytes / OFFERS_FLOOR:
+        raise ProblemError(Code.STORAGE_FULL, "the server's disk is full but for its reserve: offer again later")
+    room = free >= app[CONFIG].min_free_bytes
     wishes = {product: await wanting.wanted(app[CATALOG], product) for product in plans}
     ruled = await run_in_worker(app, _rule_all, asked, plans, used, wishes, now, room, app[UNSEALING])
     registrations = ruled.registrations  # none, and hence no commit, when the key reaches no product that was named

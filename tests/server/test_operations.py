@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import shutil
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mailboat.protocol import wire
+from mailboat.protocol.negotiation import Request
 from mailboat.server import ServerConfig
 from mailboat.server.catalog import ProductRow, Role
 from mailboat.server.context import CATALOG
@@ -25,6 +28,7 @@ from mailboat.server.metrics import LABELS, counters
 from mailboat.server.serving import RunningServer, running
 from mailboat.server.turns import TURNS
 from testkit.serverkit import (
+    AGENT,
     PRODUCT,
     RawAppend,
     ServerProcess,
@@ -181,7 +185,8 @@ async def test_new_uploads_are_refused_before_the_disk_is_full_and_running_ones_
         await client.append(path, data[:10_000], 0, complete=False)
         made = await client.ask("POST", "/v1/uploads", data=b"x", Upload_Complete="?0")
         assert made.status == 201
-    async with running(replace(config, min_free_bytes=2**62)) as server, wired(server.url, key) as client:
+    free = shutil.disk_usage(config.data).free
+    async with running(replace(config, min_free_bytes=2 * free)) as server, wired(server.url, key) as client:
         for headers in ({"Upload_Complete": "?1"}, {"Tus_Resumable": "1.0.0", "Upload_Length": "10"}):
             assert (await client.ask("POST", "/v1/uploads", data=b"", **headers)).status == 507
         (later,) = await client.negotiate(summary_of(make_segment(fresh_session_id())))
@@ -191,3 +196,7 @@ async def test_new_uploads_are_refused_before_the_disk_is_full_and_running_ones_
         assert (await client.append(path, data[10_000:], 10_000, complete=True)).complete
         assert (await client.append(made.headers["Location"], b"yz", 1, complete=True)).complete
         assert [each.verdict for each in await client.negotiate(summary_of(data))] == ["have"]
+    async with running(replace(config, min_free_bytes=5 * free)) as server, wired(server.url, key) as client:
+        offers = Request(AGENT, (summary_of(make_segment(fresh_session_id())),)).encode()
+        refused = await client.ask("POST", "/v1/negotiate", data=offers, Content_Type=wire.MSGPACK_MEDIA_TYPE)
+        assert refused.status == 507, "each offer takes room, too"

@@ -263,8 +263,11 @@ async def test_a_segment_of_tomorrow_is_taken_after_the_update(
     again = await asked(admin, "POST", f"{upload}/replay")
     assert (again["verification"], again["reason"]) == ("rejected", "unsupported_version"), "nothing has changed"
     yesterdays()
-    both = await asyncio.gather(*(asked(admin, "POST", f"{upload}/replay") for _ in range(2)))
-    assert [each["verification"] for each in both] == ["verified", "verified"]
+    async with server.app[INGEST]._in_round:
+        both = await asyncio.gather(*(asked(admin, "POST", f"{upload}/replay") for _ in range(2)))
+        assert [each["verification"] for each in both] == ["verified", "verified"]
+        answer = await person.ask("GET", f"/api/v1/sessions/{session_id}")
+        assert json.loads(answer.body)["segments"][0]["loaded"] == 0
     assert await loaded(server, session_id) == [5, 5]
     assert (await asked(admin, "POST", f"{upload}/replay"))["verification"] == "verified"
     assert await loaded(server, session_id) == [5, 5]
