@@ -34,7 +34,7 @@ from bench.machine import machine, versions
 from bench.serving import PRODUCT, Server, serving
 
 PROCESSES: Final = 4
-WINDOW: Final = 3.0
+WINDOW: Final = 20.0
 """Seconds of the longest window."""
 MEMORY_POLL: Final = 0.1
 QUERY_POLL: Final = 0.25

@@ -67,12 +67,12 @@ class Latencies:
 
 async def deliver(url: str, key: str, store: Path, chance: random.Random, window: float) -> Counter[str]:
     """One agent's windows, each up to `window` seconds, until nothing waits; its sessions by what became of them."""
-    await asyncio.sleep(chance.uniform(0.0, window))
+    await asyncio.sleep(chance.uniform(0.0, window) / 10)
     states: Counter[str] = Counter()
     async with sender(url, key, store) as agent:
         while True:
             states["windows"] += 1
-            report = await agent.force_sync(timeout=chance.uniform(0.05, 1.0) * window)
+            report = await agent.force_sync(timeout=chance.uniform(0.25, 1.0) * window)
             accepted = [each for each in report.sessions if each.state is SessionState.ACCEPTED]
             states["accepted"] += len(accepted)
             states["records"] += sum(each.records for each in accepted)
