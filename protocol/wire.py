@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import Lock
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgpack
@@ -59,13 +60,17 @@ def typed(kind: type[T], body: bytes) -> T:
 
 
 def _decoder(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
-    """Made when first needed: an agent never reads what agents say."""
+    """Made when first needed: an agent never reads what agents say. One at a time: msgspec (0.22) keeps what it has
+    found out of a type beside the type before it is done, and a thread that comes upon half of that ends the process.
+    """
     if kind not in _decoders:
-        _decoders[kind] = msgspec.msgpack.Decoder(kind)
+        with _making:
+            _decoders[kind] = _decoders.get(kind) or msgspec.msgpack.Decoder(kind)
     return _decoders[kind]
 
 
 _decoders: Final[dict[type, msgspec.msgpack.Decoder[Any]]] = {}
+_making: Final = Lock()
 
 
 def fitting(kind: type[T], values: object) -> T:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 
+import msgspec
 import pytest
 import zstandard
 from hypothesis import given
@@ -181,3 +183,44 @@ def test_ids_made_later_sort_later(milliseconds: int, later: int, entropy: bytes
 def test_an_id_takes_exactly_its_entropy() -> None:
     with pytest.raises(ValueError, match="9 bytes, 10 are needed"):
         new_id(1, bytes(9))
+
+
+class First(msgspec.Struct):
+    first: int
+
+
+class Second(msgspec.Struct):
+    second: int
+
+
+def test_decoders_are_made_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that make one of the same types at once end the process: msgspec shares what it has half found out."""
+    made, inside, met = msgspec.msgpack.Decoder, threading.Lock(), threading.Event()
+
+    def making(kind: type) -> object:
+        if not inside.acquire(blocking=False):
+            met.set()
+            inside.acquire()
+        try:
+            met.wait(0.2)  # for another one; there must be none
+            return made(kind)
+        finally:
+            inside.release()
+
+    monkeypatch.setattr(wire, "_decoders", {})
+    monkeypatch.setattr(msgspec.msgpack, "Decoder", making)
+    body, start = msgspec.msgpack.encode({"first": 1, "second": 2}), threading.Barrier(4)
+
+    read: list[object] = []
+
+    def reading(kind: type) -> None:
+        start.wait(10)
+        read.append(wire.typed(kind, body))
+
+    threads = [threading.Thread(target=reading, args=(kind,)) for kind in (First, First, Second, Second)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(30)
+    assert not met.is_set()
+    assert sorted(map(repr, read)) == ["First(first=1)", "First(first=1)", "Second(second=2)", "Second(second=2)"]
