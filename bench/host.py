@@ -1,7 +1,8 @@
 """A small host in a process of its own, which tells what it took: ``python -m bench.host KIND [--store FOLDER ...]``.
 
 ``bare`` has an aiohttp client and no agent; ``agent`` has an agent that records a little; ``waiting`` starts one in a
-store with sessions that wait; ``upload`` delivers them. It prints one line of JSON (`Told`).
+store with sessions that wait; ``upload`` delivers them. ``read`` and ``take_up`` do that to a crashed segment
+(``--segment``). It prints one line of JSON (`Told`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from bench.harness import Stopwatch
 from bench.serving import PRODUCT
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ RECORDS = 1000
 @dataclass(frozen=True, slots=True)
 class Told:
     """Bytes of memory now and at most; the longest that the event loop was held up at the start, in seconds of its
-    own thread's processor time and by the clock.
+    own thread's processor time and by the clock. Of a segment, how long it took.
     """
 
     resident: int
@@ -144,6 +146,30 @@ async def _upload(asked: argparse.Namespace, turns: _Turns) -> None:
         _tell(turns)
 
 
+async def _read(asked: argparse.Namespace, turns: _Turns) -> None:
+    from mailboat.agent.files import OsFileSystem  # noqa: PLC0415 - the bare one does without
+
+    with Stopwatch() as watch:
+        content = OsFileSystem().read(asked.segment)
+    if len(content) != asked.segment.stat().st_size:
+        raise RuntimeError(f"read {len(content)} bytes of {asked.segment}")
+    turns.cpu, turns.wall = watch.cpu, watch.wall
+    _tell(turns)
+
+
+async def _take_up(asked: argparse.Namespace, turns: _Turns) -> None:
+    from mailboat.agent.files import OsFileSystem  # noqa: PLC0415 - the bare one does without
+    from mailboat.agent.segment_file import SegmentFile  # noqa: PLC0415
+
+    with Stopwatch() as watch:
+        segment = SegmentFile.reopen(OsFileSystem(), asked.segment, 1)
+    segment.close()
+    if not segment.writer.blocks or segment.sealed:
+        raise RuntimeError(f"not what was to be measured: {segment.writer.blocks} blocks, {segment.sealed!r}")
+    turns.cpu, turns.wall = watch.cpu, watch.wall
+    _tell(turns)
+
+
 def _tell(turns: _Turns) -> None:
     told = Told(_memory("VmRSS"), _memory("VmHWM"), turns.cpu, turns.wall)
     print(json.dumps(dataclasses.asdict(told)), flush=True)
@@ -154,13 +180,14 @@ def _memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-_KINDS = {"bare": _bare, "agent": _agent, "waiting": _waiting, "upload": _upload}
+_KINDS = {"bare": _bare, "agent": _agent, "waiting": _waiting, "upload": _upload, "read": _read, "take_up": _take_up}
 
 
 def _main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.host")
     parser.add_argument("kind", choices=_KINDS)
     parser.add_argument("--store", type=Path)
+    parser.add_argument("--segment", type=Path)
     parser.add_argument("--application", default="host")
     parser.add_argument("--sessions", type=int, default=0)
     parser.add_argument("--server", default="")
