@@ -4,6 +4,7 @@ Environment variables of the test run itself (all optional):
 
 * ``MAILBOAT_TEST_WHEEL=1``: the packages must come from an installed wheel (set by ``make test``).
 * ``MAILBOAT_TEST_PROFILE=fast|soak``: how many examples hypothesis tries; ``make soak`` sets ``soak``.
+* ``MAILBOAT_TEST_HOURS=0.25``: how long the test of hours of faults takes.
 * ``MAILBOAT_TEST_SEED=N``: the seed a failed test has printed.
 """
 
