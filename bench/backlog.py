@@ -42,7 +42,7 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
     """P4."""
     folder = settings.folder / "P4"
     made = [make(folder / "sessions" / str(each), SIZE, 64 * KIB, each) for each in range(settings.sessions)]
-    backlog = _Backlog(folder, made)
+    backlog = Backlog(folder, made)
     yield Comparison(
         "P4",
         f"{settings.sessions} waiting sessions of {SIZE / 1000:.0f} KB",
@@ -59,7 +59,7 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
     shutil.rmtree(folder)
 
 
-class _Backlog:
+class Backlog:
     """The contenders. Each run has a new server, a new store, and an empty queue of the disk."""
 
     def __init__(self, folder: Path, sessions: Sequence[Made]) -> None:

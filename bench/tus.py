@@ -1,5 +1,6 @@
 """P3t: one large session, beside public tus clients that upload the same bytes: tuspy, aiotus and tus-js-client to
-@tus/server, and the first two to our server.
+@tus/server, and the first two to our server. P4t: small sessions, as in P4, beside aiotus and tuspy, which upload the
+same files, 32 at a time.
 
 Each client runs as it comes. @tus/server and tus-js-client are installed by npm into the folder of the measurement,
 where node and npm are there; tuspy and aiotus come with ``pip install '.[bench]'``. @tus/server flushes nothing to the
@@ -14,60 +15,98 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.harness import BYTE, Absent, Budget, Comparison, Contender, Measured, Sense, Settings, Stopwatch
+from bench.backlog import CONCURRENCY, SIZE, Backlog
+from bench.harness import (
+    BYTE,
+    SESSION,
+    Absent,
+    Budget,
+    Comparison,
+    Contender,
+    Measured,
+    Sense,
+    Settings,
+    Stopwatch,
+    Unit,
+)
 from bench.serving import serving
-from bench.sessions import Made, make
+from bench.sessions import make
 from bench.upload import SEGMENT, Uploads
-from mailboat.protocol.limits import MIB
+from mailboat.protocol.limits import KIB, MIB
 
 NAME = "tus"
-ABOUT = "one large session beside public tus clients and servers (P3)"
+ABOUT = "one large session, and many small ones, beside public tus clients and servers (P3, P4)"
 REPETITIONS = 5
 
 MOST = 64 * MIB
 """As much as our server takes of an upload; the peers hold all of it in memory."""
+
+SMALL = 1000
+"""Small sessions: the slowest peer takes ten seconds for so many."""
 
 NPM_PACKAGES = ("tus-js-client@4.3.1", "@tus/server@2.4.5", "@tus/file-store@2.1.1")
 PROGRAMS = Path(__file__).parent.parent / "tests" / "conformance" / "peers"
 
 
 async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
-    """P3 against each pair that can be had."""
+    """P3 and P4 against each pair that can be had."""
     folder = settings.folder / "tus"
+    npm = await asyncio.to_thread(_npm, folder / "npm")
+    for comparison in (_large(settings, folder, npm), _small(settings, folder, npm)):
+        if comparison is not None:
+            yield comparison
+    shutil.rmtree(folder)
+
+
+def _large(settings: Settings, folder: Path, npm: Path | str) -> Comparison | None:
     size = min(settings.size, MOST)
     session = make(folder / "session", size, min(SEGMENT, size))
     whole = folder / "whole"
     whole.write_bytes(b"".join(path.read_bytes() for path in session.paths))
-    npm = await asyncio.to_thread(_npm, folder / "npm")
-    pairs = _Pairs(folder, session, whole, npm if isinstance(npm, Path) else None)
+    pairs = _Pairs(folder, [whole], session.size, npm if isinstance(npm, Path) else None)
+    peers = _peers(pairs, ("tuspy", "aiotus", "tus-js-client"), npm)
+    what = f"one session of {session.size / MIB:.0f} MiB"
+    ours = Contender("mailboat", Uploads(folder / "ours", session).ours)
+    return _compared("P3t", what, BYTE, ours, peers, 4.0)
+
+
+def _small(settings: Settings, folder: Path, npm: Path | str) -> Comparison | None:
+    made = [make(folder / "small" / str(each), SIZE, 64 * KIB, each) for each in range(min(settings.sessions, SMALL))]
+    pairs = _Pairs(folder, [each.paths[0] for each in made], len(made), npm if isinstance(npm, Path) else None)
+    peers = _peers(pairs, ("aiotus", "tuspy"), npm)
+    what = f"{len(made)} waiting sessions of {SIZE / 1000:.0f} KB"
+    ours = Contender("mailboat", Backlog(folder / "ours", made).ours)
+    return _compared("P4t", what, SESSION, ours, peers, 30.0)
+
+
+def _compared(
+    row: str, about: str, unit: Unit, ours: Contender, peers: Sequence[Contender | Absent], budget: float
+) -> Comparison | None:
+    """Ours beside the first of the peers that is there, the others for the picture; None where there is none."""
+    first = next((peer for peer in peers if isinstance(peer, Contender)), None)
+    if first is None:
+        return None
+    others = tuple(peer for peer in peers if peer is not first)
+    return Comparison(row, about, unit, Sense.SPEED, first, ours, others, Budget(budget, Sense.SPEED))
+
+
+def _peers(pairs: _Pairs, clients: Sequence[str], npm: Path | str) -> list[Contender | Absent]:
     there = {name: importlib.util.find_spec(module) is not None for name, module in _MODULES.items()}
     node = npm if isinstance(npm, str) else ""
     peers: list[Contender | Absent] = []
-    for client in ("tuspy", "aiotus", "tus-js-client"):
+    for client in clients:
         for server in ("@tus/server", "mailboat server"):
             name = f"{client} to {server}"
             missing = "it is not installed: pip install '.[bench]'" if not there.get(client, True) else ""
             if "tus-js-client" in name or "@tus/server" in name:
                 missing = missing or node
             peers.append(Absent(name, missing) if missing else Contender(name, pairs.upload(client, server)))
-    best = next((peer for peer in peers if isinstance(peer, Contender)), None)
-    if best is not None:
-        yield Comparison(
-            "P3t",
-            f"one session of {session.size / MIB:.0f} MiB",
-            BYTE,
-            Sense.SPEED,
-            best,
-            Contender("mailboat", Uploads(folder / "ours", session).ours),
-            tuple(peer for peer in peers if peer is not best),
-            Budget(4.0, Sense.SPEED),
-        )
-    shutil.rmtree(folder)
+    return peers
 
 
 _MODULES = {"tuspy": "tusclient", "aiotus": "aiotus"}
@@ -95,8 +134,9 @@ class _Target:
 class _Pairs:
     """A client and a server each. Every run has a new server."""
 
-    def __init__(self, folder: Path, session: Made, whole: Path, npm: Path | None) -> None:
-        self._folder, self._size, self._whole, self._npm = folder, session.size, whole, npm
+    def __init__(self, folder: Path, files: Sequence[Path], units: int, npm: Path | None) -> None:
+        """`units` of work it is to upload all of `files`."""
+        self._folder, self._files, self._units, self._npm = folder, files, units, npm
 
     def upload(self, client: str, server: str) -> Callable[[], Awaitable[Measured]]:
         """One pair."""
@@ -108,26 +148,36 @@ class _Pairs:
                     began = await target.cpu()
                     children = os.times()
                     with Stopwatch() as watch:
-                        url = await send(target)
+                        await self._all(send, target)
                     after = os.times()
                     used = watch.cpu + after.children_user + after.children_system
                     used -= children.children_user + children.children_system
                     spent = await target.cpu() - began
-                if not url:
-                    raise RuntimeError(f"{client} did not upload to {server}")
-                return Measured(self._size, watch.wall, used + spent, {"client": used, "server": spent})
+                return Measured(self._units, watch.wall, used + spent, {"client": used, "server": spent})
             finally:
                 shutil.rmtree(self._folder / "server", ignore_errors=True)
 
         return run
 
+    async def _all(self, send: Callable[[_Target, Path], Awaitable[str]], target: _Target) -> None:
+        queue = iter(self._files)
+
+        async def some() -> None:
+            for path in queue:
+                if not await send(target, path):
+                    raise RuntimeError(f"{path} was not uploaded to {target.url}")
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(CONCURRENCY, len(self._files))):
+                group.create_task(some())
+
     # -- clients -------------------------------------------------------------------------------------------------
 
-    async def _tuspy(self, target: _Target) -> str:
+    async def _tuspy(self, target: _Target, path: Path) -> str:
         from tusclient.client import TusClient  # noqa: PLC0415 - where it is installed
 
         def upload() -> str:
-            with self._whole.open("rb") as file:
+            with path.open("rb") as file:
                 # @tus/server refuses the empty metadata that it sends otherwise.
                 uploader = TusClient(target.url, headers=_headers(target)).uploader(
                     file_stream=file, metadata={"filename": "segment"}
@@ -137,14 +187,14 @@ class _Pairs:
 
         return await asyncio.to_thread(upload)
 
-    async def _aiotus(self, target: _Target) -> str:
+    async def _aiotus(self, target: _Target, path: Path) -> str:
         import aiotus  # noqa: PLC0415 - where it is installed
 
-        with self._whole.open("rb") as file:
+        with path.open("rb") as file:
             return str(await aiotus.upload(target.url, file, {}, headers=_headers(target)) or "")
 
-    async def _tus_js(self, target: _Target) -> str:
-        options = {"file": str(self._whole), "endpoint": target.url, "headers": _headers(target)}
+    async def _tus_js(self, target: _Target, path: Path) -> str:
+        options = {"file": str(path), "endpoint": target.url, "headers": _headers(target)}
         process = await asyncio.create_subprocess_exec(
             "node",
             str(PROGRAMS / "upload.cjs"),
