@@ -115,7 +115,7 @@ class Policy(Struct, frozen=True):
     sync_interval: _Seconds | None = None
     backoff_floor: _Seconds = BACKOFF_FIRST
     max_offers: Annotated[int, Meta(ge=1, le=MAX_OFFERS)] = MAX_OFFERS
-    max_rate: Annotated[int, Meta(ge=SLOWEST_RATE)] | None = None
+    max_rate: Annotated[int, Meta(ge=SLOWEST_RATE, le=2**63 - 1)] | None = None
     details: Wish = Wish.ALL
     riding: Riding = field(default_factory=Riding)
 

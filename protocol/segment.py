@@ -80,19 +80,10 @@ BLOCK_START: Final = SKIPPABLE.pack(BLOCK_MAGIC, _HEADER.size)
 SEAL_START: Final = SEAL_MAGIC.to_bytes(4, "little")
 
 
-_IN_PREAMBLE: Final = {
-    "session_id": "session",
-    "started_wall": "wall",
-    "started_monotonic": "monotonic",
-    "process_started": "process",
-    "boot_id": "boot",
-}
-_IN_SEAL: Final = {
-    "raw_bytes": "raw",
-    "ended_wall": "wall",
-    "ended_monotonic": "monotonic",
-    "boxed_installation": "boxed",
-}
+_BEGUN: Final = {"session_id": "session", "started_wall": "wall", "started_monotonic": "monotonic"}
+_IN_PREAMBLE: Final = {**_BEGUN, "process_started": "process", "boot_id": "boot"}
+_ENDED: Final = {"ended_wall": "wall", "ended_monotonic": "monotonic"}
+_IN_SEAL: Final = {**_ENDED, "raw_bytes": "raw", "boxed_installation": "boxed"}
 """What fields are called in a file, where that is something else."""
 
 
