@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 PREPARED = "sent and confirmed"
 
 agent_program = "import sys; from testkit.strikes import run_agent; run_agent(*sys.argv[1:])"
@@ -73,6 +75,7 @@ class Struck:
 def run_agent(store: str, server: str, key: str, at: str) -> None:
     """Deliver what waits in `store`, dying at place `at` of the file system, the network, or a body on its way."""
     from mailboat.agent import Agent, files, http
+    from mailboat.agent.stretch import Stretch
 
     strikes = Strikes(int(at))
     for name, function in inspect.getmembers(files.OsFileSystem, inspect.isfunction):
@@ -80,14 +83,17 @@ def run_agent(store: str, server: str, key: str, at: str) -> None:
             setattr(files.OsFileSystem, name, strikes.around(function))
     request = http.Http.request
 
-    async def watched(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def watched(body: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for piece in body:
             strikes.pass_by()
             yield piece
             strikes.pass_by()
 
     async def asked(self: http.Http, method: str, url: str, headers: Any, body: Any = None, *rest: Any) -> Any:  # noqa: ANN401
-        body = body if body is None or isinstance(body, bytes) else watched(body)
+        if isinstance(body, Stretch):  # the kernel moves it: a place before and after each word of what it took
+            body = structs.replace(body, taken=strikes.around(body.taken), copied=watched(body.copied))
+        elif body is not None and not isinstance(body, bytes):
+            body = watched(body)
         return await strikes.around(request)(self, method, url, headers, body, *rest)
 
     setattr(http.Http, "request", asked)  # noqa: B010 - of another type than mypy lets it have
