@@ -13,13 +13,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from bench import backlog, cuts, footprint, hot_path, ingesting, negotiating, peers, sealing, tus, upload, whole_path
+from bench import (
+    backlog,
+    cuts,
+    footprint,
+    hot_path,
+    ingesting,
+    negotiating,
+    peers,
+    querying,
+    sealing,
+    tus,
+    upload,
+    whole_path,
+)
 from bench.harness import MIN_REPETITIONS, Measurement, Settings, compare
 from bench.machine import machine, versions
 from bench.results import Result
 from bench.table import show
 
-_ALL = (hot_path, whole_path, footprint, upload, tus, cuts, backlog, negotiating, ingesting, sealing)
+_ALL = (hot_path, whole_path, footprint, upload, tus, cuts, backlog, negotiating, ingesting, querying, sealing)
 MEASUREMENTS = {each.NAME: cast("Measurement", each) for each in _ALL}
 MIB = 1024 * 1024
 RESULTS = Path(__file__).parent / "results"
@@ -34,6 +47,7 @@ class _Asked:
     size: int
     calls: int
     sessions: int
+    records: int
     output: Path | None
     folder: Path | None
 
@@ -46,6 +60,7 @@ def _asked(arguments: Sequence[str]) -> _Asked:
     parser.add_argument("--size", type=int, default=512 * MIB, help="bytes to upload (default: 512 MiB)")
     parser.add_argument("--calls", type=int, default=20_000, help="recording calls (default: %(default)s)")
     parser.add_argument("--sessions", type=int, default=5000, help="sessions that wait (default: %(default)s)")
+    parser.add_argument("--records", type=int, default=10_000_000, help="records asked about (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="file for the JSON (default: bench/results/NAME.json)")
     parser.add_argument("--folder", type=Path, help="where to work: the disk to be measured (default: temporary files)")
     given = parser.parse_args(arguments)
@@ -55,11 +70,13 @@ def _asked(arguments: Sequence[str]) -> _Asked:
             parser.error(f"there is no measurement {name!r}, there are: {', '.join(MEASUREMENTS)}")
     if given.output is not None and len(names) > 1:
         parser.error("--output names one file: name one measurement too")
-    for name in ("repetitions", "size", "calls", "sessions"):
+    for name in ("repetitions", "size", "calls", "sessions", "records"):
         number = getattr(given, name)
         if number is not None and number < 1:
             parser.error(f"--{name} {number}: expected a number above zero")
-    return _Asked(names, given.repetitions, given.size, given.calls, given.sessions, given.output, given.folder)
+    return _Asked(
+        names, given.repetitions, given.size, given.calls, given.sessions, given.records, given.output, given.folder
+    )
 
 
 def _progress(text: str) -> None:
@@ -68,7 +85,7 @@ def _progress(text: str) -> None:
 
 
 async def _measure(each: Measurement, asked: _Asked, folder: Path) -> Result:
-    settings = Settings(folder, asked.size, asked.calls, asked.sessions)
+    settings = Settings(folder, asked.size, asked.calls, asked.sessions, asked.records)
     repetitions = asked.repetitions or each.REPETITIONS
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     before = machine()
@@ -76,6 +93,7 @@ async def _measure(each: Measurement, asked: _Asked, folder: Path) -> Result:
         outcomes = [await compare(comparison, repetitions, _progress) async for comparison in comparisons]
     _progress("")
     told = {"repetitions": repetitions, "size": asked.size, "calls": asked.calls, "sessions": asked.sessions}
+    told["records"] = asked.records
     return Result(each.NAME, each.ABOUT, begun, before, versions(peers.PACKAGES), told, outcomes)
 
 

@@ -140,13 +140,15 @@ class Comparison:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a measurement is told: `folder` is a place of its own on the disk to be measured; `size` bytes for
-    measurements of bulk, `calls` for those of calls, `sessions` for those of many sessions.
+    measurements of bulk, `calls` for those of calls, `sessions` for those of many sessions, `records` for those of
+    many records in a store.
     """
 
     folder: Path
     size: int
     calls: int
     sessions: int
+    records: int
 
 
 class Measurement(Protocol):

@@ -265,6 +265,32 @@ def _days(scope: Scope, question: Question) -> list[Answer]:
     )
 
 
+# -- counting what is different ------------------------------------------------------------------------------------
+
+_PART: Final = 1024
+"""Numbers that are counted in one bitmap: one of 128 bytes takes no more room than a few entries of a hash table."""
+
+
+def _numbered(scope: Scope) -> str:
+    """A common table ``numbered``: all sessions that have records, numbered from zero, and so their installations.
+
+    What has a number is counted, exactly, by setting bits (`_bits`), in a fifth of the time that hashing takes.
+    """
+    product = "WHERE product = $product" if scope.product is not None else ""
+    return f"""
+        numbered AS (
+            SELECT product, session_id, row_number() OVER () - 1 AS number,
+                   CASE WHEN named IS NOT NULL THEN dense_rank() OVER (ORDER BY named) - 1 END AS installation
+            FROM (SELECT DISTINCT product, session_id FROM loaded {product})
+            LEFT JOIN (SELECT product, session_id, nullif(installation, '') AS named FROM session {product})
+                USING (product, session_id))"""
+
+
+def _bits(number: str) -> str:
+    """An aggregate: which numbers of a part there are, as bits."""
+    return f"bitstring_agg(({number} % {_PART})::SMALLINT, 0, {_PART - 1})"
+
+
 # -- features ------------------------------------------------------------------------------------------------------
 
 
@@ -276,23 +302,34 @@ def features(scope: Scope, paging: Paging, question: Question) -> Answer:
     """
     rows = question.rows(
         f"""
-        WITH used AS (
-            SELECT product, session_id, name, count(*) AS n, min(time) AS first, max(time) AS last
-            FROM feature WHERE {scope.where("time")} GROUP BY ALL),
-        named AS (
-            SELECT name, n, first, last, installation, {SESSION_KEY} AS session
-            FROM used LEFT JOIN (SELECT product, session_id, installation FROM session) USING (product, session_id)),
-        names AS (SELECT DISTINCT name, string_split(name, '.') AS steps FROM used),
+        WITH {_numbered(scope)},
+        used AS (SELECT name, time, number, installation
+                 FROM (SELECT product, session_id, name, time FROM feature WHERE {scope.where("time")})
+                 JOIN numbered USING (product, session_id)),
+        of_sessions AS (
+            SELECT name, number // {_PART} AS part, {_bits("number")} AS seen, count(*) AS n, min(time) AS first,
+                   max(time) AS last FROM used GROUP BY name, part),
+        of_installations AS (
+            SELECT name, installation // {_PART} AS part, {_bits("installation")} AS seen
+            FROM used WHERE installation IS NOT NULL GROUP BY name, part),
+        names AS (SELECT DISTINCT name, string_split(name, '.') AS steps FROM of_sessions),
         nodes AS (
             SELECT name, unnest(list_append(
                 [array_to_string(steps[1:i], '.') FOR i IN range(1, least(len(steps), {MAX_LEVELS} + 1))],
                 name)) AS node
-            FROM names)
+            FROM names),
+        uses AS (
+            SELECT node, part, sum(n) AS n, sum(n) FILTER (name = node) AS own, min(first) AS first,
+                   max(last) AS last, bit_count(bit_or(seen)) AS sessions
+            FROM of_sessions JOIN nodes USING (name) GROUP BY node, part),
+        installed AS (
+            SELECT node, sum(seen)::BIGINT AS installations
+            FROM (SELECT node, bit_count(bit_or(seen)) AS seen
+                  FROM of_installations JOIN nodes USING (name) GROUP BY node, part) GROUP BY node)
         SELECT node AS name, nullif(array_to_string(string_split(node, '.')[:-2], '.'), '') AS parent,
-               sum(n)::BIGINT AS uses, coalesce(sum(n) FILTER (name = node), 0)::BIGINT AS own,
-               count(DISTINCT session) AS sessions, {INSTALLATIONS} AS installations,
-               min(first) AS first, max(last) AS last
-        FROM named JOIN nodes USING (name) GROUP BY node ORDER BY uses DESC, name {paging.sql}
+               sum(n)::BIGINT AS uses, coalesce(sum(own), 0)::BIGINT AS own, sum(sessions)::BIGINT AS sessions,
+               coalesce(any_value(installations), 0) AS installations, min(first) AS first, max(last) AS last
+        FROM uses LEFT JOIN installed USING (node) GROUP BY node ORDER BY uses DESC, name {paging.sql}
         """,
         scope.values,
     )

@@ -205,7 +205,11 @@ def test_overview_by_day(world: World, scope: Scope) -> None:
 
 
 @scopes
-def test_features_and_the_categories_above_them(world: World, scope: Scope) -> None:
+@pytest.mark.parametrize("part", [2, 1024])
+def test_features_and_the_categories_above_them(
+    world: World, scope: Scope, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "_PART", part)
     said = world.ask(lambda question: reports.features(scope, Paging(1000), question))
     uses, own, sessions, installations = Counter[str](), Counter[str](), defaultdict(set), defaultdict(set)
     for each in world.records(scope, "feature"):
