@@ -43,8 +43,9 @@ REPETITIONS = 5
 
 RECORD = Unit("record", "us", 1e6, "records/s")
 RECORDS = 20_000
-"""Records of each segment: about 2.6 MB of them."""
-SEGMENTS = 20
+"""Records of each segment: about 1 MB of them."""
+SEGMENTS = 60
+"""Enough that the start of the decoder, which a server makes once in its life, takes little part in it."""
 
 
 async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:

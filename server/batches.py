@@ -12,9 +12,9 @@ from mailboat.server.catalog import SegmentRow
 from mailboat.server.decoder import Outcome, Task
 
 BATCH_SEGMENTS: Final = 200
-BATCH_BYTES: Final = 4 * MIB
-"""Compressed bytes of one batch: about 200,000 records, whose rows take 50 MiB on their way. Smaller ones cost more
-commits, larger ones leave less to do side by side."""
+BATCH_BYTES: Final = 1 * MIB
+"""Compressed bytes of one batch: 20,000 to 100,000 records, whose rows take some 10 MiB on their way. Smaller ones cost
+more commits, larger ones leave less to do side by side."""
 
 Known = dict[Key, dict[str, Progress]]
 """What was loaded, by session and upload id."""

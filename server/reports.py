@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -213,15 +214,20 @@ def overview(scope: Scope, question: Question) -> Answer:
         scope.values,
     )
     kinds = {name: total.pop(f"n_{name}") for name in COUNTERS}
+    of_kind, of_day = Counter[str](dict.fromkeys(RECORD_TABLES, 0)), Counter[str]()
+    for row in _records(scope, question):
+        of_kind[row["kind"]] += row["n"]
+        if row["day"] is not None:
+            of_day[row["day"]] += row["n"]
     return {
         **total,
         "crash_free": 1 - total["crashed"] / total["ended"] if total["ended"] else None,
-        "records": _record_counts(scope, question),
+        "records": dict(of_kind),
         "declared": {name: kinds[name] for name in COUNTERS[:KIND_COUNTERS]},
         "levels": {name: kinds[name] for name in COUNTERS[KIND_COUNTERS:SCHEMA_COUNTER]},
         "versions": ask("application, version"),
         "environment": {name: ask(name) for name in ("os", "runtime", "locale", "environment")},
-        "days": _days(scope, question),
+        "days": _days(scope, of_day, question),
     }
 
 
@@ -237,32 +243,35 @@ def _of_sessions(scope: Scope, question: Question, columns: str) -> list[Answer]
     )
 
 
-def _record_counts(scope: Scope, question: Question) -> dict[str, int]:
-    """Records that are here, by kind."""
-    counts = [
-        f"SELECT '{table}' AS kind, count(*) AS n FROM {table} WHERE {scope.where('time')}" for table in RECORD_TABLES
-    ]
-    return {row["kind"]: row["n"] for row in question.rows(" UNION ALL ".join(counts), scope.values)}
-
-
-def _days(scope: Scope, question: Question) -> list[Answer]:
-    """By day of recording, in UTC, the latest first."""
-    records = " UNION ALL ".join(
-        f"SELECT time::DATE AS day, count(*) AS n FROM {table} WHERE {scope.where('time')} GROUP BY day"
+def _records(scope: Scope, question: Question) -> list[Answer]:
+    """Records that are here, by kind and day of recording; `day` is None for all days before the last `MAX_DAYS`."""
+    counts = " UNION ALL ".join(
+        f"SELECT '{table}' AS kind, time::DATE AS day, count(*) AS n FROM {table} "
+        f"WHERE {scope.where('time')} GROUP BY day"
         for table in RECORD_TABLES
     )
     return question.rows(
         f"""
-        WITH s AS (SELECT started::DATE AS day, {_SESSION_COUNTS}, count(DISTINCT nullif("user", '')) AS users
-                   FROM session WHERE {scope.where("started")} GROUP BY day),
-             r AS (SELECT day, sum(n)::BIGINT AS records FROM ({records}) GROUP BY day)
-        SELECT strftime(day, '%Y-%m-%d') AS day, coalesce(sessions, 0) AS sessions,
-               coalesce(installations, 0) AS installations, coalesce(users, 0) AS users,
-               coalesce(crashed, 0) AS crashed, coalesce(records, 0) AS records
-        FROM s FULL JOIN r USING (day) ORDER BY day DESC LIMIT {MAX_DAYS}
+        SELECT kind, CASE WHEN nth <= {MAX_DAYS} THEN strftime(day, '%Y-%m-%d') END AS day, sum(n)::BIGINT AS n
+        FROM (SELECT *, dense_rank() OVER (ORDER BY day DESC) AS nth FROM ({counts})) GROUP BY ALL
         """,
         scope.values,
     )
+
+
+def _days(scope: Scope, records: Mapping[str, int], question: Question) -> list[Answer]:
+    """By day of recording, in UTC, the latest first; `records` are those of each day."""
+    rows = question.rows(
+        f"""
+        SELECT strftime(started, '%Y-%m-%d') AS day, {_SESSION_COUNTS}, count(DISTINCT nullif("user", '')) AS users
+        FROM session WHERE {scope.where("started")} GROUP BY day ORDER BY day DESC LIMIT {MAX_DAYS}
+        """,
+        scope.values,
+    )
+    sessions = {row["day"]: row for row in rows}
+    none = dict.fromkeys(("sessions", "installations", "users", "crashed"), 0)
+    days = sorted(sessions.keys() | records.keys(), reverse=True)[:MAX_DAYS]
+    return [{"day": day, **none, **sessions.get(day, {}), "records": records.get(day, 0)} for day in days]
 
 
 # -- counting what is different ------------------------------------------------------------------------------------

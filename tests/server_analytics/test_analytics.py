@@ -265,3 +265,11 @@ def test_a_file_that_another_process_holds_is_left_alone(tmp_path: Path, analyti
 def test_a_folder_that_is_not_there_is_an_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(AnalyticsError, match="nowhere"):
         Analytics(tmp_path / "nowhere" / "analytics.duckdb")
+
+
+def test_the_engine_leaves_a_processor_to_the_thread_that_asks(analytics: Analytics, bench: Bench) -> None:
+    with duckdb.connect() as plain:
+        [(all_of_them,)] = plain.execute("SELECT current_setting('threads')").fetchall()
+    for _ in range(2):
+        assert bench.sql("SELECT current_setting('threads')") == [(max(1, all_of_them - 1),)]
+        analytics.reopen()

@@ -191,17 +191,23 @@ def test_overview(world: World, scope: Scope) -> None:
 
 
 @scopes
-def test_overview_by_day(world: World, scope: Scope) -> None:
-    said = world.ask(lambda question: reports.overview(scope, question))["days"]
+@pytest.mark.parametrize("most", [2, 400])
+def test_overview_by_day(world: World, scope: Scope, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = world.ask(lambda question: reports.overview(scope, question))["records"]
+    monkeypatch.setattr(reports, "MAX_DAYS", most)
+    overview = world.ask(lambda question: reports.overview(scope, question))
+    assert overview["records"] == whole
+    said = overview["days"]
 
     def day(seconds: float) -> str:
         return dt.datetime.fromtimestamp(seconds, dt.UTC).date().isoformat()
 
     sessions = Counter(day(each.summary.started) for each in world.sessions_in(scope))
     records = Counter(day(each.record.time) for each in world.records(scope, *reports.RECORD_TABLES))
-    assert {row["day"]: row["sessions"] for row in said if row["sessions"]} == sessions
-    assert {row["day"]: row["records"] for row in said if row["records"]} == records
-    assert [row["day"] for row in said] == sorted(sessions.keys() | records.keys(), reverse=True)
+    days = sorted(sessions.keys() | records.keys(), reverse=True)[:most]
+    assert [row["day"] for row in said] == days
+    assert [row["sessions"] for row in said] == [sessions[day] for day in days]
+    assert [row["records"] for row in said] == [records[day] for day in days]
 
 
 @scopes
