@@ -45,7 +45,7 @@ Answer = dict[str, Any]
 
 
 class TooSlow(MailboatError):
-    """The question took longer than `TIME_LIMIT`; a shorter period may do."""
+    """The question took longer than `TIME_LIMIT`, or more memory than the engine has; a shorter period may do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,8 @@ class _Asked:
         cursor = self._cursor = self._analytics.cursor()
         try:
             return self._question(Question(cursor))
+        except duckdb.OutOfMemoryException as error:
+            raise TooSlow("the answer takes more memory than there is: ask about a shorter period") from error
         finally:
             self._cursor = None
             cursor.close()

@@ -12,11 +12,13 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mailboat.protocol import Info, SegmentReader, Status
+from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import COUNTERS
 from mailboat.server import reports, triage
 from mailboat.server.analytics import Analytics
@@ -322,6 +324,16 @@ async def test_a_question_that_takes_too_long_is_ended(world: World) -> None:
     with pytest.raises(TooSlow, match=r"0\.05 s"):
         await asked.ask(endless)
     await asyncio.to_thread(asked.close)  # which waits for the threads: the engine really has ended it
+
+
+async def test_a_question_that_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
+    analytics = Analytics(tmp_path / "analytics.duckdb", memory=32 * MIB)
+    asked = Reports(analytics)
+    with pytest.raises(TooSlow, match="more memory"):
+        await asked.ask(lambda question: question.row("SELECT len(list(i)) AS n FROM range(100_000_000) t(i)", {}))
+    assert await asked.ask(lambda question: question.row("SELECT 1 AS n", {})) == {"n": 1}
+    asked.close()
+    analytics.close()
 
 
 async def test_a_question_that_nobody_waits_for_is_ended(world: World) -> None:
