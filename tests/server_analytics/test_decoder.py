@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -255,6 +256,22 @@ def test_a_process_that_died_between_batches_is_nobodys_fault(folder: Callable[[
         assert rows_in(into) == {"feature": 5, "event": 1}
     finally:
         decoder.close()
+
+
+def test_it_ends_without_a_word_when_its_server_dies(folder: Callable[[], Path]) -> None:
+    command = [sys.executable, "-P", "-m", "mailboat.server.decoder"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        begin, segment = {"begin": str(folder())}, {"segment": Task(0).to_wire()}
+        for frame in (begin, segment, {"bytes": example().data}, {"end": True}):
+            write_frame(process.stdin, frame)  # type: ignore[arg-type] # a pipe is a binary stream
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
 
 
 def test_a_decoder_that_takes_for_ever_is_ended(folder: Callable[[], Path]) -> None:
