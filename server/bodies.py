@@ -43,6 +43,14 @@ class WriteFailed(Exception):
 # The call reads from memory that aiohttp filled, so no failure of ours can hide behind it.
 _BROKEN: Final = Exception
 
+LAST_BYTES: Final = 0.02
+"""Seconds at most for which a transfer that is to end goes on taking bytes that are here already: whoever took over
+waits for them."""
+
+_QUIET: Final = 5
+"""Turns of the event loop without a byte after which nothing is here any more: to ask the kernel, to take its answer,
+and to make room for the next one take a turn each."""
+
 
 async def read_whole(request: web.Request, limit: int, seconds: float) -> bytes:
     """The body of a small request; `ProblemError` 413 beyond `limit` bytes, 400 when it is cut or takes too long."""
@@ -81,6 +89,23 @@ class Transfer:
         if self.ended is None and self._content.exception() is None:
             self.ended = reason
             self._content.set_exception(reason)
+
+    def end_soon(self, reason: Ended) -> None:
+        """End it as soon as the bytes that have reached this machine are taken, which the sender of a connection that
+        was cut will not send again if it can help it. Within `LAST_BYTES`, also if they never cease to come.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LAST_BYTES
+
+        def look(seen: int, quiet: int) -> None:
+            count = self._content.total_bytes
+            quiet = quiet + 1 if count == seen else 0
+            if quiet >= _QUIET or loop.time() >= deadline:
+                self.end(reason)
+            elif self.ended is None:
+                loop.call_soon(look, count, quiet)
+
+        look(self._content.total_bytes, 0)
 
     async def receive(self, writer: BlobWriter, max_bytes: int | None, *, patience: float, minimum: int) -> BodyEnd:
         """Write the body as it comes, at most `max_bytes` of it.

@@ -1,9 +1,9 @@
 """Turns: of all requests on one upload the newest wins, and they never overlap.
 
 A client that asks again has given up on what it asked before, perhaps over a connection that is dead without our
-knowing. So a request that arrives ends the transfer that is under way, at once, waits until its bytes are durable and
-noted, and then has its turn. A request that arrives while others wait overtakes them: in their turn they are told so,
-and bring no bytes.
+knowing. So a request that arrives ends the transfer that is under way, as soon as what has come of it is taken (a few
+milliseconds), waits until its bytes are durable and noted, and then has its turn. A request that arrives while others
+wait overtakes them: in their turn they are told so, and bring no bytes.
 
 This, with one process for each data folder, is the fence: when a turn begins, no older transfer can write any more.
 """
@@ -45,10 +45,10 @@ class Turn:
         return self._line.newest != self._number
 
     def begin(self, transfer: Transfer) -> None:
-        """Say that `transfer` is under way from now on; it is ended at once when this turn is overtaken already."""
+        """Say that `transfer` is under way from now on; it is ended soon when this turn is overtaken already."""
         self._line.transfer = transfer
         if self.overtaken:
-            transfer.end(Superseded("a newer request on this upload took over"))
+            transfer.end_soon(Superseded("a newer request on this upload took over"))
         if self._turns.stopping:
             transfer.end(Stopping("the server stops"))
 
@@ -81,7 +81,7 @@ class Turns:
         line.present += 1
         turn = Turn(self, line, line.newest)
         if line.transfer is not None:
-            line.transfer.end(Superseded("a newer request on this upload took over"))
+            line.transfer.end_soon(Superseded("a newer request on this upload took over"))
         try:
             async with line.lock:
                 try:

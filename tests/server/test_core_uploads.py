@@ -211,6 +211,17 @@ async def test_a_newer_append_takes_over(server: RunningServer, client: Wire) ->
     assert stored(server, path) == data
 
 
+async def test_who_takes_over_finds_the_bytes_that_had_arrived(server: RunningServer, client: Wire) -> None:
+    data = make_segment(fresh_session_id(), size=200_000)
+    path = await client.upload_of(data)
+    older = await stalled(server, client, path, data, 30_000)
+    older.writer.write(data[30_000:130_000])
+    assert older.writer.transport.get_write_buffer_size() == 0  # the kernel has them, and the server has read none
+    async with server.app[TURNS].take(path.rpartition("/")[2]):
+        assert stored(server, path) == data[:130_000]
+    await older.close()
+
+
 async def test_what_an_older_append_sends_later_is_not_written(server: RunningServer, client: Wire) -> None:
     data = make_segment(fresh_session_id(), size=100_000)
     path = await client.upload_of(data)
