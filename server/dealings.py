@@ -67,9 +67,11 @@ from mailboat.server.context import (
     CLOCK,
     CONFIG,
     COUNTERS,
+    VERIFIERS,
     notify_ingest,
     run_in_worker,
 )
+from mailboat.server.following import Followed, RunningDigest
 from mailboat.server.problems import problem_response
 from mailboat.server.turns import TURNS, Turn
 from mailboat.server.verification import digest_of
@@ -79,13 +81,16 @@ _LOG: Final = logging.getLogger("mailboat.server")
 
 @dataclass(slots=True)
 class Dealings:
-    """One request's dealings with one upload, in its turn. `location` is set where a creation is answered."""
+    """One request's dealings with one upload, in its turn. `location` is set where a creation is answered, `running`
+    where the digest is computed while the body comes.
+    """
 
     request: web.Request
     row: UploadRow
     turn: Turn
     dialect: ServerDialect
     location: str | None = None
+    running: RunningDigest | None = None
 
     # -- without a body ------------------------------------------------------------------------------------------
 
@@ -159,12 +164,20 @@ class Dealings:
         """What the body is written to; the second is the same, if it computes a digest on the way."""
         app, declared = self.request.app, accepted.request.digest
         if not accepted.tentative:
-            return await run_in_worker(app, app[BLOBS].append, self.row.id, accepted.from_offset), None
+            return self._followed(await run_in_worker(app, app[BLOBS].append, self.row.id, accepted.from_offset)), None
         writer = await run_in_worker(app, app[BLOBS].append_tentatively, self.row.id, accepted.from_offset)
         if declared is None:
             return writer, None  # the algorithm follows with the digest
         hashed = Hashed(writer, declared.algorithm)
         return hashed, hashed
+
+    def _followed(self, writer: BlobWriter) -> BlobWriter:
+        """The same, having the digest computed meanwhile of what is promised as a segment and begins here."""
+        app = self.request.app
+        if writer.offset or self.row.session_id is None:
+            return writer
+        self.running = RunningDigest(app[BLOBS], self.row.id, app[VERIFIERS])
+        return Followed(writer, self.running)
 
     async def _digest(
         self, accepted: Accepted, hashed: Hashed | None, durable: int, end: BodyEnd
@@ -221,7 +234,8 @@ class Dealings:
             return self._answer(verdict)
         grown = state.offset > self.row.state.offset
         looked_into = state.complete and not state.creation.partial
-        stored = await (complete(self.request.app, self.row, state) if looked_into else self._store(state))
+        kept = complete(self.request.app, self.row, state, self.running) if looked_into else self._store(state)
+        stored = await kept
         if not stored:
             return self._overtaken(state)
         await self._clear_away(state)

@@ -24,6 +24,7 @@ from mailboat.protocol.summary import Info, Summary, summarise
 from mailboat.protocol.uploads.digests import Algorithm
 from mailboat.server.blobs import Readable
 from mailboat.server.catalog import UploadRow, Verification
+from mailboat.server.following import RunningDigest
 
 _READ: Final = MIB
 """Bytes read at a time: a block is at most a few MiB, and the reader holds one."""
@@ -47,15 +48,17 @@ class Finding(Struct, frozen=True):
     summary: Summary | None = None
 
 
-def verify(blobs: Readable, row: UploadRow) -> Finding:
+def verify(blobs: Readable, row: UploadRow, running: RunningDigest | None = None) -> Finding:
     """Read the whole upload `row`, and say what it is. Blocks; for a thread. Raises `OSError` when it cannot be read.
+
+    What is known of its digest already is `running`.
 
     Memory: one block and `_READ` bytes, whatever the upload's size. Checksums and the digest are checked; records are
     not decoded here.
     """
     if row.state.offset > MAX_SEGMENT:
         return _refused(row, Reason.CORRUPTED, f"{row.state.offset} bytes are more than a segment may have")
-    whole = _whole(blobs, row.id, row.state.offset)
+    whole = _whole(blobs, row.id, row.state.offset, running)
     if whole is not None:
         return _found(row, *whole)
     # Anything amiss: read it block by block, to tell what it is.
@@ -68,7 +71,7 @@ def verify(blobs: Readable, row: UploadRow) -> Finding:
     return _found(row, reader.preamble, reader.seal)
 
 
-def _whole(blobs: Readable, blob_id: str, size: int) -> tuple[Preamble, Seal] | None:
+def _whole(blobs: Readable, blob_id: str, size: int, running: RunningDigest | None) -> tuple[Preamble, Seal] | None:
     """Preamble and seal of a segment whose bytes are those that were sealed; None when anything at all is amiss.
 
     The digest vouches for every byte before the seal, so the blocks' own checksums need not be computed as well, which
@@ -92,7 +95,10 @@ def _whole(blobs: Readable, blob_id: str, size: int) -> tuple[Preamble, Seal] | 
         following += header.records
     if (at, following) != (end, seal.next):
         return None
-    return (preamble, seal) if digest_of(blobs, blob_id, end, Algorithm.SHA256) == seal.sha256 else None
+    digest = None if running is None else running.digest(blobs, end)
+    if digest is None:
+        digest = digest_of(blobs, blob_id, end, Algorithm.SHA256)
+    return (preamble, seal) if digest == seal.sha256 else None
 
 
 def _first_frame(blobs: Readable, blob_id: str) -> int:

@@ -1,0 +1,118 @@
+"""The digest that is computed while the bytes come: the right one, ahead of the end, in the way of no refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+
+from mailboat.protocol.limits import MAX_SEAL
+from mailboat.protocol.uploads.decisions import BodyEnd
+from mailboat.server.blobs import LocalBlobs, Readable
+from mailboat.server.bodies import Superseded, Transfer
+from mailboat.server.catalog import Verification
+from mailboat.server.context import CATALOG
+from mailboat.server.following import STEP, Followed, RunningDigest
+from mailboat.server.serving import RunningServer
+from testkit.serverkit import RawAppend, Wire, blob_path, eventually, fresh_session_id, make_segment
+
+
+class Counting:
+    """A `Readable` that counts what is read of another one."""
+
+    def __init__(self, inner: Readable) -> None:
+        self._inner = inner
+        self.read_bytes = 0
+
+    def read(self, blob_id: str, offset: int, length: int, /) -> bytes:
+        piece = self._inner.read(blob_id, offset, length)
+        self.read_bytes += len(piece)
+        return piece
+
+
+async def test_it_is_that_of_the_bytes_and_little_is_left_to_do_at_the_end(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    content = draw.randbytes(3 * STEP + draw.randrange(STEP))
+    blobs, blob_id = LocalBlobs(tmp_path), fresh_session_id()
+    with ThreadPoolExecutor(1) as executor:
+        running = RunningDigest(blobs, blob_id, executor)
+        writer = Followed(blobs.append(blob_id, 0), running)
+        at = 0
+        while at < len(content):
+            piece = content[at : at + draw.randrange(1, 300_000)]
+            writer.write(piece)
+            at += len(piece)
+            await running.settled()
+        writer.sync()
+        writer.close()
+    end = len(content) - draw.randrange(MAX_SEAL)
+    with blobs.opened(blob_id) as blob:
+        counting = Counting(blob)
+        assert running.digest(counting, end) == hashlib.sha256(content[:end]).digest()
+        assert counting.read_bytes <= STEP + MAX_SEAL
+        assert running.digest(counting, end - 1) is None
+
+
+@pytest.mark.parametrize("damage", ["none", "at its start", "near its end", "cut short", "seal of another"])
+async def test_a_large_segment_is_held_to_its_seal(server: RunningServer, client: Wire, damage: str) -> None:
+    data = make_segment(fresh_session_id(), size=2 * STEP + 300_000)
+    path = await client.upload_of(data)
+    sent = bytearray(data)
+    match damage:
+        case "at its start":
+            sent[2_000] ^= 1
+        case "near its end":
+            sent[-MAX_SEAL - 1_000] ^= 1
+        case "cut short":
+            del sent[-300:]
+        case "seal of another":
+            other = make_segment(fresh_session_id(), size=len(data))
+            sent[-200:] = other[-200:]
+    assert (await client.append(path, bytes(sent), 0, complete=True)).status == 204
+    row = await server.app[CATALOG].upload(path.rpartition("/")[2])
+    assert row is not None
+    assert row.verification is (Verification.VERIFIED if damage == "none" else Verification.REJECTED)
+
+
+async def test_one_that_is_resumed_is_held_to_its_seal_too(server: RunningServer, client: Wire) -> None:
+    data = make_segment(fresh_session_id(), size=2 * STEP + 300_000)
+    path = await client.upload_of(data)
+    first = await RawAppend.begin(client, path, len(data))
+    await first.send(data[: STEP + 200_000])
+    blob = blob_path(server.app, path)
+    await eventually(lambda: blob.exists() and blob.stat().st_size == STEP + 200_000)
+    first.abort()
+    offset = (await client.ask("HEAD", path)).offset
+    assert offset == STEP + 200_000
+    assert (await client.append(path, data[offset:], offset, complete=True)).complete
+    row = await server.app[CATALOG].upload(path.rpartition("/")[2])
+    assert row is not None
+    assert row.verification is Verification.VERIFIED
+
+
+async def test_a_body_that_never_ceases_is_ended_all_the_same(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    protocol = BaseProtocol(loop)
+    protocol.connection_made(asyncio.Transport())  # which carries nothing
+    content = StreamReader(protocol, 1 << 16, loop=loop)
+    transfer, blobs = Transfer(content), LocalBlobs(tmp_path)
+
+    def feed() -> None:
+        if transfer.ended is None:
+            content.feed_data(b"x")
+            loop.call_soon(feed)
+
+    feed()
+    writer = blobs.append(fresh_session_id(), 0)
+    transfer.end_soon(Superseded("a newer one"))
+    async with asyncio.timeout(20):
+        assert await transfer.receive(writer, None, patience=60, minimum=1) is BodyEnd.CUT
+    writer.close()
+    assert isinstance(transfer.ended, Superseded)
+    assert writer.offset == content.total_bytes > 0
