@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -128,11 +129,8 @@ class LocalBlobs:
     def append(self, blob_id: str, offset: int) -> LocalBlobWriter:
         """See `Blobs.append`."""
         path = self.path(blob_id)
-        created = offset == 0 and not path.exists()
-        if created and path.parent not in self._named:
+        if offset == 0 and path.parent not in self._named:
             path.parent.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-            sync_folder(self._folder)
-            self._named.add(path.parent)
         flags = os.O_WRONLY | _CLOEXEC | _BINARY | (os.O_CREAT if offset == 0 else 0)
         try:
             fd = os.open(path, flags, _FILE_MODE)
@@ -144,13 +142,19 @@ class LocalBlobs:
                 raise BlobLost(f"{path}: {offset} bytes were announced, the file has {size}")
             if size > offset:
                 os.ftruncate(fd, offset)
-            if created:
-                sync_folder(path.parent)
             _mark(path).unlink(missing_ok=True)
         except BaseException:
             os.close(fd)
             raise
-        return LocalBlobWriter(fd, offset)
+        # A name has to last as soon as the bytes have to, and no sooner: a body does not wait for it.
+        return LocalBlobWriter(fd, offset, partial(self._make_names_last, path.parent) if offset == 0 else None)
+
+    def _make_names_last(self, folder: Path) -> None:
+        """Make the names in `folder` durable, and its own."""
+        sync_folder(folder)
+        if folder not in self._named:
+            sync_folder(self._folder)
+            self._named.add(folder)
 
     def put(self, contents: Sequence[bytes]) -> tuple[str, ...]:
         """See `Blobs.put`."""
@@ -235,7 +239,7 @@ class LocalBlobs:
             os.fsync(fd)
         finally:
             os.close(fd)
-        sync_folder(self.path(blob_id).parent)
+        self._make_names_last(self.path(blob_id).parent)
 
     def remove(self, blob_id: str) -> None:
         """See `Blobs.remove`."""
@@ -284,10 +288,13 @@ class _Opened:
 class LocalBlobWriter:
     """`BlobWriter` on one file descriptor."""
 
-    def __init__(self, fd: int, offset: int) -> None:
-        """`fd` becomes this writer's own; the file is `offset` bytes long."""
+    def __init__(self, fd: int, offset: int, make_name_last: Callable[[], None] | None = None) -> None:
+        """`fd` becomes this writer's own; the file is `offset` bytes long. `make_name_last` makes the file's name
+        durable; None where it is.
+        """
         self._fd = fd
         self.offset = offset
+        self._make_name_last = make_name_last
 
     def write(self, piece: bytes) -> None:
         """See `BlobWriter.write`."""
@@ -301,6 +308,9 @@ class LocalBlobWriter:
         """See `BlobWriter.sync`."""
         offset = self.offset
         sync_data(self._fd)
+        if self._make_name_last is not None:
+            self._make_name_last()
+            self._make_name_last = None
         return offset
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from mailboat.server.app import create_app
 from mailboat.server.blobs import BlobLost, LocalBlobs, LocalBlobWriter
 from mailboat.server.catalog import CatalogError, ProductRow, UploadRow
 from mailboat.server.context import BLOBS, CATALOG, COUNTERS
+from mailboat.server.packs import sync_folder
 from mailboat.server.recovery import BOOT_NOTE, boot_id
 from mailboat.server.serving import RunningServer, running
 from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id
@@ -337,6 +338,38 @@ def test_a_name_that_is_no_id_leads_nowhere(tmp_path: Path, name: str) -> None:
     blobs = LocalBlobs(tmp_path / "segments")
     with pytest.raises(ValueError, match="no canonical UUID"):
         blobs.path(name)
+
+
+def test_names_last_once_the_bytes_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, name = tmp_path / "segments", fresh_id()
+    folder = root / name[-2:]
+    synced: list[Path] = []
+
+    def told(path: Path) -> None:
+        synced.append(path)
+        sync_folder(path)
+
+    blobs = LocalBlobs(root)
+    monkeypatch.setattr("mailboat.server.blobs.sync_folder", told)
+    first = blobs.append(name, 0)
+    first.write(b"hello")
+    assert synced == []  # the body did not wait for them
+    first.sync()
+    assert synced == [folder, root]
+    first.write(b" world")
+    first.sync()
+    first.close()
+    blobs.append(name, 11).close()
+    assert synced == [folder, root]
+    # One that was never synced by a process that was killed: the next one cannot know what lasts.
+    after = LocalBlobs(root)
+    synced.clear()
+    after.settle(name, 11)
+    assert synced == [folder, root]
+    again = after.append(name, 0)
+    again.sync()
+    again.close()
+    assert synced == [folder, root, folder]
 
 
 def test_a_blob_is_appended_to_and_read_back(tmp_path: Path) -> None:
