@@ -5,14 +5,17 @@ knowing. So a request that arrives ends the transfer that is under way, as soon 
 milliseconds), waits until its bytes are durable and noted, and then has its turn. A request that arrives while others
 wait overtakes them: in their turn they are told so, and bring no bytes.
 
+Newer is who came later, not who was looked into sooner: a query that overtook the append before it would tell an offset
+that this append then leaves behind, and its sender would send those bytes again.
+
 This, with one process for each data folder, is the fence: when a turn begins, no older transfer can write any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +29,7 @@ class _Line:
     """Those who came for one upload."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    entrance: asyncio.Lock = field(default_factory=asyncio.Lock)
     newest: int = 0
     present: int = 0
     transfer: Transfer | None = None
@@ -70,28 +74,42 @@ class Turns:
         return sum(line.transfer is not None for line in self._lines.values())
 
     def busy(self, upload_id: str) -> bool:
-        """Whether somebody has a turn on this upload, or waits for one."""
+        """Whether somebody has a turn on this upload, waits for one, or is looked into."""
         return upload_id in self._lines
+
+    @asynccontextmanager
+    async def in_order(self, upload_id: str) -> AsyncIterator[None]:
+        """Look into whether one may take a turn, in the order in which requests came: who goes on to `take` without
+        waiting in between is in line before whoever came later, although looking takes threads.
+        """
+        with self._present(upload_id) as line:
+            async with line.entrance:
+                yield
+
+    @contextmanager
+    def _present(self, upload_id: str) -> Iterator[_Line]:
+        line = self._lines.setdefault(upload_id, _Line())
+        line.present += 1
+        try:
+            yield line
+        finally:
+            line.present -= 1
+            if not line.present:
+                del self._lines[upload_id]
 
     @asynccontextmanager
     async def take(self, upload_id: str) -> AsyncIterator[Turn]:
         """End the transfer under way on this upload, and wait for one's turn."""
-        line = self._lines.setdefault(upload_id, _Line())
-        line.newest += 1
-        line.present += 1
-        turn = Turn(self, line, line.newest)
-        if line.transfer is not None:
-            line.transfer.end_soon(Superseded("a newer request on this upload took over"))
-        try:
+        with self._present(upload_id) as line:
+            line.newest += 1
+            turn = Turn(self, line, line.newest)
+            if line.transfer is not None:
+                line.transfer.end_soon(Superseded("a newer request on this upload took over"))
             async with line.lock:
                 try:
                     yield turn
                 finally:
                     turn.over()
-        finally:
-            line.present -= 1
-            if not line.present:
-                del self._lines[upload_id]
 
     def stop(self) -> None:
         """End every transfer, now and to come: the server stops."""

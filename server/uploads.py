@@ -77,7 +77,8 @@ async def act(request: web.Request) -> web.StreamResponse:
     principal = require(request, Role.AGENT)
     catalog, upload_id = request.app[CATALOG], request.match_info["id"]
     # Before the turn: a stranger, or a request that cannot be understood, ends nobody's transfer.
-    row = await catalog.upload(upload_id) if is_canonical(upload_id) else None
+    async with request.app[TURNS].in_order(upload_id):
+        row = await catalog.upload(upload_id) if is_canonical(upload_id) else None
     if row is None or not principal.reaches(row.product):
         return response_of(detect(request.headers).answer_unknown())
     dialect = detect(request.headers, row.state.dialect)

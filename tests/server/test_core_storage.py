@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import threading
@@ -153,6 +154,38 @@ async def test_who_was_overtaken_while_waiting_holds_nobody(config: ServerConfig
         await stalling.close()
         await finish(client, path, data)
         assert blobs.path(name).read_bytes() == data
+
+
+class SlowCatalog(SqliteCatalog):
+    """A real catalog whose first look at an upload takes longer than the second, if that comes meanwhile."""
+
+    looks = 0
+    second: asyncio.Event
+
+    async def upload(self, upload_id: str) -> UploadRow | None:
+        self.looks += 1
+        if self.looks == 1:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.second.wait(), 0.3)
+        row = await super().upload(upload_id)
+        if self.looks == 2:
+            self.second.set()
+        return row
+
+
+async def test_a_query_does_not_overtake_the_append_before_it(config: ServerConfig, key: str) -> None:
+    app = create_app(config, open_catalog=SlowCatalog)
+    async with running(config, app) as server, wired(server.url, key) as client:
+        data = make_segment(fresh_session_id(), size=60_000)
+        path = await client.upload_of(data)
+        catalog = server.app[CATALOG]
+        assert isinstance(catalog, SlowCatalog)
+        catalog.looks, catalog.second = 0, asyncio.Event()
+        append = await RawAppend.begin(client, path, len(data))
+        await append.send(data[:30_000])
+        await append.close()
+        await eventually(lambda: catalog.looks == 1)
+        assert (await client.ask("HEAD", path)).offset == 30_000
 
 
 async def test_an_offset_that_could_not_be_noted_is_not_told(config: ServerConfig, key: str) -> None:
