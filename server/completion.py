@@ -92,7 +92,7 @@ async def reconsider(app: web.Application, row: UploadRow) -> None:
     if row.session_id is None:
         await complete(app, row, row.state)
         return
-    finding = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], _verify, app[BLOBS], row)
+    finding = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], partial(_verify, app[BLOBS], row))
     now = app[CLOCK]()
     if finding.verification is Verification.VERIFIED:
         await app[CATALOG].readmit(replace(row, sha256=finding.sha256, records=finding.records, updated=now))
@@ -194,6 +194,6 @@ def _copy(blobs: Blobs, blob_id: str, parts: tuple[str, ...], size: int) -> None
         raise BlobLost(f"{blob_id}: its parts should have {size} bytes, and have {copied}")
 
 
-def _verify(blobs: Blobs, row: UploadRow, running: RunningDigest | None) -> Finding:
+def _verify(blobs: Blobs, row: UploadRow, running: RunningDigest | None = None) -> Finding:
     with blobs.opened(row.id) as blob:
         return verify(blob, row, running)
