@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import locale
 import os
 import platform
@@ -57,6 +56,8 @@ def _told(ask: Callable[[], str]) -> str:
 
 
 def _user() -> str:
+    import getpass  # noqa: PLC0415 - an anonymous session does without, and without what it imports
+
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):  # a user without a name, as in many containers

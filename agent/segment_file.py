@@ -7,7 +7,6 @@ must not fall behind what was uploaded of it.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +24,7 @@ from mailboat.protocol.segment_writer import SegmentWriter
 from mailboat.protocol.summary import SegmentState
 
 SUFFIX: Final = ".zst"
-_NAME: Final = re.compile(rf"\d{{6}}\{SUFFIX}")
+_DIGITS: Final = 6
 DAMAGED: Final = ".damaged"
 UNFINISHED: Final = ".part"
 """How the name of a segment ends that is of no account before it is whole; see `SegmentFile.create`."""
@@ -37,7 +36,7 @@ _DECLARED_AT_ONCE: Final = 16
 
 def segment_name(index: int) -> str:
     """The file name of a session's segment."""
-    return f"{index:06d}{SUFFIX}"
+    return f"{index:0{_DIGITS}d}{SUFFIX}"
 
 
 def segment_paths(files: FileSystem, folder: Path) -> list[Path]:
@@ -47,7 +46,12 @@ def segment_paths(files: FileSystem, folder: Path) -> list[Path]:
 
 def segments_among(folder: Path, names: Iterable[str]) -> list[Path]:
     """The segments in a session's folder that holds these `names`, in order of them."""
-    return [folder / name for name in names if _NAME.fullmatch(name)]
+    return [folder / name for name in names if _names_segment(name)]
+
+
+def _names_segment(name: str) -> bool:
+    number = name.removesuffix(SUFFIX)
+    return len(name) - len(number) == len(SUFFIX) and len(number) == _DIGITS and number.isdecimal()
 
 
 def _blocks(files: FileSystem, path: Path, reader: SegmentReader) -> Iterator[Block]:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import aiofiles
 from aiofiles.threadpool.binary import AsyncBufferedReader
@@ -49,7 +49,7 @@ Progress = Callable[[int, int], None]
 Made = Callable[[str], Awaitable[None]]
 
 
-class Mark(NamedTuple):
+class Mark(Struct, frozen=True):
     """By which header, in lower case, the answers of a server are told from those of portals and proxies."""
 
     header: str

@@ -37,8 +37,8 @@ class Other(Enum):
 OTHER: Final = Other.OTHER
 Value = int | bool | bytes | Other
 
-_BARE_ITEM = re.compile(
-    r"""
+# Compiled (and kept by `re`) when the first field is read, so that an import does not wait for it.
+_BARE_ITEM = r"""(?x)
       \?(?P<boolean>[01])
     | (?P<decimal>-?[0-9]{1,12}\.[0-9]{1,3})
     | (?P<integer>-?[0-9]{1,15})
@@ -47,12 +47,10 @@ _BARE_ITEM = re.compile(
     | (?P<date>@-?[0-9]{1,15})
     | (?P<display>%"(?:[ !#$&-~]|%[0-9a-f]{2})*")
     | (?P<token>[A-Za-z*][!#$%&'*+.^_`|~0-9A-Za-z:/-]*)
-    """,
-    re.VERBOSE,
-)
-_KEY = re.compile(r"[a-z*][a-z0-9_.*-]*")
-_SPACES = re.compile(r" *")
-_OPTIONAL_SPACE = re.compile(r"[ \t]*")
+    """
+_KEY = r"[a-z*][a-z0-9_.*-]*"
+_SPACES = r" *"
+_OPTIONAL_SPACE = r"[ \t]*"
 
 
 class _Reader:
@@ -78,8 +76,8 @@ class _Reader:
             return True
         return False
 
-    def match(self, pattern: re.Pattern[str], wanted: str) -> re.Match[str]:
-        found = pattern.match(self.text, self.at)
+    def match(self, pattern: str, wanted: str) -> re.Match[str]:
+        found = re.compile(pattern).match(self.text, self.at)
         if found is None:
             raise self.refuse(wanted)
         self.at = found.end()
