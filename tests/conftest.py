@@ -21,10 +21,22 @@ pytest.register_assert_rewrite("testkit")
 
 TEST_VARIABLES = "MAILBOAT_TEST_"
 
+# During these tests the branches that they reach are counted (`make test`); tracing costs, so only here.
+MEASURED = ("unit/agent", "unit/protocol", "unit/uploads", "model", "faults", "conformance")
+# Those that trace by themselves.
+UNMEASURED = ("unit/agent/test_intrusions.py",)
+
 # No deadline: no test asserts a time. The blob in the output repeats a failed example on another machine.
 hypothesis.settings.register_profile("fast", deadline=None, print_blob=True, max_examples=100)
 hypothesis.settings.register_profile("soak", deadline=None, print_blob=True, max_examples=20_000)
 hypothesis.settings.load_profile(os.environ.get(TEST_VARIABLES + "PROFILE", "fast"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        if not place.startswith(MEASURED) or place in UNMEASURED:
+            item.add_marker("no_cover")
 
 
 @pytest.fixture(autouse=True)

@@ -192,7 +192,8 @@ class StoreMachine(RuleBasedStateMachine):
         return [[each for each in sessions if self.known[each].errors is errors] for errors in (False, True)]
 
     def _bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.root.rglob("*.zst"))
+        found = (Path(folder, name) for folder, _, names in os.walk(self.root) for name in names)
+        return sum(path.stat().st_size for path in found if path.suffix == ".zst")
 
     def _sender(self) -> Store | None:
         return next((store for store in self.stores if store.sending), None)

@@ -326,6 +326,16 @@ def test_a_result_that_comes_after_a_new_beginning_is_harmless() -> None:
     assert (planner.entries, planner.left, planner.open) == ({}, 0, 0)
 
 
+def test_what_is_told_of_a_second_segment_when_the_first_has_failed_is_harmless() -> None:
+    planner = knowing(two := session(segments=2))
+    answered(planner, wanted(two))
+    first, second = sending(planner), sending(planner)
+    assert planner.sent(first, Retry(5.0, "no room"), 0.0) is None
+    assert planner.sent(second, Refused(422, None, "no such thing"), 0.0) is None
+    entry = planner.entries[two.session_id]
+    assert (entry.stalls, entry.refusals, entry.reason) == (1, 0, "no room")
+
+
 def test_an_upload_of_a_session_that_is_gone_is_harmless() -> None:
     planner = knowing(ONE)
     answered(planner, wanted(ONE))
@@ -373,7 +383,6 @@ def test_one_that_was_to_be_asked_about_later_and_is_gone_by_then_is_not() -> No
     later = [Decision(each.session_id, Verdict.LATER, after=60.0) for each in (gone, stays)]
     answered(planner, *later)
     planner.drop(gone.session_id)
-    assert planner.next(0.0) == Wait(60.0)
     assert offered(planner, 60.0).offers == (stays,)
     planner.drop(stays.session_id)
     assert planner.next(10.0**6) == Busy()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
+import msgpack
 import pytest
 from msgspec.structs import replace
 
@@ -16,7 +18,7 @@ from mailboat.agent.writer import WriterSettings
 from mailboat.protocol.reader import Block, SegmentReader
 from mailboat.protocol.records import SCHEMA_COUNTER
 from mailboat.protocol.sealing import Note
-from mailboat.protocol.segment import SealReason
+from mailboat.protocol.segment import SKIPPABLE, Seal, SealReason
 from testkit.disk import Disk, Killed, Unsynced, failure
 from testkit.recording import BOOT, Rig, only, read_session, recovered
 
@@ -105,15 +107,36 @@ def test_a_segment_that_was_in_the_way_and_would_not_go_goes_at_the_end(tmp_path
     assert not (story.folder / "000001.zst").exists()
 
 
-def test_a_seal_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
+def flipped(seal: bytes) -> bytes:
+    """The frame of a seal with a damaged byte."""
+    return seal[:-30] + bytes([seal[-30] ^ 0xFF]) + seal[-29:]
+
+
+def strange(seal: bytes) -> bytes:
+    """The frame of a seal that is intact, and gives a reason that no mailboat gives."""
+    values = msgpack.unpackb(seal[SKIPPABLE.size : -12])
+    packed = msgpack.packb({**values, "reason": "eaten"})
+    return (
+        seal[:4]
+        + (len(packed) + 12).to_bytes(4, "little")
+        + packed
+        + len(packed).to_bytes(4, "little")
+        + crc32(packed).to_bytes(4, "little")
+        + seal[-4:]
+    )
+
+
+@pytest.mark.parametrize("spoil", [flipped, strange])
+def test_a_seal_that_cannot_be_read_is_made_anew(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
     rig = Rig(tmp_path, files=Unsynced())
     rig.recorder.feature("a")
     assert rig.end()
     folder = rig.store.folder / LIVE / rig.id
     (rig.store.folder / WAITING / rig.id).rename(folder)  # as if the rename had not reached the disk
-    content = bytearray((folder / "000000.zst").read_bytes())
-    content[-30] ^= 0xFF
-    (folder / "000000.zst").write_bytes(content)
+    content = (folder / "000000.zst").read_bytes()
+    sealed = Seal.at_end_of(content)
+    assert sealed is not None
+    (folder / "000000.zst").write_bytes(content[: -sealed[1]] + spoil(content[-sealed[1] :]))
     story = only(recovered(tmp_path, files=Unsynced()))
     assert (story.names, story.reasons) == (["a"], [SealReason.CRASHED])
     assert [gap.records for gap in story.gaps] == [0], "the damage shows, and no record is missing"

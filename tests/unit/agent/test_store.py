@@ -141,6 +141,16 @@ def test_what_was_finished_and_could_not_be_moved_is_moved_next_time_and_counted
     assert store.ledger.account(0, {}).accepted == 3
 
 
+def test_one_that_is_gone_when_it_is_finished_is_counted_all_the_same(tmp_path: Path) -> None:
+    """Somebody has deleted it by hand, and the server has it."""
+    session = waits(tmp_path)
+    store = sending(store_at(tmp_path))
+    store.files.remove_tree(store.folder / WAITING / session)
+    store.finish([Ending(session, ACCEPTED, "", 3)], purge=False)
+    assert store.ledger.account(0, {}).accepted == 3
+    assert list(store.files.names(store.folder / SENT)) == []
+
+
 def test_a_rename_that_finds_nothing_though_it_waits_is_told(tmp_path: Path) -> None:
     """`ENOENT` is "somebody was faster" only where the session is gone."""
     session, files = waits(tmp_path), Stuck()
