@@ -25,6 +25,9 @@ ABOUT = "one recording call, crash-safe when it returns (P1, P1b)"
 REPETITIONS = 31
 """Short turns, and many of them."""
 
+FAR_BEHIND = ("PostHog", "Glean", "Sentry")
+"""Peers that `agent.feature` is to be fifty times as fast as."""
+
 PEER_SHARE = 10
 """Peers make so many times fewer calls: they take long enough as it is."""
 
@@ -51,6 +54,17 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
                 (plain.contender("empty call", made.keyword(made.nothing_by_keyword)), *peers),
                 Budget(1.6, Sense.COST, cpu=True),
             )
+            for peer in peers:
+                if isinstance(peer, Contender) and peer.name in FAR_BEHIND:
+                    yield Comparison(
+                        f"P1 {peer.name}",
+                        f"one call of {peer.name}, whose record is in its memory, beside agent.feature",
+                        CALL,
+                        Sense.COST,
+                        Contender("agent.feature", lambda: ours.by_slices(keyword)),
+                        peer,
+                        budget=Budget(50, Sense.SPEED, cpu=True),
+                    )
             yield Comparison(
                 "P1b",
                 "one call of a declared emitter, four values",

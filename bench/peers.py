@@ -134,15 +134,32 @@ def glean(folder: Path) -> Iterator[Call]:
         sdk.Glean.shutdown()
 
 
+@contextmanager
+def sentry(_folder: Path) -> Iterator[Call]:
+    """Sentry's client: one event, whose attributes are extras; what carries it drops it. Its integrations, which would
+    look at every other module, are left out.
+    """
+    sdk, carrying = _import("sentry_sdk"), _import("sentry_sdk.transport")
+    drop = type("Drop", (carrying.Transport,), {"capture_envelope": lambda *_: None})
+    client = sdk.Client(
+        dsn="http://key@127.0.0.1:1/1", transport=drop, default_integrations=False, auto_enabling_integrations=False
+    )
+    try:
+        yield lambda name, **attributes: client.capture_event({"message": name, "level": "info", "extra": attributes})
+    finally:
+        client.close(timeout=0)
+
+
 PEERS = {
     "logging.FileHandler": standard_logging,
     "structlog": structured,
     "OpenTelemetry logs": open_telemetry,
     "PostHog": posthog,
     "Glean": glean,
+    "Sentry": sentry,
 }
 
-PACKAGES = ("structlog", "opentelemetry-sdk", "posthog", "glean-sdk")
+PACKAGES = ("structlog", "opentelemetry-sdk", "posthog", "glean-sdk", "sentry-sdk")
 """Distributions whose versions belong to the results."""
 
 
