@@ -60,6 +60,81 @@ def test_importing_a_part_loads_no_other(part: str, loaded: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+# What a host pays for with the agent's import is aiohttp; all else is to be small, and is named here.
+DEPENDENCIES = ("aiofiles", "aiohttp", "msgpack", "msgspec", "zstandard")
+BESIDES = frozenset(
+    [
+        "concurrent",
+        "dataclasses",
+        "faulthandler",
+        "fcntl",
+        "gc",
+        "getpass",
+        "mmap",
+        "platform",
+        "pwd",
+        "queue",
+        "resource",
+        "select",
+        "termios",
+    ]
+)
+# Used by some hosts, some of the time: imported where it is used.
+LATER = frozenset(
+    [
+        "cli",
+        "server",
+        "agent.tus_sink",
+        "agent.integrations.aiohttp_web",
+        "agent.integrations.asgi",
+        "agent.integrations.logs",
+        "agent.integrations.requests",
+        "protocol.packages",
+        "protocol.uploads.decisions",
+        "protocol.uploads.rufh_server",
+        "protocol.uploads.tus",
+        "protocol.uploads.tus_client",
+        "protocol.uploads.tus_server",
+    ]
+)
+
+
+def test_importing_the_agent_loads_little_besides_its_dependencies() -> None:
+    """No times: a list of what may be there, and one of what may not."""
+    program = f"""
+import sys, {", ".join(DEPENDENCIES)}
+before = set(sys.modules)
+import mailboat.agent
+print(*sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    ours = {name.removeprefix("mailboat.") for name in loaded if name.startswith("mailboat.")}
+    assert "agent.recorder" in ours
+    assert ours & LATER == set()
+    others = {name.partition(".")[0].removeprefix("_") for name in loaded} - {"mailboat"}
+    assert others - BESIDES == set()
+
+
+def test_importing_the_agent_loads_nothing_heavy_by_way_of_its_dependencies() -> None:
+    heavy = [
+        "sqlite3",
+        "duckdb",
+        "click",
+        "rich",
+        "nacl",
+        "platformdirs",
+        "portalocker",
+        "tomllib",
+        "multiprocessing",
+        "unittest",
+        "aiohttp.web",
+    ]
+    program = f"import sys, mailboat.agent; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_packages_come_from_where_they_should(part: str) -> None:
     """Under `make test` from the wheel; never from the folder of that name in the repository."""
