@@ -347,6 +347,11 @@ def test_whole_records_are_those_before_the_first_that_is_none(names: list[bytes
     assert whole_records(good[:-1])[0] == [[1, 2, name, {}] for name in names[:-1]]
 
 
+def test_a_reader_that_was_told_to_make_no_digest_has_none_to_go_on_with() -> None:
+    with pytest.raises(SegmentError, match="no digest"):
+        _ = SegmentReader(b"", digest=False).digest
+
+
 def test_a_date_beyond_the_calendar_is_told_as_a_number() -> None:
     """No agent writes one, but what is read is what somebody else wrote."""
     beyond = msgpack.Timestamp(300_000_000_000, 5)

@@ -231,7 +231,9 @@ def test_what_a_server_offers_is_told_by_a_tus_server_alone() -> None:
     )
     assert offering == Offering(("1.0.0", "0.2.2"), frozenset({"creation", "creation-defer-length"}), 1000)
     assert offering is not None
-    assert offering.deferred
+    assert (offering.usable, offering.deferred) == (True, True)
+    assert not Offering(("0.2.2",), frozenset({"creation"})).usable
+    assert not Offering(("1.0.0",), frozenset({"concatenation"})).usable
 
 
 def test_tus_has_no_answers_in_between() -> None:
