@@ -4,6 +4,7 @@ given up, by two processes and in any order. Each is in one place, whole, and th
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections import Counter
