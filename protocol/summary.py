@@ -55,6 +55,9 @@ PERSONAL_TEXTS: Final = ("user", "host", "command")
 _DIGEST: Final = 64
 """Characters of a SHA-256 in hex."""
 
+_ERROR: Final = COUNTERS.index("error")
+_CRITICAL: Final = COUNTERS.index("critical")
+
 _ZEROS: Final = (0,) * len(COUNTERS)
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -176,8 +179,7 @@ class Summary(Struct, frozen=True, gc=False):
     @property
     def errors(self) -> int:
         """Events and exceptions of level error and up."""
-        named = dict(zip(COUNTERS, self.counts, strict=True))
-        return named["error"] + named["critical"]
+        return self.counts[_ERROR] + self.counts[_CRITICAL]
 
     def to_wire(self) -> dict[str, Any]:
         """The summary as a map of plain values."""
