@@ -13,10 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import aiofiles
-from aiofiles.threadpool.binary import AsyncBufferedReader
 from msgspec import Struct
 
 from mailboat.agent.clocks import Clocks
@@ -32,6 +30,9 @@ from mailboat.protocol.uploads.rufh_client import RufhDialect
 from mailboat.protocol.uploads.stride import Stride
 from mailboat.protocol.uploads.tasks import Done, Failed, Source, Wait
 from mailboat.protocol.uploads.values import Append, Cancel, Create, Query
+
+if TYPE_CHECKING:
+    from aiofiles.threadpool.binary import AsyncBufferedReader
 
 PATH: Final = "/v1/uploads"
 _REPLY: Final = 64 * KIB
@@ -121,7 +122,7 @@ class Uploader:
         try:
             async with _opened(path, self._executor) as file:
                 return await self._drive(_Upload(client, file, progress, mark, made))
-        except OSError as error:
+        except (OSError, ImportError) as error:  # where no descriptor is left, nothing can be imported either
             return Retry(0.0, f"the segment {path.name} cannot be read: {error}")
 
     async def _drive(self, upload: _Upload) -> Outcome | Broken | Held:
@@ -255,6 +256,8 @@ async def _opened(path: Path, executor: Executor) -> AsyncIterator[AsyncBuffered
     """The file, open for reading, and closed in any case: we may be cancelled while a thread opens or closes it."""
 
     async def opened() -> AsyncBufferedReader:
+        import aiofiles  # noqa: PLC0415 - what an agent that has nothing to send, or no line, is spared
+
         return await aiofiles.open(path, "rb", executor=executor)
 
     async def closed() -> None:

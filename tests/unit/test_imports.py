@@ -61,7 +61,7 @@ def test_importing_a_part_loads_no_other(part: str, loaded: str) -> None:
 
 
 # What a host pays for with the agent's import is aiohttp; all else is to be small, and is named here.
-DEPENDENCIES = ("aiofiles", "aiohttp", "msgpack", "msgspec", "zstandard")
+DEPENDENCIES = ("aiohttp", "msgpack", "msgspec", "zstandard")
 BESIDES = frozenset(
     [
         "concurrent",
