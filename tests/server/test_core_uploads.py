@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -416,8 +417,8 @@ async def test_a_nearly_full_disk_begins_no_upload_and_goes_on_with_those_begun(
     data = make_segment(fresh_session_id())
     async with running(config) as server, wired(server.url, key) as client:
         path = await client.upload_of(data)
-    full = replace(config, min_free_bytes=2**62)
-    async with running(full) as server, wired(server.url, key) as client:
+    nearly = replace(config, min_free_bytes=2 * shutil.disk_usage(config.data).free)
+    async with running(nearly) as server, wired(server.url, key) as client:
         assert (await client.ask("POST", "/v1/uploads", data=b"x", Upload_Complete="?1")).status == 507
         (decision,) = await client.negotiate(summary_of(make_segment(fresh_session_id())))
         assert decision.verdict == "later"

@@ -19,7 +19,7 @@ from typing import Any
 
 _LOOKING = ("CALL", "CALL_FUNCTION_EX", "CALL_KW", "JUMP_BACKWARD")
 _PART = "/agent/"
-_TEMPLATE = "<string>"
+_TEMPLATE = "<mailboat recording call>"
 
 Action = Callable[[], object]
 
