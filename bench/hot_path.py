@@ -58,7 +58,7 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
                 if isinstance(peer, Contender) and peer.name in FAR_BEHIND:
                     yield Comparison(
                         f"P1 {peer.name}",
-                        f"one call of {peer.name}, whose record is in its memory, beside agent.feature",
+                        f"one call of {peer.name}, which hands its record on, beside agent.feature",
                         CALL,
                         Sense.COST,
                         Contender("agent.feature", lambda: ours.by_slices(keyword)),
