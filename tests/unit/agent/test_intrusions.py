@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from mailboat.agent import hotpaths
 from mailboat.agent.intake import Lost
 from testkit.disk import Unsynced
 from testkit.injection import places, run
@@ -101,6 +102,7 @@ SCENES: list[Callable[[Rig, Notes], None]] = [plain, full, odd, large, too_large
 
 
 def set_up(root: Path, scene: Callable[[Rig, Notes], None]) -> tuple[Rig, Notes]:
+    hotpaths._compiled.cache_clear()  # so that each run comes by the same places
     rig = Rig(root, files=Unsynced())
     notes = Notes(rig)
     notes.event("first")
