@@ -154,7 +154,7 @@ async def test_a_server(tmp_path: Path, seed: int, kills: int) -> None:
         unfinished = None
         if not kills:
             break  # a whole delivery has fewer places
-        assert await server.stop() == 0
+        assert await server.stop() in (0, -signal.SIGKILL)  # the place to die at may lie behind the delivery
     show(f"a server killed {struck} times in {len(sessions)} deliveries")
     assert struck >= (kills or 60) // 2
     if server is not None and server.process.returncode is None:
