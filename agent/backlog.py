@@ -49,10 +49,8 @@ class Look:
     `owners` tells where a session lies that is not in the own store; `ledgers` and `sums` are by owner.
     """
 
-    def __init__(
-        self, found: Found, ledgers: Mapping[str, LedgerFile], owners: Mapping[str, str] | None = None
-    ) -> None:
-        self.found, self.ledgers, self.owners = found, ledgers, owners or {}
+    def __init__(self, found: Found, ledgers: Mapping[str, LedgerFile], owners: Mapping[str, str]) -> None:
+        self.found, self.ledgers, self.owners = found, ledgers, owners
         self.summaries = {each.summary.session_id: each.summary for each in found.waiting}
         self.homes = {each.summary.session_id: each.home for each in found.waiting}
         self.bytes = sum(summary.size for summary in self.summaries.values())

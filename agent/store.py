@@ -209,8 +209,7 @@ class Store:
         """Move the folder of a live session that cannot be read to those that wait, with the reason in it and all else
         as it is: `look` will name it among the unreadable. Raises `OSError`; it may be done again.
         """
-        said = reason.encode(errors="backslashreplace")
-        self.reserve.backing(lambda: self.files.replace_content(path / REASON, said))
+        self._note_reason(path, reason)
         self.files.rename(path, self.folder / WAITING / path.name)
         self.files.sync_folder(self.folder / WAITING)
 
@@ -286,18 +285,23 @@ class Store:
         self._known = known
         return Found(tuple(known.values()), unreadable)
 
+    def _note_reason(self, path: Path, reason: str) -> None:
+        said = reason.encode(errors="backslashreplace")
+        self.reserve.backing(lambda: self.files.replace_content(path / REASON, said))
+
     def _reason_in(self, path: Path) -> str:
         return self.files.read_range(path / REASON, 0, _FIRST_READ).decode(errors="replace")
 
-    def quarantine(self, session_id: str, reason: str) -> None:
-        """Put a waiting session aside for good, with the reason beside it; nothing of it is deleted. Raises `OSError`;
-        then it stands where it stood. The caller has counted it.
+    def quarantine(self, session_id: str, reason: str = "") -> None:
+        """Put a waiting session aside for good, with the reason beside it (empty: that which is noted there, if any);
+        nothing of it is deleted. Raises `OSError`; then it stands where it stood. The caller has counted it.
         """
         there = self.files.names(self.folder / QUARANTINED)
         names = chain((session_id,), map(f"{session_id}.{{}}".format, count(2)))
         name = next(name for name in names if name not in there)
-        session, said = self.folder / WAITING / session_id, reason.encode(errors="backslashreplace")
-        self.reserve.backing(lambda: self.files.replace_content(session / REASON, said))
+        session = self.folder / WAITING / session_id
+        if reason or REASON not in self.files.names(session):
+            self._note_reason(session, reason)
         self.files.rename(session, self.folder / QUARANTINED / name)
         self._known.pop(session_id, None)
 
@@ -365,8 +369,7 @@ class Store:
             if fate == RETURNED:
                 self._move_back(session_id)
             elif session_id in waiting and fate in (QUARANTINED, LOST):
-                noted = REASON in self.files.names(self.folder / WAITING / session_id)
-                self.quarantine(session_id, self._reason_in(self.folder / WAITING / session_id) if noted else "")
+                self.quarantine(session_id)
             elif session_id in waiting:
                 self._move_to_sent(self.folder / WAITING / session_id, self.folder / SENT, fate, "")
             self._moved.add(session_id)

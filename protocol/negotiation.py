@@ -42,7 +42,7 @@ from mailboat.protocol.limits import (
     SLOWEST_RATE,
 )
 from mailboat.protocol.summary import Offer, Summary
-from mailboat.protocol.wire import Fields, Id, Number, Text
+from mailboat.protocol.wire import DIGEST, Digest, Fields, Id, Number, Text
 
 VERSION: Final = 1
 SERVER_HEADER: Final = "Mailboat-Version"
@@ -50,8 +50,6 @@ SERVER_HEADER: Final = "Mailboat-Version"
 
 _URL: Final = 2048
 """Characters of an upload's URL."""
-_DIGEST: Final = 64
-"""Characters of a SHA-256 in hex."""
 _PRIORITY: Final = 2**31
 
 _Seconds: TypeAlias = Annotated[float, Meta(ge=0.0, le=MAX_RETRY_AFTER)]
@@ -98,7 +96,7 @@ class Riding(Struct, frozen=True):
 
     @classmethod
     def read(cls, fields: Fields) -> Riding:
-        """What `to_wire` made."""
+        """The same, member by member; `WireError` for what it cannot be."""
         return cls(min(fields.whole("segment", 0), MAX_RIDER), min(fields.whole("request", 0), MAX_RIDING))
 
 
@@ -121,7 +119,7 @@ class Policy(Struct, frozen=True):
 
     @classmethod
     def read(cls, fields: Fields) -> Policy:
-        """What `to_wire` made; `details` that this version does not know read as some."""
+        """The same, member by member; `details` that this version does not know read as some."""
         interval = fields.number("sync_interval", high=MAX_RETRY_AFTER) if "sync_interval" in fields else None
         details = fields.text("details", Wish.ALL.value)
         return cls(
@@ -144,17 +142,17 @@ class SegmentDecision(Struct, frozen=True):
     url: Annotated[str, Meta(max_length=_URL)]
     offset: Annotated[int, Meta(ge=0, le=MAX_SEGMENT)]
     complete: bool
-    sha256: Annotated[str, Meta(max_length=_DIGEST)] = ""
+    sha256: Digest = ""
 
     @classmethod
     def read(cls, fields: Fields) -> SegmentDecision:
-        """What `to_wire` made."""
+        """The same, member by member; `WireError` for what it cannot be."""
         return cls(
             index=fields.whole("index", high=MAX_SEGMENTS),
             url=fields.text("url", "", limit=_URL),
             offset=fields.whole("offset", 0, high=MAX_SEGMENT),
             complete=fields.flag("complete", default=False),
-            sha256=fields.text("sha256", "", limit=_DIGEST),
+            sha256=fields.text("sha256", "", limit=DIGEST),
         )
 
 
@@ -176,7 +174,7 @@ class Decision(Struct, frozen=True, rename={"session_id": "session"}):
 
     @classmethod
     def read(cls, fields: Fields) -> Decision:
-        """What `to_wire` made; a verdict that this version does not know reads as ``later``."""
+        """The same, member by member; a verdict that this version does not know reads as ``later``."""
         text = fields.text("verdict")
         return cls(
             session_id=fields.id("session"),
@@ -198,7 +196,7 @@ class Rider(Struct, frozen=True, rename={"session_id": "session", "content": "by
 
     @classmethod
     def read(cls, fields: Fields) -> Rider:
-        """What `to_wire` made."""
+        """The same, member by member; `WireError` for what it cannot be."""
         return cls(fields.id("session"), fields.whole("index", high=MAX_SEGMENTS), fields.content("bytes"))
 
 

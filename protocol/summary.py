@@ -31,7 +31,7 @@ from mailboat.protocol.limits import (
 )
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS
 from mailboat.protocol.segment import Preamble, Seal, SealReason
-from mailboat.protocol.wire import Fields, Id, Number, Scalars, Text, Untyped, Whole, fitting, plain
+from mailboat.protocol.wire import DIGEST, Digest, Fields, Id, Number, Scalars, Text, Untyped, Whole, fitting, plain
 
 INFO_TEXTS: Final = (
     "product",
@@ -51,9 +51,6 @@ INFO_TEXTS: Final = (
 
 PERSONAL_TEXTS: Final = ("user", "host", "command")
 """Those that an anonymous session leaves empty."""
-
-_DIGEST: Final = 64
-"""Characters of a SHA-256 in hex."""
 
 _ERROR: Final = COUNTERS.index("error")
 _CRITICAL: Final = COUNTERS.index("critical")
@@ -129,17 +126,17 @@ class SegmentState(Struct, frozen=True, gc=False):
     size: Annotated[int, Meta(ge=0, le=MAX_SEGMENT)]
     records: Whole
     sealed: bool
-    sha256: Annotated[str, Meta(max_length=_DIGEST)] = ""
+    sha256: Digest = ""
 
     @classmethod
     def read(cls, fields: Fields) -> SegmentState:
-        """What `to_wire` made."""
+        """The same, member by member; `WireError` for what it cannot be."""
         return cls(
             index=fields.whole("index", high=MAX_SEGMENTS),
             size=fields.whole("size", high=MAX_SEGMENT),
             records=fields.whole("records"),
             sealed=fields.flag("sealed"),
-            sha256=fields.text("sha256", "", limit=_DIGEST),
+            sha256=fields.text("sha256", "", limit=DIGEST),
         )
 
 
@@ -206,9 +203,8 @@ class Summary(Struct, frozen=True, gc=False):
     @classmethod
     def from_offer(cls, offer: Offer) -> Summary:
         """What `to_offer` made; `Untyped` where something would have to be mended."""
-        for properties in (offer.info.properties, offer.installation_properties):
-            if properties and cut_properties(properties) != properties:
-                raise Untyped
+        if not (_is_cut(offer.info.properties) and _is_cut(offer.installation_properties)):
+            raise Untyped
         if offer.boxed_info is not UNSET or offer.boxed_installation is not UNSET or _overlong(offer.lost):
             raise Untyped
         return cls(
@@ -262,6 +258,10 @@ class Offer(Struct, frozen=True):
     lost: Annotated[Mapping[str, Whole], Meta(max_length=MAX_PROPERTIES)] = field(default_factory=dict)
     boxed_info: str | UnsetType = UNSET
     boxed_installation: str | UnsetType = UNSET
+
+
+def _is_cut(properties: Mapping[str, Any]) -> bool:
+    return not properties or cut_properties(properties) == properties
 
 
 def _overlong(lost: Mapping[str, int]) -> bool:
@@ -367,7 +367,7 @@ def _described(values: Mapping[str, Any]) -> Info:
     """What a preamble says."""
     with contextlib.suppress(Untyped):
         info = fitting(Info, values)
-        if not info.properties or cut_properties(info.properties) == info.properties:
+        if _is_cut(info.properties):
             return info
     return Info.from_wire(dict(values))
 

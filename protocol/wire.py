@@ -37,8 +37,12 @@ _STORED_HEAD: Final = b"\x28\xb5\x2f\xfd\xa0"
 _STORED_BLOCK: Final = 128 * 1024
 """The largest block of a zstd frame."""
 
+DIGEST: Final = 64
+"""Characters of a SHA-256 in hex."""
+
 T = TypeVar("T")
 
+Digest: TypeAlias = Annotated[str, Meta(max_length=DIGEST)]
 Text: TypeAlias = Annotated[str, Meta(max_length=MAX_PROPERTY_TEXT)]
 Id: TypeAlias = Annotated[str, Meta(pattern=rf"\A{CANONICAL}\Z")]
 Whole: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]

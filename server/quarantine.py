@@ -48,6 +48,10 @@ _AT_ONCE: Final = 500
 class NotThere(CatalogError):
     """Nothing of this id is in quarantine."""
 
+    def __init__(self, upload_id: str) -> None:
+        """The id that was asked for."""
+        super().__init__(f"{upload_id}: nothing of this id is in quarantine")
+
 
 async def list_quarantined(asked: Asked) -> web.StreamResponse:
     """What was uploaded and is no segment, or no intact one; the oldest first."""
@@ -130,7 +134,7 @@ async def replay(app: web.Application, upload_id: str) -> UploadRow:
             notify_ingest(app)
             row = await app[CATALOG].upload(upload_id)
         if row is None or not (_held(row) or _settled(row)):
-            raise NotThere(f"{upload_id}: nothing of this id is in quarantine")
+            raise NotThere(upload_id)
         return row
 
 
@@ -142,7 +146,7 @@ async def drop(app: web.Application, upload_id: str) -> None:
     async with app[TURNS].take(upload_id):
         row = await app[CATALOG].upload(upload_id)
         if row is None or not _held(row):
-            raise NotThere(f"{upload_id}: nothing of this id is in quarantine")
+            raise NotThere(upload_id)
         if await app[CATALOG].store(row.state.after(Event.EXPIRE).fenced(), app[CLOCK]()):
             await run_in_worker(app, app[BLOBS].remove, upload_id)
             app[COUNTERS]["quarantine_dropped"] += 1
@@ -187,7 +191,7 @@ def save_offline(data: Path, upload_id: str, target: Path) -> int:
 def _of_id(db: sqlite3.Connection, upload_id: str) -> UploadRow:
     row = sqlite_uploads.upload(db, upload_id)
     if row is None or not _held(row):
-        raise NotThere(f"{upload_id}: nothing of this id is in quarantine")
+        raise NotThere(upload_id)
     return row
 
 
