@@ -157,7 +157,7 @@ async def test_a_reset_connection_loses_nothing_that_was_announced(
     server: RunningServer, client: Wire, seed: int
 ) -> None:
     chance = random.Random(seed)
-    data = make_segment(fresh_session_id(), size=500_000)
+    data = make_segment(fresh_session_id(), size=1_000_000)
     path = await client.upload_of(data)
     offset = 0
     for _ in range(20):
