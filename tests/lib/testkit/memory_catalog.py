@@ -4,16 +4,14 @@ another engine, and to run a server on. Nothing of it survives; everything else 
 
 from __future__ import annotations
 
-import base64
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import structs
 from msgspec.structs import replace
 
-from mailboat.protocol import Summary, WireError
+from mailboat.protocol import Summary
 from mailboat.protocol.limits import MAX_SEGMENT
 from mailboat.protocol.negotiation import Reason
 from mailboat.protocol.summary import Status, joined
@@ -26,7 +24,6 @@ from mailboat.server.catalog import (
     Doomed,
     KeyRow,
     LedgerRow,
-    Origin,
     ProductRow,
     Queue,
     Registration,
@@ -42,6 +39,18 @@ from mailboat.server.catalog import (
     Verification,
 )
 from mailboat.server.policy import DAY, month_of
+from testkit.memory_rows import (
+    adds_to,
+    by_id,
+    cursor_after,
+    is_apart,
+    is_quarantined,
+    listing_order,
+    matches,
+    overtaken,
+    read_cursor,
+    segment_of,
+)
 from testkit.serverkit import fresh_session_id
 
 Key = tuple[str, str]
@@ -206,7 +215,7 @@ class MemoryCatalog:
 
     async def store(self, state: UploadState, now: float) -> bool:
         row = self._uploads.get(state.id)
-        if row is None or _overtaken(row.state, state):
+        if row is None or overtaken(row.state, state):
             return False
         row = replace(row, state=structs.replace(state, dialect=row.state.dialect), updated=now)
         if state.gone and row.verification is Verification.PENDING:
@@ -216,7 +225,7 @@ class MemoryCatalog:
 
     async def finish_upload(self, row: UploadRow) -> bool:
         known = self._uploads.get(row.id)
-        if known is None or _overtaken(known.state, row.state):
+        if known is None or overtaken(known.state, row.state):
             return False
         if known.verification is Verification.REJECTED:
             row = replace(row, verification=known.verification, reason=known.reason, detail=known.detail)
@@ -243,7 +252,7 @@ class MemoryCatalog:
         def over(row: UploadRow) -> bool:
             expires = row.state.expires
             done = expires is not None and expires <= now and not row.state.gone
-            return done or (_quarantined(row) and row.updated <= now - quarantine)
+            return done or (is_quarantined(row) and row.updated <= now - quarantine)
 
         return tuple(sorted(row.id for row in self._uploads.values() if over(row))[:limit])
 
@@ -257,8 +266,8 @@ class MemoryCatalog:
             self._uploads.pop(upload_id, None)
 
     async def quarantined(self, product: str | None, after: str | None, limit: int) -> tuple[UploadRow, ...]:
-        rows = [row for row in self._uploads.values() if _apart(row) and product in (None, row.product)]
-        return tuple([row for row in _by_id(rows) if row.id > (after or "")][:limit])
+        rows = [row for row in self._uploads.values() if is_apart(row) and product in (None, row.product)]
+        return tuple([row for row in by_id(rows) if row.id > (after or "")][:limit])
 
     async def adopt(self, row: UploadRow, summary: Summary) -> bool:
         if row.session_id is None or row.index is None:
@@ -272,7 +281,7 @@ class MemoryCatalog:
         offer = Registration(row.product, summary, SessionState.WANTED)
         if known is None:
             self._upsert(offer, row.updated)
-        elif _adds_to(known.row, summary):
+        elif adds_to(known.row, summary):
             self._upsert(replace(offer, summary=joined(known.row.summary, summary)), row.updated)
         return await self.finish_upload(row)
 
@@ -320,14 +329,14 @@ class MemoryCatalog:
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def sessions(self, query: SessionQuery) -> SessionPage:
-        rows = [known.row for known in self._sessions.values() if _matches(known.row, query)]
-        rows = sorted(rows, key=_order, reverse=True)
+        rows = [known.row for known in self._sessions.values() if matches(known.row, query)]
+        rows = sorted(rows, key=listing_order, reverse=True)
         if query.cursor is not None:
-            before = _read_cursor(query.cursor)
-            rows = [row for row in rows if _order(row) < before]
+            before = read_cursor(query.cursor)
+            rows = [row for row in rows if listing_order(row) < before]
         page = [self._whole(row) for row in rows[: query.limit]]
         more = len(rows) > query.limit
-        return SessionPage(tuple(page), _cursor(page[-1]) if more else None)
+        return SessionPage(tuple(page), cursor_after(page[-1]) if more else None)
 
     async def session(self, product: str | None, session_id: str) -> SessionRow | None:
         for key in sorted(self._sessions):
@@ -390,7 +399,7 @@ class MemoryCatalog:
     # -- looking at everything -----------------------------------------------------------------------------------
 
     async def all_uploads(self, after: str = "", limit: int = 500) -> tuple[UploadRow, ...]:
-        return tuple([row for row in _by_id(self._uploads.values()) if row.id > after][:limit])
+        return tuple([row for row in by_id(self._uploads.values()) if row.id > after][:limit])
 
     async def queue(self) -> Queue:
         waiting = self._waiting()
@@ -440,81 +449,3 @@ class MemoryCatalog:
             self._revision += 1
             rejected = {"state": SessionState.REJECTED, "reason": reason, "explanation": detail, "updated": now}
             known.row, known.revision = replace(known.row, **rejected), self._revision
-
-
-def segment_of(row: UploadRow) -> SegmentRow:
-    """An upload as the segment that it carries."""
-    assert row.session_id is not None
-    assert row.index is not None
-    return SegmentRow(
-        upload_id=row.id,
-        product=row.product,
-        session_id=row.session_id,
-        index=row.index,
-        offset=row.state.offset,
-        complete=row.state.complete or row.verification is Verification.VERIFIED,
-        verification=row.verification,
-        sha256=row.sha256,
-        reason=row.reason,
-        detail=row.detail,
-        records=row.records,
-        loaded=row.loaded,
-        created=row.created,
-        updated=row.updated,
-    )
-
-
-def _overtaken(stored: UploadState, state: UploadState) -> bool:
-    return stored.gone or stored.epoch > state.epoch or stored.offset > state.offset
-
-
-def _quarantined(row: UploadRow) -> bool:
-    return row.state.complete and row.verification is Verification.QUARANTINED
-
-
-def _apart(row: UploadRow) -> bool:
-    return row.state.complete and row.verification in (Verification.QUARANTINED, Verification.REJECTED)
-
-
-def _by_id(rows: Iterable[UploadRow]) -> list[UploadRow]:
-    return sorted(rows, key=lambda row: row.id)
-
-
-def _adds_to(known: SessionRow, summary: Summary) -> bool:
-    listed = {state.index for state in known.summary.segments}
-    ended = known.summary.status is not Status.RUNNING and known.state is SessionState.WANTED
-    return ended and bool(listed) and listed.isdisjoint(state.index for state in summary.segments)
-
-
-def _order(row: SessionRow) -> tuple[float, str, str]:
-    return row.summary.started, row.product, row.summary.session_id
-
-
-def _matches(row: SessionRow, query: SessionQuery) -> bool:
-    info, summary = row.summary.info, row.summary
-    asked: list[tuple[object, object]] = [
-        (query.product, row.product),
-        (query.application, info.application),
-        (query.version, info.version),
-        (query.status, summary.status.value),
-        (query.state, row.state),
-    ]
-    origin = query.origin is Origin.ALL or (query.origin is Origin.INTERNAL) == info.test
-    after = query.since is None or summary.started >= query.since
-    before = query.until is None or summary.started < query.until
-    return origin and after and before and all(wanted in (None, there) for wanted, there in asked)
-
-
-def _cursor(row: SessionRow) -> str:
-    return base64.urlsafe_b64encode(json.dumps(_order(row)).encode()).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[float, str, str]:
-    try:
-        place = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-    except (ValueError, RecursionError) as error:
-        raise WireError("cursor: it was not handed out here") from error
-    match place:
-        case [int() | float() as started, str() as product, str() as session_id]:
-            return float(started), product, session_id
-    raise WireError("cursor: it was not handed out here")
