@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from mailboat.protocol.limits import MAX_PACKAGE, MIB
 from mailboat.protocol.negotiation import Reason
 from mailboat.protocol.packages import Span, spans
-from mailboat.protocol.uploads.decisions import Refused, check_whole
+from mailboat.protocol.uploads.decisions import Refused, check_whole, whole_digests
 from mailboat.protocol.uploads.state import Creation, Event, UploadState
 from mailboat.server.blobs import BlobLost, Blobs
 from mailboat.server.catalog import UploadRow, Verification
@@ -32,14 +32,15 @@ IMPORTED_AGE: Final = 24 * 3600.0
 _LOG: Final = logging.getLogger("mailboat.server")
 
 
-async def held_to_digest(app: web.Application, state: UploadState) -> Refused | None:
-    """The refusal of a complete upload that is not what its client declared of the whole; None where it is."""
-    if state.creation.whole is None:
-        return None
-    loop, algorithm = asyncio.get_running_loop(), state.creation.whole.algorithm
-    digest = await loop.run_in_executor(app[VERIFIERS], digest_of, app[BLOBS], state.id, state.offset, algorithm)
-    held = check_whole(state, digest)
-    return held if isinstance(held, Refused) else None
+async def held_to_digest(app: web.Application, state: UploadState) -> UploadState | Refused:
+    """A complete upload's state with the digest that its client wants to be told of the whole; its refusal, when it is
+    not what its client declared.
+    """
+    loop, digests = asyncio.get_running_loop(), {}
+    for algorithm in whole_digests(state):
+        reading = loop.run_in_executor(app[VERIFIERS], digest_of, app[BLOBS], state.id, state.offset, algorithm)
+        digests[algorithm] = await reading
+    return check_whole(state, digests)
 
 
 async def complete(

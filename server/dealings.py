@@ -228,7 +228,8 @@ class Dealings:
     async def _finish(self, verdict: Appended | Found | Refused) -> web.StreamResponse:
         """Store what has become of the upload, verified if it is complete."""
         if verdict.state is not None and verdict.state.complete and not self.row.state.complete:
-            verdict = await held_to_digest(self.request.app, verdict.state) or verdict
+            held = await held_to_digest(self.request.app, verdict.state)
+            verdict = held if isinstance(held, Refused) else structs.replace(verdict, state=held)
         state = verdict.state
         if state is None:
             return self._answer(verdict)

@@ -147,24 +147,33 @@ def creation_text(creation: Creation) -> str:
     """`creation` as `upload_row` reads it."""
     if creation == PLAIN:
         return ""
-    whole = creation.whole
-    return json.dumps(
-        {
-            "partial": creation.partial,
-            "parts": creation.parts,
-            "whole": None if whole is None else [whole.algorithm.label, whole.value.hex()],
-            "notes": creation.notes,
-        }
-    )
+    said = {
+        "partial": creation.partial,
+        "parts": creation.parts,
+        "whole": _digest_values(creation.whole),
+        "notes": creation.notes,
+    }
+    if creation.wanted is not None:
+        said |= {"wanted": creation.wanted.label, "computed": _digest_values(creation.computed)}
+    return json.dumps(said)
+
+
+def _digest_values(digest: Digest | None) -> list[str] | None:
+    return None if digest is None else [digest.algorithm.label, digest.value.hex()]
+
+
+def _digest(values: list[str] | None) -> Digest | None:
+    return None if values is None else Digest(BY_LABEL[values[0]], bytes.fromhex(values[1]))
 
 
 def _creation(text: str) -> Creation:
     if not text:
         return PLAIN
     said = json.loads(text)
-    whole = None if said["whole"] is None else Digest(BY_LABEL[said["whole"][0]], bytes.fromhex(said["whole"][1]))
     notes = tuple((name, value) for name, value in said["notes"])
-    return Creation(said["partial"], tuple(said["parts"]), whole, notes)
+    wanted = None if "wanted" not in said else BY_LABEL[said["wanted"]]
+    computed = _digest(said.get("computed"))
+    return Creation(said["partial"], tuple(said["parts"]), _digest(said["whole"]), notes, wanted, computed)
 
 
 def upload_columns(row: UploadRow) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ that this very offset will be accepted next (RUFH 4.6), which holds only under t
 A body under a digest is kept whole or not at all: nothing of it is recorded on the way, and `finish_append` is told the
 digest of what came. Where the digest itself follows the body, the adapter finishes with `Accepted.told`. Where the
 verdict stands at ``from_offset`` again, the adapter drops the bytes. An upload that is complete and declared a digest
-of the whole has to pass `check_whole` before that is stored.
+of the whole, or wants to be told one, has to pass `check_whole` before that is stored.
 
 An upload made of others (`joining`) takes no bytes. Whenever one of its parts is complete, or it is asked for, the
 adapter has `joining` say whether it is complete too, and copies the parts before that is stored.
@@ -26,12 +26,13 @@ adapter has `joining` say whether it is complete too, and copies the parts befor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from mailboat.protocol.uploads.digests import Digest
+from mailboat.protocol.uploads.digests import Algorithm, Digest
 from mailboat.protocol.uploads.state import Creation, Event, Phase, UploadMisuse, UploadState
 from mailboat.protocol.uploads.values import Append, Create, Limits, Query, stated_length
 
@@ -144,7 +145,7 @@ def decide_create(
         limits=limits,
         expires=None if limits.max_age is None else now + limits.max_age,
         dialect=dialect,
-        creation=Creation(partial=request.partial, notes=request.notes),
+        creation=Creation(partial=request.partial, notes=request.notes, wanted=request.wanted),
     )
     verdict = _admit(fresh.fenced(), request, 0)
     if isinstance(verdict, Refused):
@@ -296,18 +297,27 @@ def _overrun(state: UploadState) -> Refused:
     return Refused(Refusal.APPEND_TOO_LARGE, f"a request holds at most {limits.max_append_size} bytes", state)
 
 
-def check_whole(state: UploadState, digest: bytes) -> UploadState | Refused:
-    """Hold a complete upload to the digest that was declared of the whole: the state to store, or what to answer.
+def check_whole(state: UploadState, digests: Mapping[Algorithm, bytes]) -> UploadState | Refused:
+    """Hold a complete upload to the digest that was declared of the whole: the state to store, with the digest that was
+    wanted, or what to answer.
 
-    `digest` is that of all its bytes, by that algorithm. Raises `UploadMisuse` where nothing is to be held to.
+    `digests` are those of all its bytes, by each of `whole_digests`. Raises `UploadMisuse` while it is not complete.
     """
-    declared = state.creation.whole
-    if declared is None or not state.complete:
-        raise UploadMisuse(f"upload {state.id} is not complete, or declared no digest")
-    if digest == declared.value:
+    if not state.complete:
+        raise UploadMisuse(f"upload {state.id} is not complete: nothing can be said of its whole")
+    declared, wanted = state.creation.whole, state.creation.wanted
+    if declared is not None and digests[declared.algorithm] != declared.value:
+        detail = f"the {state.offset} bytes of the upload have not the digest {declared}"
+        return Refused(Refusal.MISMATCHING_DIGEST, detail, state.after(Event.MISMATCH))
+    if wanted is None:
         return state
-    detail = f"the {state.offset} bytes of the upload have not the digest {declared}"
-    return Refused(Refusal.MISMATCHING_DIGEST, detail, state.after(Event.MISMATCH))
+    return replace(state, creation=replace(state.creation, computed=Digest(wanted, digests[wanted])))
+
+
+def whole_digests(state: UploadState) -> frozenset[Algorithm]:
+    """The algorithms by which `check_whole` needs the digest of all the bytes."""
+    declared = None if state.creation.whole is None else state.creation.whole.algorithm
+    return frozenset(each for each in (declared, state.creation.wanted) if each is not None)
 
 
 def refuse_gone(state: UploadState) -> Refused:

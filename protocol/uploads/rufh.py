@@ -28,6 +28,7 @@ INTEROP_VERSION: Final = "Upload-Draft-Interop-Version"
 PARTIAL_UPLOAD: Final = "application/partial-upload"
 CONTENT_DIGEST: Final = "Content-Digest"
 REPR_DIGEST: Final = "Repr-Digest"
+WANT_REPR_DIGEST: Final = "Want-Repr-Digest"
 
 _REGISTRY: Final = "https://iana.org/assignments/http-problem-types"
 MISMATCHING_OFFSET: Final = f"{_REGISTRY}#mismatching-upload-offset"
@@ -168,6 +169,7 @@ def limit_members(text: str) -> dict[str, int] | None:
 
 # In order of preference where a request declares several: one that holds is enough.
 _ALGORITHMS: Final = {"sha-512": Algorithm.SHA512, "sha-256": Algorithm.SHA256}
+_MOST_WANTED: Final = 10
 
 
 def serialise_digest(digest: Digest) -> str:
@@ -196,3 +198,29 @@ def digest_field(fields: Mapping[str, str], name: str) -> Digest | None:
         if isinstance(value, bytes) and len(value) == algorithm.size:
             return Digest(algorithm, value)
     return None
+
+
+def serialise_wanted(algorithm: Algorithm) -> str:
+    """`algorithm`, and no other, as `Want-Repr-Digest`; raises `FieldError` for one that digest fields have not."""
+    for key, known in _ALGORITHMS.items():
+        if known is algorithm:
+            return f"{key}={_MOST_WANTED}"
+    raise FieldError(f"digest fields know no {algorithm.label}")
+
+
+def wanted_algorithm(fields: Mapping[str, str]) -> Algorithm | None:
+    """The algorithm that `Want-Repr-Digest` prefers of those that are computed here (RFC 9530, 4), None when none is.
+
+    A weight is an integer from 1 to 10, the greater the better, and 0 says that the algorithm is not wanted; of equals
+    ours is the first in `_ALGORITHMS`. What cannot be read is as if it were absent: to tell a digest is no duty.
+    """
+    text = fields.get(WANT_REPR_DIGEST.lower())
+    if text is None:
+        return None
+    try:
+        members = parse_dictionary(text)
+    except FieldError:
+        return None
+    weights = {algorithm: members.get(key) for key, algorithm in _ALGORITHMS.items()}
+    sound = {each: weight for each, weight in weights.items() if type(weight) is int and 0 < weight <= _MOST_WANTED}
+    return max(sound, key=lambda each: sound[each], default=None)

@@ -88,6 +88,8 @@ class RufhDialect:
             headers[rufh.CONTENT_DIGEST] = rufh.serialise_digest(request.digest)
         if request.whole is not None:
             headers[rufh.REPR_DIGEST] = rufh.serialise_digest(request.whole)
+        if isinstance(request, Create) and request.wanted is not None:
+            headers[rufh.WANT_REPR_DIGEST] = rufh.serialise_wanted(request.wanted)
         return headers
 
 

@@ -166,6 +166,7 @@ def _read_create(fields: Mapping[str, str], version: Version) -> Create:
         version.completes_at_length,
         digest=rufh.digest_field(fields, rufh.CONTENT_DIGEST),
         whole=rufh.digest_field(fields, rufh.REPR_DIGEST),
+        wanted=rufh.wanted_algorithm(fields),
     )
 
 
@@ -224,6 +225,8 @@ def _standing(state: UploadState, version: Version, now: float) -> dict[str, str
     }
     if state.length is not None:
         headers[rufh.UPLOAD_LENGTH] = serialise_integer(state.length)
+    if state.creation.computed is not None:
+        headers[rufh.REPR_DIGEST] = rufh.serialise_digest(state.creation.computed)
     headers.update(_limits_of(state, version, now))
     return headers
 

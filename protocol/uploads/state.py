@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from mailboat.protocol.errors import MailboatError
-from mailboat.protocol.uploads.digests import Digest
+from mailboat.protocol.uploads.digests import Algorithm, Digest
 from mailboat.protocol.uploads.values import NO_LIMITS, Limits, Notes
 
 
@@ -70,17 +70,20 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = MappingProxyType(
 
 
 class Creation(Struct, frozen=True):
-    """What was said once, when an upload was made, and does not change.
+    """What was said once, when an upload was made, and does not change; and `computed`, the answer to it.
 
     `partial`: it is only a part of others, so nobody looks into it when it is complete. `parts`: ids of the uploads
     that this one is made of; it takes no bytes itself. `whole`: the digest that its bytes must have in the end.
-    `notes`: header fields to repeat in answers, in the words of the dialect.
+    `wanted`: the algorithm of a digest that the client wants to be told of the whole; `computed`: that digest, once the
+    upload is complete. `notes`: header fields to repeat in answers, in the words of the dialect.
     """
 
     partial: bool = False
     parts: tuple[str, ...] = ()
     whole: Digest | None = None
     notes: Notes = ()
+    wanted: Algorithm | None = None
+    computed: Digest | None = None
 
 
 PLAIN = Creation()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from mailboat.protocol.uploads.digests import Digest
+from mailboat.protocol.uploads.digests import Algorithm, Digest
 
 
 class Limits(Struct, frozen=True):
@@ -40,8 +40,8 @@ class Create(Struct, frozen=True):
     `content_length`: bytes in the body, None when the message does not tell (chunked). `completes_at_length`: this
     dialect takes an upload for complete as soon as its offset reaches its length, without being told. `digest`: that of
     this body; `digest_follows`: it is told only after the body; `whole`: that of the whole upload, as declared.
-    `partial`: it is only made to be a part of another one. `notes`: header fields, name and value, that later answers
-    repeat as they are.
+    `wanted`: the algorithm of the digest that the server is to tell of the whole. `partial`: it is only made to be a
+    part of another one. `notes`: header fields, name and value, that later answers repeat as they are.
     """
 
     complete: bool
@@ -51,6 +51,7 @@ class Create(Struct, frozen=True):
     digest: Digest | None = None
     digest_follows: bool = False
     whole: Digest | None = None
+    wanted: Algorithm | None = None
     partial: bool = False
     notes: Notes = ()
 

@@ -15,8 +15,6 @@ core and the dialect through HTTP messages. Not here:
     It is answered 204 with ?1: an upload has no other result here than that it is there.
 5 MUST NOT omit 100 (Continue)
     The HTTP library sends it before anything of ours runs.
-10.1 SHOULD answer Want-Repr-Digest
-    Not supported: a client that wants to be sure declares its own digest.
 """
 
 import base64
@@ -394,6 +392,51 @@ def _() -> None:
     assert head(server, url).status == 410
     server, url = made(body=b"123", Repr_Digest=digest_of(b"12345"))
     assert server.handle("PATCH", url, patch(3, complete="?1"), b"45").headers["Upload-Complete"] == "?1"
+
+
+@row("10.1", "SHOULD", "a creation with Want-Repr-Digest is told the digest once the upload is complete")
+def _() -> None:
+    server, url = made(body=b"123", Want_Repr_Digest="sha-256=3")
+    middle = server.handle("PATCH", url, patch(3), b"4")
+    assert "Repr-Digest" not in middle.headers
+    assert "Repr-Digest" not in head(server, url).headers
+    reply = server.handle("PATCH", url, patch(4, complete="?1"), b"5")
+    assert (reply.status, reply.headers["Repr-Digest"]) == (204, digest_of(b"12345"))
+    at_once = server.handle("POST", PLACE, {"Upload-Complete": "?1", "Want-Repr-Digest": "sha-256=3"}, b"12345")
+    assert (at_once.status, at_once.headers["Repr-Digest"]) == (201, digest_of(b"12345"))
+
+
+@row("11", "-", "who has missed the final answer finds in the answer to HEAD what it told")
+def _() -> None:
+    server, url = made(body=b"123", Want_Repr_Digest="sha-256=3")
+    server.handle("PATCH", url, patch(3, complete="?1"), b"45")
+    assert head(server, url).headers["Repr-Digest"] == digest_of(b"12345")
+
+
+@row("RFC 9530, 4", "-", "of the algorithms wanted the preferred one is taken, of those that are known here")
+def _() -> None:
+    for wanted, told in (
+        ("sha-256=3, sha-512=9", "sha-512"),
+        ("sha-512=2, sha-256=3, unixsum=10", "sha-256"),
+        ("sha-512=0, sha-256=1", "sha-256"),
+        ("sha-512, sha-256=1", "sha-256"),
+        ("unixsum=10", None),
+        ("sha-256=0", None),
+        ("sha-256=11", None),
+        ("sha-256=?1", None),
+        ("(", None),
+    ):
+        server, url = made(Want_Repr_Digest=wanted)
+        reply = server.handle("PATCH", url, patch(0, complete="?1"), b"x")
+        assert (reply.status, reply.headers.get("Repr-Digest", "").partition("=")[0] or None) == (204, told), wanted
+
+
+@row("10.1", "-", "a digest may be declared, and another one wanted")
+def _() -> None:
+    for declared, status in ((b"12345", 204), (b"other", 400)):
+        server, url = made(body=b"123", Repr_Digest=digest_of(declared), Want_Repr_Digest="sha-512=1")
+        reply = server.handle("PATCH", url, patch(3, complete="?1"), b"45")
+        assert (reply.status, "sha-512=:" in reply.headers.get("Repr-Digest", "")) == (status, status == 204)
 
 
 @row("10.2", "SHOULD", "content that is not what Content-Digest said is not appended, and the client is told so")

@@ -16,7 +16,7 @@ from mailboat.server.blobs import LocalBlobs
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.context import CATALOG, COUNTERS
 from mailboat.server.keys import create_key
-from mailboat.server.serving import RunningServer
+from mailboat.server.serving import RunningServer, running
 from testkit.serverkit import (
     PRODUCT,
     Answer,
@@ -289,6 +289,20 @@ async def test_repr_digest_holds_the_whole_upload(server: RunningServer, client:
         await client.append(path, b"hel", 0, complete=False)
         assert (await client.append(path, b"lo", 3, complete=True)).status == status
         assert (await row_of(server, path)).state.phase is phase
+
+
+async def test_the_digest_that_was_wanted_is_told_and_told_again_after_a_restart(
+    config: ServerConfig, key: str
+) -> None:
+    async with running(config) as server, wired(server.url, key) as client:
+        made = await client.ask("POST", PLACE, Upload_Complete="?0", Want_Repr_Digest="sha-256=5, crc32c=9")
+        path = made.headers["Location"]
+        assert "Repr-Digest" not in (await client.append(path, b"hel", 0, complete=False)).headers
+    async with running(config) as server, wired(server.url, key) as client:
+        done = await client.append(path, b"lo", 3, complete=True)
+    assert (done.status, done.headers["Repr-Digest"]) == (204, digest_field(b"hello"))
+    async with running(config) as server, wired(server.url, key) as client:
+        assert (await client.ask("HEAD", path)).headers["Repr-Digest"] == digest_field(b"hello")
 
 
 # -- made of parts -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from mailboat.protocol.uploads import rufh, tus
 from mailboat.protocol.uploads.decisions import (
     Accepted,
@@ -25,6 +27,7 @@ from mailboat.protocol.uploads.decisions import (
     decide_query,
     finish_append,
     record_bytes,
+    whole_digests,
 )
 from mailboat.protocol.uploads.detect import ServerDialect, answer_options, detect
 from mailboat.protocol.uploads.joining import decide_join, decide_joining
@@ -154,14 +157,19 @@ class MemoryServer:
             older.end(BodyEnd.CUT)
 
     def checked(self, upload: Upload, verdict: Appended | Refused) -> Appended | Refused:
-        """`verdict`, unless it completes the upload, and that has not the digest declared of the whole."""
+        """`verdict`, unless it completes the upload, and that has not the digest declared of the whole; with the
+        digest that is wanted of it.
+        """
         state = verdict.state
-        if state is None or not state.complete or state.creation.whole is None:
+        if state is None or not state.complete:
             return verdict
-        hasher = state.creation.whole.algorithm.hasher()
-        hasher.update(bytes(upload.blob))
-        held = check_whole(state, hasher.digest())
-        return held if isinstance(held, Refused) else verdict
+        digests = {}
+        for algorithm in whole_digests(state):
+            hasher = algorithm.hasher()
+            hasher.update(bytes(upload.blob))
+            digests[algorithm] = hasher.digest()
+        held = check_whole(state, digests)
+        return held if isinstance(held, Refused) else replace(verdict, state=held)
 
     def _bodiless(self, upload: Upload, request: Query | Cancel) -> Found | Cancelled | Refused:
         verdict: Found | Cancelled | Refused

@@ -141,6 +141,7 @@ def test_upload_requests(seed: int, tries: int) -> None:
         "X-HTTP-Method-Override",
         "Content-Digest",
         "Repr-Digest",
+        "Want-Repr-Digest",
         "Upload-Checksum",
     ]
     names = sorted({name for base in bases for name in base} | {*extra, "Upload-Incomplete", "Content-Length"})

@@ -17,6 +17,7 @@ from mailboat.protocol.uploads.decisions import (
     decide_append,
     finish_append,
     record_bytes,
+    whole_digests,
 )
 from mailboat.protocol.uploads.digests import Algorithm, Digest
 from mailboat.protocol.uploads.fields import FieldError
@@ -95,17 +96,31 @@ def test_nothing_of_it_is_recorded_on_the_way_and_its_digest_is_needed() -> None
 
 def test_a_complete_upload_is_held_to_the_digest_of_the_whole() -> None:
     state = UploadState("u", 5, 5, Phase.COMPLETE, creation=Creation(whole=HELLO))
-    assert check_whole(state, HELLO.value) is state
-    refused = check_whole(state, OTHER)
+    assert check_whole(state, {Algorithm.SHA256: HELLO.value}) is state
+    refused = check_whole(state, {Algorithm.SHA256: OTHER})
     assert isinstance(refused, Refused)
     assert refused.refusal is Refusal.MISMATCHING_DIGEST
     assert refused.state == replace(state, phase=Phase.INVALID)
 
 
-@pytest.mark.parametrize("state", [UploadState("u"), UploadState("u", 5, 5, Phase.COMPLETE)])
-def test_nothing_else_is(state: UploadState) -> None:
-    with pytest.raises(UploadMisuse, match="declared no digest"):
-        check_whole(state, OTHER)
+def test_one_that_declared_none_is_held_to_none() -> None:
+    state = UploadState("u", 5, 5, Phase.COMPLETE)
+    assert (whole_digests(state), check_whole(state, {})) == (frozenset(), state)
+
+
+def test_nothing_is_said_of_the_whole_before_it_is_here() -> None:
+    with pytest.raises(UploadMisuse, match="not complete"):
+        check_whole(UploadState("u", creation=Creation(whole=HELLO)), {Algorithm.SHA256: HELLO.value})
+
+
+def test_the_digest_that_is_wanted_is_told_beside_the_one_declared() -> None:
+    state = UploadState("u", 5, 5, Phase.COMPLETE, creation=Creation(whole=HELLO, wanted=Algorithm.SHA512))
+    assert whole_digests(state) == {Algorithm.SHA256, Algorithm.SHA512}
+    other = hashlib.sha512(b"hello").digest()
+    held = check_whole(state, {Algorithm.SHA256: HELLO.value, Algorithm.SHA512: other})
+    assert isinstance(held, UploadState)
+    assert held.creation.computed == Digest(Algorithm.SHA512, other)
+    assert isinstance(check_whole(state, {Algorithm.SHA256: OTHER, Algorithm.SHA512: other}), Refused)
 
 
 def test_the_digest_of_the_whole_may_come_late_and_is_not_changed() -> None:
@@ -165,9 +180,12 @@ def test_a_digest_that_cannot_be_read_is_ignored(text: str) -> None:
 
 
 def test_the_client_writes_what_the_server_reads() -> None:
-    create = Create(complete=True, content_length=5, digest=HELLO, whole=HELLO)
+    create = Create(complete=True, content_length=5, digest=HELLO, whole=HELLO, wanted=Algorithm.SHA512)
     headers = RufhDialect().render(create, target="/t", resource=None).headers
     assert rufh.digest_field({"content-digest": headers["Content-Digest"]}, "Content-Digest") == HELLO
     assert rufh.digest_field({"repr-digest": headers["Repr-Digest"]}, "Repr-Digest") == HELLO
+    assert rufh.wanted_algorithm({"want-repr-digest": headers["Want-Repr-Digest"]}) is Algorithm.SHA512
+    with pytest.raises(FieldError, match="md5"):
+        rufh.serialise_wanted(Algorithm.MD5)
     with pytest.raises(FieldError, match="sha1"):
         rufh.serialise_digest(Digest(Algorithm.SHA1, bytes(20)))
