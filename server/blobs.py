@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -52,10 +53,12 @@ class BlobWriter(Protocol):
         """Append a piece; `OSError` when the disk refuses, after which `offset` tells what of it was kept."""
 
     def sync(self) -> int:
-        """Make all bytes written so far durable; returns that offset."""
+        """Make all bytes written so far durable; returns that offset. May run in a thread while `write` goes on: then
+        it is about what was written before it began.
+        """
 
     def close(self) -> None:
-        """Release the file; nothing happens the second time."""
+        """Release the file; nothing happens the second time. Waits for a `sync` that is under way."""
 
 
 class Readable(Protocol):
@@ -293,6 +296,7 @@ class LocalBlobWriter:
         durable; None where it is.
         """
         self._fd = fd
+        self._in_use = threading.Lock()  # a descriptor that is closed while it is synced may be another file by then
         self.offset = offset
         self._make_name_last = make_name_last
 
@@ -306,18 +310,20 @@ class LocalBlobWriter:
 
     def sync(self) -> int:
         """See `BlobWriter.sync`."""
-        offset = self.offset
-        sync_data(self._fd)
-        if self._make_name_last is not None:
-            self._make_name_last()
-            self._make_name_last = None
+        with self._in_use:
+            offset = self.offset
+            sync_data(self._fd)
+            if self._make_name_last is not None:
+                self._make_name_last()
+                self._make_name_last = None
         return offset
 
     def close(self) -> None:
         """See `BlobWriter.close`."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+        with self._in_use:
+            if self._fd >= 0:
+                fd, self._fd = self._fd, -1
+                os.close(fd)
 
 
 def _mark(path: Path) -> Path:

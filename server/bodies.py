@@ -31,6 +31,10 @@ class TooSlow(Ended):
     """The sender brings next to nothing."""
 
 
+class SyncFailed(Ended):
+    """The disk refuses to make durable what has come."""
+
+
 class Stopping(Ended):
     """The server stops."""
 

@@ -75,8 +75,9 @@ class ServerConfig:
     max_requests: float = 1000.0
     """Requests a second of one key, on average over ten seconds; an agent makes a few a minute."""
     interim_answers: bool = False
-    """Whether a creation of the draft's dialect is told its resource by an interim answer (104) while its body comes.
-    Off: HTTP libraries take such an answer for the final one, and proxies hang on it.
+    """Whether senders that speak the draft's dialect are told by interim answers (104), while a body comes, where the
+    upload is that they make, and once a second how much of the body is durable. Off: HTTP libraries take such an answer
+    for the final one, and proxies hang on it.
     """
     cors_origins: tuple[str, ...] = ()
     """Origins (``https://app.example.com``, or ``*``) whose pages may upload; none unless told otherwise."""

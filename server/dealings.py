@@ -35,10 +35,11 @@ decided. The catalog refuses older epochs all the same.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from msgspec import structs
 
 from mailboat.protocol.errors import Code, Problem
@@ -51,14 +52,15 @@ from mailboat.protocol.uploads.decisions import (
     Refusal,
     Refused,
     finish_append,
+    record_bytes,
 )
 from mailboat.protocol.uploads.detect import ServerDialect
 from mailboat.protocol.uploads.joining import decide_joining
 from mailboat.protocol.uploads.messages import HttpAnswer
 from mailboat.protocol.uploads.state import Event, UploadState
 from mailboat.server.blobs import BlobLost, Blobs, BlobWriter
-from mailboat.server.bodies import Hashed, Stopping, Superseded, Transfer, WriteFailed
-from mailboat.server.catalog import UploadRow
+from mailboat.server.bodies import Hashed, Stopping, Superseded, SyncFailed, Transfer, WriteFailed
+from mailboat.server.catalog import CatalogError, UploadRow
 from mailboat.server.completion import complete, copy_parts, held_to_digest
 from mailboat.server.connections import trailers
 from mailboat.server.context import (
@@ -72,6 +74,7 @@ from mailboat.server.context import (
     run_in_worker,
 )
 from mailboat.server.following import Followed, RunningDigest
+from mailboat.server.interim import may_be_told, once_in_a_while, tell
 from mailboat.server.problems import problem_response
 from mailboat.server.turns import TURNS, Turn
 from mailboat.server.verification import digest_of
@@ -82,7 +85,8 @@ _LOG: Final = logging.getLogger("mailboat.server")
 @dataclass(slots=True)
 class Dealings:
     """One request's dealings with one upload, in its turn. `location` is set where a creation is answered, `running`
-    where the digest is computed while the body comes.
+    where the digest is computed while the body comes, `noted` where some of the body was noted before its end, and
+    `unsynced` where that failed.
     """
 
     request: web.Request
@@ -91,6 +95,8 @@ class Dealings:
     dialect: ServerDialect
     location: str | None = None
     running: RunningDigest | None = None
+    noted: UploadState | None = None
+    unsynced: OSError | None = None
 
     # -- without a body ------------------------------------------------------------------------------------------
 
@@ -123,17 +129,12 @@ class Dealings:
 
     async def announce(self) -> None:
         """Tell who makes an upload where it is, before its body has come (104), if that may be told here at all."""
-        if self.location is None or self.request.version < HttpVersion11:
-            return  # RFC 9110, 15.2: interim answers did not exist before
+        if self.location is None or not may_be_told(self.request):
+            return
         now = self.request.app[CLOCK]()
         interim = self.dialect.announce(self.row.state, self.request.headers, location=self.location, now=now)
-        if interim is None:
-            return
-        lines = [f"HTTP/1.1 {interim.status} Upload Resumption Supported"]
-        lines += [f"{name}: {value}" for name, value in interim.headers.items()]
-        await self.request.writer.write("\r\n".join([*lines, "", ""]).encode("ascii"))
-        self.request.writer.output_size = 0  # of the final answer nothing is written yet, as aiohttp has it after a 100
-        self._count("interim_answers")
+        if interim is not None:
+            await tell(self.request, interim)
 
     async def append(self, accepted: Accepted) -> web.StreamResponse:
         """Take the body, make it durable, finish, answer."""
@@ -149,7 +150,8 @@ class Dealings:
         if failure is not None:
             end = BodyEnd.CUT
         accepted, digest = await self._digest(accepted, hashed, durable, end)
-        verdict = finish_append(accepted.state, accepted, offset=durable, end=end, now=app[CLOCK](), digest=digest)
+        stored = self.noted or accepted.state
+        verdict = finish_append(stored, accepted, offset=durable, end=end, now=app[CLOCK](), digest=digest)
         response = await self._finish(verdict)
         if accepted.tentative:
             kept = accepted.from_offset if verdict.state is None else verdict.state.offset
@@ -201,9 +203,10 @@ class Dealings:
         config = self.request.app[CONFIG]
         self.turn.begin(transfer)
         try:
-            end = await transfer.receive(
-                writer, accepted.max_bytes, patience=config.body_timeout, minimum=config.min_body_bytes
-            )
+            async with self._telling_progress(transfer, writer, accepted):
+                end = await transfer.receive(
+                    writer, accepted.max_bytes, patience=config.body_timeout, minimum=config.min_body_bytes
+                )
             return end, None
         except WriteFailed as error:
             failure = error.__cause__
@@ -214,10 +217,48 @@ class Dealings:
         finally:
             self.turn.over()
 
+    def _telling_progress(
+        self, transfer: Transfer, writer: BlobWriter, accepted: Accepted
+    ) -> AbstractAsyncContextManager[None]:
+        """While the body comes, tell its sender how much of it is durable, if that may be told here at all."""
+        may = not accepted.tentative and may_be_told(self.request)
+        if not may or self.dialect.progress(accepted.state, self.request.headers) is None:
+            return nullcontext()
+
+        async def account() -> bool:
+            grown = writer.offset > (self.noted or accepted.state).offset
+            return await self._note(transfer, writer, accepted) if grown else True
+
+        return once_in_a_while(account)
+
+    async def _note(self, transfer: Transfer, writer: BlobWriter, accepted: Accepted) -> bool:
+        """Make durable what has come of the body, note it, and tell the sender; False when that is of no use later."""
+        app = self.request.app
+        try:
+            durable = await run_in_worker(app, writer.sync)
+        except OSError as error:
+            self.unsynced = error
+            transfer.end(SyncFailed("the disk refuses what has come"))
+            return False
+        recorded = record_bytes(self.noted or accepted.state, accepted, offset=durable)
+        try:
+            if isinstance(recorded, Refused) or not await self._store(recorded):
+                return False
+        except (OSError, CatalogError):
+            self._count("progress_not_noted")  # nothing is told; it may be possible later, or at the body's end
+            return True
+        self.noted, self.row = recorded, structs.replace(self.row, state=recorded)
+        notify_ingest(app)
+        interim, transport = self.dialect.progress(recorded, self.request.headers), self.request.transport
+        if interim is None or transport is None or transport.is_closing():
+            return False
+        await tell(self.request, interim)
+        return True
+
     async def _sync(self, writer: BlobWriter) -> int:
         """The offset that is durable now; the writer is closed."""
         try:
-            return await run_in_worker(self.request.app, _sync_and_close, writer)
+            return await run_in_worker(self.request.app, _sync_and_close, writer, self.unsynced)
         except OSError:
             self._count("storage_sync_failed")
             await run_in_worker(
@@ -336,9 +377,12 @@ def response_of(answer: HttpAnswer) -> web.StreamResponse:
     return web.Response(status=answer.status, headers=answer.headers, body=answer.body or None)
 
 
-def _sync_and_close(writer: BlobWriter) -> int:
-    # In one call: a cancelled request must not close a descriptor that is being synced.
+def _sync_and_close(writer: BlobWriter, unsynced: OSError | None) -> int:
+    # In one call: a cancelled request must not close a descriptor that is being synced. A sync that failed before is
+    # not tried again.
     try:
+        if unsynced is not None:
+            raise unsynced
         return writer.sync()
     finally:
         writer.close()

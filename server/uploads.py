@@ -131,7 +131,7 @@ async def _create(
     with _allowed(request, principal):
         async with app[TURNS].take(verdict.state.id) as turn:
             upload = await _made(request, verdict.state, product, turn, dialect)
-            if app[CONFIG].interim_answers and asked.content_length != 0:
+            if asked.content_length != 0:
                 await upload.announce()
             return await upload.append(verdict)
 

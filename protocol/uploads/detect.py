@@ -53,6 +53,11 @@ class ServerDialect(Protocol):
         at `location`. None where the dialect has none, or the client may not understand it.
         """
 
+    def progress(self, state: UploadState, headers: Mapping[str, str]) -> HttpAnswer | None:
+        """An interim answer to a request with these `headers`, to be sent while its body comes: the upload stands at
+        `state`, which is stored. None as for `announce`.
+        """
+
 
 def answer_options(limits: Limits, *, upload: bool = False) -> HttpAnswer:
     """The answer to OPTIONS, of one `upload` or of the place where they are made: what all dialects have to tell.

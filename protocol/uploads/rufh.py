@@ -53,7 +53,8 @@ class Version(Struct, frozen=True):
     `complete_field`: the field that tells completeness; `negated`: it tells incompleteness instead.
     `typed_appends`: an append must have the media type `PARTIAL_UPLOAD`. `completes_at_length`: an upload whose offset
     reaches its length is complete without being told. `age_limit`: name of the lifetime in `Upload-Limit`.
-    `extending_is_inconsistent`: bytes for a complete upload are reported as a contradicting length.
+    `extending_is_inconsistent`: bytes for a complete upload are reported as a contradicting length. `tells_progress`:
+    interim answers may tell how far a body has been taken.
     """
 
     number: int
@@ -63,6 +64,7 @@ class Version(Struct, frozen=True):
     completes_at_length: bool = False
     age_limit: str = "max-age"
     extending_is_inconsistent: bool = False
+    tells_progress: bool = True
 
     @property
     def tag(self) -> str:
@@ -82,10 +84,11 @@ VERSIONS: Final[Mapping[int, Version]] = MappingProxyType(
                 typed_appends=False,
                 completes_at_length=True,
                 age_limit="expires",
+                tells_progress=False,
             ),
             # -02
-            Version(4, typed_appends=False, completes_at_length=True, age_limit="expires"),
-            # -03: another status than 204 for an offset is allowed
+            Version(4, typed_appends=False, completes_at_length=True, age_limit="expires", tells_progress=False),
+            # -03: another status than 204 for an offset is allowed; progress is told
             Version(5, typed_appends=False, completes_at_length=True, age_limit="expires"),
             # -04, -05: the media type, limits and problem types
             Version(6, completes_at_length=True, age_limit="expires"),

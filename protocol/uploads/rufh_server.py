@@ -152,10 +152,22 @@ def announce(
     While it is a draft, the status is a provisional one: it is sent only to who states the very interop version that
     it is meant in (RUFH, appendix on draft versions).
     """
+    return _interim({"Location": location, **_limits_of(state, version, now)}, headers, version)
+
+
+def progress(state: UploadState, headers: Mapping[str, str], *, version: Version = CURRENT) -> HttpAnswer | None:
+    """The interim answer that tells how far a body has been taken (RUFH 5), None as for `announce`. It is a promise as
+    in any other answer: `state` has to be stored.
+    """
+    if not version.tells_progress:
+        return None
+    return _interim({rufh.UPLOAD_OFFSET: serialise_integer(state.offset)}, headers, version)
+
+
+def _interim(told: Mapping[str, str], headers: Mapping[str, str], version: Version) -> HttpAnswer | None:
     if rufh.integer_field(folded(headers), rufh.INTEROP_VERSION) != version.number:
         return None
-    stated = {"Location": location, rufh.INTEROP_VERSION: serialise_integer(version.number)}
-    return HttpAnswer(_RESUMPTION_SUPPORTED, stated | _limits_of(state, version, now))
+    return HttpAnswer(_RESUMPTION_SUPPORTED, {rufh.INTEROP_VERSION: serialise_integer(version.number), **told})
 
 
 def _read_create(fields: Mapping[str, str], version: Version) -> Create:
@@ -293,3 +305,7 @@ class RufhServer(Struct, frozen=True):
     ) -> HttpAnswer | None:
         """See `announce`."""
         return announce(state, headers, version=self.version, location=location, now=now)
+
+    def progress(self, state: UploadState, headers: Mapping[str, str]) -> HttpAnswer | None:
+        """See `progress`."""
+        return progress(state, headers, version=self.version)

@@ -120,6 +120,14 @@ class TusServer:
         """See `ServerDialect.announce`: none."""
         return None
 
+    def progress(
+        self,
+        state: UploadState,  # noqa: ARG002 - as above
+        headers: Mapping[str, str],  # noqa: ARG002
+    ) -> HttpAnswer | None:
+        """See `ServerDialect.progress`: none."""
+        return None
+
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 

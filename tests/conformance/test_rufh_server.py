@@ -5,8 +5,8 @@ draft relaxed, "-01" and the like what older ones have. The words are ours, the 
 core and the dialect through HTTP messages. Not here:
 
 4.2.2, 4.4.2 SHOULD announce the upload and its progress by 104; MUST keep Location the same in interim answers
-    Off by default: HTTP libraries take 104 for the final answer, and proxies hang on it. Progress is not told so.
-    That both answers to one creation have the same Location: `server/test_cors_and_interim`.
+    Off by default: HTTP libraries take 104 for the final answer, and proxies hang on it. What is sent where it is on,
+    and that both answers to one creation have the same Location: `server/test_cors_and_interim`.
 4.5.2, 4.6 SHOULD end the previous transfer's connection
     The server's own tests. That such a transfer can do no harm is here, under 4.6.
 8, 9 Content and transfer codings
@@ -371,10 +371,19 @@ def _() -> None:
         assert told.headers == {"Location": f"{PLACE}/id", "Upload-Limit": "max-size=10", **sent}
 
 
+@row("5", "MAY", "104 tells Upload-Offset while a body comes, in the drafts that know it (since -03)")
+def _() -> None:
+    for number in (3, 4, 5, 6, 7, 8, 9):
+        sent = {"Upload-Draft-Interop-Version": str(number)}
+        told = RufhServer(rufh.VERSIONS[number]).progress(UploadState("id", offset=7), sent)
+        assert told == (HttpAnswer(104, {**sent, "Upload-Offset": "7"}) if number >= 5 else None)
+
+
 @row("Appendix", "MUST NOT", "104 is not sent to who does not state the same interop version")
 def _() -> None:
     for sent in ({}, {"Upload-Draft-Interop-Version": "8"}, {"Upload-Draft-Interop-Version": "x"}):
         assert RufhServer().announce(UploadState("id"), sent, location="/id", now=0.0) is None
+        assert RufhServer().progress(UploadState("id"), sent) is None
 
 
 # -- 10 Integrity digests ----------------------------------------------------------------------------------------------

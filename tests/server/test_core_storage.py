@@ -9,13 +9,14 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mailboat.protocol import SegmentReader
 from mailboat.protocol.uploads.state import UploadState
-from mailboat.server import ServerConfig
+from mailboat.server import ServerConfig, interim
 from mailboat.server.app import create_app
 from mailboat.server.blobs import BlobLost, LocalBlobs, LocalBlobWriter
 from mailboat.server.catalog import CatalogError, ProductRow, UploadRow
@@ -233,6 +234,36 @@ async def test_bytes_whose_sync_failed_are_not_announced(config: ServerConfig, k
         assert (await client.ask("HEAD", path)).offset == 1_000
         assert blobs.size(path.rpartition("/")[2]) == 1_000
         assert server.app[COUNTERS]["storage_sync_failed"] == 1
+        await finish(client, path, data)
+        assert blobs.path(path.rpartition("/")[2]).read_bytes() == data
+
+
+async def test_progress_is_told_after_its_sync_and_its_commit(
+    config: ServerConfig, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interim, "EVERY", 0.005)
+    data = make_segment(fresh_session_id(), size=200_000)
+    async with faulty(replace(config, interim_answers=True), key) as (server, client, blobs):
+        path = await client.upload_of(data)
+        append = await RawAppend.begin(client, path, len(data), version=9)
+        await append.send(data[:1_000])
+        assert await append.status() == 104
+        assert blobs.events == ["synced 1000", "stored 1000"]
+        catalog = server.app[CATALOG]
+        assert isinstance(catalog, ToldCatalog)
+        catalog.failing = 1  # the next account is not given; the one after it is
+        await append.send(data[1_000:2_000])
+        while (line := await append.reader.readline()) != b"Upload-Offset: 2000\r\n":
+            assert line, "it ended"
+        assert server.app[COUNTERS]["progress_not_noted"] == 1
+        blobs.failing_syncs = 1  # and nothing after it is to be trusted
+        await append.send(data[2_000:150_000])
+        while b" 503 " not in (line := await append.reader.readline()):
+            assert line, "it was taken for durable"
+        await append.close()
+        assert server.app[COUNTERS]["storage_sync_failed"] == 1
+        assert (await client.ask("HEAD", path)).offset == 2_000
+        assert blobs.size(path.rpartition("/")[2]) == 2_000
         await finish(client, path, data)
         assert blobs.path(path.rpartition("/")[2]).read_bytes() == data
 

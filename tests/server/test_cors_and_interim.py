@@ -10,10 +10,19 @@ from dataclasses import replace
 import pytest
 
 from mailboat.protocol.errors import ConfigError
-from mailboat.server import ServerConfig
-from mailboat.server.context import COUNTERS
-from mailboat.server.serving import running
-from testkit.serverkit import Answer, Wire, wired
+from mailboat.server import ServerConfig, interim
+from mailboat.server.context import CATALOG, COUNTERS
+from mailboat.server.serving import RunningServer, running
+from testkit.serverkit import (
+    Answer,
+    Wire,
+    blob_path,
+    eventually,
+    fresh_session_id,
+    make_segment,
+    summary_of,
+    wired,
+)
 
 PAGE = "https://app.example.com"
 
@@ -172,3 +181,142 @@ async def test_they_are_off_unless_configured(config: ServerConfig, key: str) ->
     async with serving(config, key) as client:
         (final,) = await heads(client, *DRAFT)
         assert final.startswith("HTTP/1.1 201 ")
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+PATCH = ("Content-Type: application/partial-upload", "Upload-Offset: 0", *DRAFT)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is told as often as there is any."""
+    monkeypatch.setattr(interim, "EVERY", 0.005)
+
+
+class Sender:
+    """A request over a socket of its own, whose body is sent piece by piece."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def begin(cls, client: Wire, request: str, length: int, *fields: str) -> Sender:
+        host, _, port = client.url.removeprefix("http://").rpartition(":")
+        sender = cls(*await asyncio.open_connection(host, int(port)))
+        lines = [f"{request} HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {client.key}"]
+        sender.writer.write("\r\n".join([*lines, f"Content-Length: {length}", *fields, "", ""]).encode())
+        return sender
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        """Status and fields of the next answer."""
+        async with asyncio.timeout(20):
+            first, *rest = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        return int(first.split()[1]), dict(line.split(": ", 1) for line in rest if line)
+
+    async def close(self) -> None:
+        self.writer.close()
+        await self.writer.wait_closed()
+
+
+async def kept(server: RunningServer, path: str) -> int:
+    """The offset that a power failure now would leave."""
+    row = await server.app[CATALOG].upload(path.rpartition("/")[2])
+    assert row is not None
+    return row.state.offset
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_long_append_is_told_how_much_of_it_is_durable(config: ServerConfig, key: str) -> None:
+    data = make_segment(fresh_session_id(), size=300_000)
+    async with running(replace(config, interim_answers=True)) as server, wired(server.url, key) as client:
+        path = await client.upload_of(data)
+        sender = await Sender.begin(client, f"PATCH {path}", len(data), *PATCH)
+        told, at = 0, 0
+        for end in (100_000, 200_000):
+            sender.writer.write(data[at:end])
+            while told < end:  # a piece may come in several
+                status, fields = await sender.head()
+                assert (status, fields["Upload-Draft-Interop-Version"]) == (104, "9")
+                assert told < int(fields["Upload-Offset"]) <= end
+                told = int(fields["Upload-Offset"])
+                assert await kept(server, path) == told
+            at = end
+        sender.writer.write(data[at:])
+        status, fields = await sender.head()
+        while status == 104:
+            told, (status, fields) = int(fields["Upload-Offset"]), await sender.head()
+        assert (status, fields["Upload-Offset"], fields["Upload-Complete"]) == (204, str(len(data)), "?1")
+        await sender.close()
+        assert blob_path(server.app, path).read_bytes() == data
+        (decision,) = await client.negotiate(summary_of(data))
+        assert decision.verdict == "have"
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_creation_is_told_where_it_is_and_then_how_far(config: ServerConfig, key: str) -> None:
+    async with serving(replace(config, interim_answers=True), key) as client:
+        sender = await Sender.begin(client, "POST /v1/uploads", 5, *DRAFT)
+        status, first = await sender.head()
+        assert (status, "Upload-Offset" in first) == (104, False)
+        sender.writer.write(b"123")
+        status, second = await sender.head()
+        assert (status, second["Upload-Offset"]) == (104, "3")
+        assert second.get("Location", first["Location"]) == first["Location"]
+        await sender.close()  # what was told is a promise: it is there, and is gone on with
+        assert (await client.ask("HEAD", first["Location"])).offset == 3
+        assert (await client.append(first["Location"], b"45", 3, complete=True)).complete
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize(
+    ("on", "fields"),
+    [
+        (False, PATCH),
+        (True, (*PATCH[:3],)),  # no interop version stated
+        (True, (*PATCH[:3], "Upload-Draft-Interop-Version: 4")),  # of a draft that does not know it
+        (True, (*PATCH, f"Content-Digest: sha-256=:{'A' * 43}=:")),  # nothing of it counts before its end
+        (
+            True,
+            (
+                "Tus-Resumable: 1.0.0",
+                "Upload-Offset: 0",
+                "Content-Type: application/offset+octet-stream",
+                "Upload-Draft-Interop-Version: 9",
+            ),
+        ),
+    ],
+)
+async def test_progress_is_told_to_nobody_else(
+    config: ServerConfig, key: str, on: bool, fields: tuple[str, ...]
+) -> None:
+    data = make_segment(fresh_session_id(), size=50_000)
+    async with running(replace(config, interim_answers=on)) as server, wired(server.url, key) as client:
+        path = await client.upload_of(data)
+        sender = await Sender.begin(client, f"PATCH {path}", len(data), *fields)
+        sender.writer.write(data[:40_000])
+        blob = blob_path(server.app, path)
+        await eventually(lambda: blob.exists() and blob.stat().st_size == 40_000)
+        for _ in range(20):  # more time than one account takes
+            assert (await client.ask("OPTIONS", path)).status == 204
+        sender.writer.write(data[40_000:])
+        status, _ = await sender.head()
+        assert status in (204, 400)
+        assert server.app[COUNTERS]["interim_answers"] == 0
+        await sender.close()
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_newer_request_wins_while_progress_is_told(config: ServerConfig, key: str) -> None:
+    data = make_segment(fresh_session_id(), size=300_000)
+    async with running(replace(config, interim_answers=True)) as server, wired(server.url, key) as client:
+        path = await client.upload_of(data)
+        sender = await Sender.begin(client, f"PATCH {path}", len(data), *PATCH)
+        sender.writer.write(data[:100_000])
+        await sender.head()
+        offset = (await client.ask("HEAD", path)).offset
+        assert offset == 100_000
+        assert (await client.append(path, data[offset:], offset, complete=True)).complete
+        await sender.close()
+        assert blob_path(server.app, path).read_bytes() == data

@@ -185,8 +185,10 @@ class RawAppend:
         self.writer = writer
 
     @classmethod
-    async def begin(cls, client: Wire, path: str, length: int, offset: int = 0, *, complete: bool = True) -> RawAppend:
-        """Send the head of a PATCH whose body has `length` bytes; -1 for a chunked one."""
+    async def begin(
+        cls, client: Wire, path: str, length: int, offset: int = 0, *, complete: bool = True, version: int | None = None
+    ) -> RawAppend:
+        """Send the head of a PATCH whose body has `length` bytes (-1: a chunked one); `version` is the interop one."""
         host, _, port = client.url.removeprefix("http://").rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         head = [
@@ -197,6 +199,7 @@ class RawAppend:
             f"Content-Length: {length}" if length >= 0 else "Transfer-Encoding: chunked",
             f"Upload-Offset: {offset}",
             f"Upload-Complete: ?{int(complete)}",
+            *([] if version is None else [f"Upload-Draft-Interop-Version: {version}"]),
         ]
         writer.write("\r\n".join([*head, "", ""]).encode())
         await writer.drain()
