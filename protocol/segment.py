@@ -38,7 +38,7 @@ import contextlib
 import struct
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 from zlib import crc32
 
 import msgpack
@@ -46,7 +46,7 @@ from msgspec import Meta, Struct, field
 
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.ids import canonical
-from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
+from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL, MAX_SEQUENCE
 from mailboat.protocol.records import COUNTERS, records_counted
 from mailboat.protocol.sealing import SealedTo
 from mailboat.protocol.wire import Id, Untyped, typed
@@ -79,6 +79,9 @@ BLOCK_START: Final = SKIPPABLE.pack(BLOCK_MAGIC, _HEADER.size)
 
 SEAL_START: Final = SEAL_MAGIC.to_bytes(4, "little")
 
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_SEQUENCE)]
+Signed: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""What clocks show, and whatever else is a number of the machine's."""
 
 _BEGUN: Final = {"session_id": "session", "started_wall": "wall", "started_monotonic": "monotonic"}
 _IN_PREAMBLE: Final = {**_BEGUN, "process_started": "process", "boot_id": "boot"}
@@ -110,12 +113,12 @@ class Preamble(Struct, frozen=True, rename=_IN_PREAMBLE):
     """
 
     session_id: Id
-    index: int
-    salt: int
-    first: int
-    started_wall: int
-    started_monotonic: int
-    pid: int = 0
+    index: Count
+    salt: Signed
+    first: Count
+    started_wall: Signed
+    started_monotonic: Signed
+    pid: Signed = 0
     process_started: str = ""
     boot_id: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -175,12 +178,12 @@ class Preamble(Struct, frozen=True, rename=_IN_PREAMBLE):
         try:
             return cls(
                 session_id=canonical(values["session"], "preamble.session"),
-                index=int(values["index"]),
-                salt=int(values["salt"]),
-                first=int(values["first"]),
-                started_wall=int(values["wall"]),
-                started_monotonic=int(values["monotonic"]),
-                pid=int(values.get("pid", 0)),
+                index=_count(values["index"]),
+                salt=_signed(values["salt"]),
+                first=_count(values["first"]),
+                started_wall=_signed(values["wall"]),
+                started_monotonic=_signed(values["monotonic"]),
+                pid=_signed(values.get("pid", 0)),
                 process_started=str(values.get("process", "")),
                 boot_id=str(values.get("boot", "")),
                 info=dict(values.get("info", {})),
@@ -259,15 +262,15 @@ class Seal(Struct, frozen=True, rename=_IN_SEAL):
     """
 
     reason: SealReason
-    next: int
-    blocks: int
-    raw_bytes: int
-    counts: Annotated[tuple[int, ...], Meta(min_length=len(COUNTERS), max_length=len(COUNTERS))]
-    ended_wall: int
-    ended_monotonic: int
+    next: Count
+    blocks: Count
+    raw_bytes: Count
+    counts: Annotated[tuple[Count, ...], Meta(min_length=len(COUNTERS), max_length=len(COUNTERS))]
+    ended_wall: Signed
+    ended_monotonic: Signed
     sha256: bytes
     installation: Mapping[str, Any] | None = None
-    lost: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[str, Count] = field(default_factory=dict)
     boxed_installation: bytes = b""
 
     @property
@@ -316,20 +319,20 @@ class Seal(Struct, frozen=True, rename=_IN_SEAL):
     @classmethod
     def _from_map(cls, values: Mapping[str, Any]) -> Seal:
         try:
-            counts = tuple(int(count) for count in values["counts"])
+            counts = tuple(map(_count, values["counts"]))
             if len(counts) != len(COUNTERS):
                 raise ValueError(f"{len(counts)} counts, {len(COUNTERS)} are expected")
             return cls(
                 reason=SealReason(values["reason"]),
-                next=int(values["next"]),
-                blocks=int(values["blocks"]),
-                raw_bytes=int(values["raw"]),
+                next=_count(values["next"]),
+                blocks=_count(values["blocks"]),
+                raw_bytes=_count(values["raw"]),
                 counts=counts,
-                ended_wall=int(values["wall"]),
-                ended_monotonic=int(values["monotonic"]),
-                sha256=bytes(values["sha256"]),
-                installation=values.get("installation"),
-                lost={str(reason): int(count) for reason, count in (values.get("lost") or {}).items()},
+                ended_wall=_signed(values["wall"]),
+                ended_monotonic=_signed(values["monotonic"]),
+                sha256=memoryview(values["sha256"]).tobytes(),
+                installation=dict(values["installation"]) if values.get("installation") else None,
+                lost={str(reason): _count(count) for reason, count in (values.get("lost") or {}).items()},
                 boxed_installation=memoryview(values.get("boxed", b"")).tobytes(),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -358,3 +361,17 @@ def _unpack_map(content: bytes, what: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SegmentError(f"the {what} holds a {type(values).__name__}, not a map")
     return values
+
+
+def _count(value: Any) -> int:  # noqa: ANN401 - whatever stands there
+    return _within(0, int(value), MAX_SEQUENCE)
+
+
+def _signed(value: Any) -> int:  # noqa: ANN401 - whatever stands there
+    return _within(-(2**63), int(value), 2**63 - 1)
+
+
+def _within(low: int, number: int, high: int) -> int:
+    if not low <= number <= high:
+        raise ValueError(f"a number that is not between {low} and {high}")
+    return number

@@ -31,7 +31,20 @@ from mailboat.protocol.limits import (
 )
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS
 from mailboat.protocol.segment import Preamble, Seal, SealReason
-from mailboat.protocol.wire import DIGEST, Digest, Fields, Id, Number, Scalars, Text, Untyped, Whole, fitting, plain
+from mailboat.protocol.wire import (
+    DIGEST,
+    MOST,
+    Digest,
+    Fields,
+    Id,
+    Number,
+    Scalars,
+    Text,
+    Untyped,
+    Whole,
+    fitting,
+    plain,
+)
 
 INFO_TEXTS: Final = (
     "product",
@@ -383,7 +396,8 @@ def joined(one: Summary, other: Summary) -> Summary:
         last,
         info=first.info,
         started=first.started,
-        counts=tuple(map(sum, zip(earlier.counts, last.counts, strict=True))),
+        # Where one of them lies, the sum may be more than a summary can say.
+        counts=tuple(min(sum(both), MOST) for both in zip(earlier.counts, last.counts, strict=True)),
         segments=tuple(sorted(earlier.segments + last.segments, key=lambda state: state.index)),
         installation=last.installation or earlier.installation,
         installation_properties=last.installation_properties or earlier.installation_properties,

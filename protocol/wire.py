@@ -40,12 +40,15 @@ _STORED_BLOCK: Final = 128 * 1024
 DIGEST: Final = 64
 """Characters of a SHA-256 in hex."""
 
+MOST: Final = 2**63 - 1
+"""The largest whole number of a message."""
+
 T = TypeVar("T")
 
 Digest: TypeAlias = Annotated[str, Meta(max_length=DIGEST)]
 Text: TypeAlias = Annotated[str, Meta(max_length=MAX_PROPERTY_TEXT)]
 Id: TypeAlias = Annotated[str, Meta(pattern=rf"\A{CANONICAL}\Z")]
-Whole: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Whole: TypeAlias = Annotated[int, Meta(ge=0, le=MOST)]
 Number: TypeAlias = Annotated[float, Meta(ge=0.0, le=1e15)]
 Scalar: TypeAlias = bool | int | float | str | None
 Scalars: TypeAlias = Annotated[Mapping[str, Scalar], Meta(max_length=MAX_PROPERTIES)]
@@ -200,7 +203,7 @@ class Fields:
             raise WireError(f"{self.place(name)}: a text with half a surrogate pair, which nothing can encode")
         return value
 
-    def whole(self, name: str, default: int | None = None, low: int = 0, high: int = 2**63 - 1) -> int:
+    def whole(self, name: str, default: int | None = None, low: int = 0, high: int = MOST) -> int:
         """A whole number between `low` and `high`."""
         value = self._get(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:

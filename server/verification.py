@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from mailboat.protocol.errors import SegmentError, WireError
-from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL, MAX_SEGMENT, MAX_SEGMENTS, MIB
+from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL, MAX_SEGMENT, MIB
 from mailboat.protocol.negotiation import Reason
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.segment import (
@@ -20,8 +20,9 @@ from mailboat.protocol.segment import (
     Preamble,
     Seal,
 )
-from mailboat.protocol.summary import Info, Summary, summarise
+from mailboat.protocol.summary import Summary, summarise
 from mailboat.protocol.uploads.digests import Algorithm
+from mailboat.protocol.wire import Fields
 from mailboat.server.blobs import Readable
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.following import RunningDigest
@@ -175,14 +176,13 @@ def _found(row: UploadRow, preamble: Preamble, seal: Seal) -> Finding:
 def _stranger(row: UploadRow, preamble: Preamble, seal: Seal) -> Finding:
     """A segment that no negotiation asked for: taken when it belongs to the key's product."""
     try:
-        summary = summarise([(preamble, seal, row.state.offset)])
-        product = Info.from_wire(dict(preamble.info)).product
+        made = summarise([(preamble, seal, row.state.offset)])
+        # Held to what an offer may say: whatever else is stored as a summary, no list can read it any more.
+        summary = Summary.read(Fields(made.to_wire(), "summary"))
     except (WireError, SegmentError) as error:
         return _refused(row, Reason.CORRUPTED, str(error))
-    if product != row.product:
-        return _refused(row, Reason.UNKNOWN_PRODUCT, f"a segment of product {product!r:.100}")
-    if not 0 <= preamble.index <= MAX_SEGMENTS:
-        return _refused(row, Reason.CORRUPTED, f"a session has no segment {preamble.index}")
+    if summary.info.product != row.product:
+        return _refused(row, Reason.UNKNOWN_PRODUCT, f"a segment of product {summary.info.product!r:.100}")
     return _verified(preamble, seal, summary)
 
 

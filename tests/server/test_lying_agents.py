@@ -4,20 +4,29 @@ announces no offset that it does not have, and fails for nobody.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import itertools
 import json
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
+from zlib import crc32
 
+import msgpack
 import pytest
 from msgspec.structs import replace
 
 from mailboat.protocol import Summary, wire
 from mailboat.protocol.negotiation import Request
+from mailboat.protocol.records import COUNTERS as COUNTS
+from mailboat.protocol.segment import PREAMBLE_MAGIC, PREAMBLE_TAG, SEAL_MAGIC, SEAL_TAG, SKIPPABLE, Seal
 from mailboat.protocol.summary import SegmentState
+from mailboat.server.catalog import SessionQuery, UploadRow, Verification
 from mailboat.server.context import CATALOG, COUNTERS
+from mailboat.server.ingest import INGEST
 from mailboat.server.serving import RunningServer
-from testkit.serverkit import AGENT, PRODUCT, Wire, fresh_session_id, make_segment, summary_of
+from testkit.serverkit import AGENT, PARTIAL, PRODUCT, Wire, fresh_session_id, make_segment, summary_of
 
 HUGE = 2**63 - 1
 
@@ -61,6 +70,99 @@ async def test_a_lie_is_no_reason_to_have_anything(server: RunningServer, client
     assert decision.verdict == "have"
     assert decision.segments[0].sha256 == honest.segments[0].sha256
     assert server.app[COUNTERS]["problems_internal"] == 0
+
+
+# -- segments that lie of themselves -----------------------------------------------------------------------------------
+
+ENDLESS = "9" * 4000
+
+# What is changed in the preamble, and in the seal; digest and checksums are right all the same.
+SEGMENTS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "a number for a digest": ({}, {"sha256": 2**40}),
+    "countless records": ({}, {"counts": [2**63] * len(COUNTS)}),
+    "fewer records than none": ({}, {"counts": [-1] * len(COUNTS)}),
+    "an endless count": ({}, {"counts": [ENDLESS] * len(COUNTS)}),
+    "a last record beyond all": ({}, {"next": ENDLESS}),
+    "countless losses": ({}, {"lost": {"full": 2**63}}),
+    "an endless loss": ({}, {"lost": {"full": ENDLESS}}),
+    "a text for an installation": ({}, {"installation": "x"}),
+    "a box that is too large": ({}, {"boxed": b"x" * 60_000}),
+    "an end at no time": ({}, {"wall": ENDLESS}),
+    "no monotonic clock": ({}, {"monotonic": ENDLESS}),
+    "a start at no time": ({"wall": ENDLESS}, {}),
+    "an endless index": ({"index": ENDLESS}, {}),
+    "an index beyond all": ({"index": 2**53}, {}),
+    "a number for a name": ({"info": {"product": PRODUCT, "application": 5}}, {}),
+}
+
+
+def lying(honest: bytes, preamble: Mapping[str, Any], seal: Mapping[str, Any]) -> bytes:
+    """An honest segment whose preamble and seal say something else."""
+    begun, ending = SKIPPABLE.size + SKIPPABLE.unpack_from(honest)[1], Seal.at_end_of(honest)
+    assert ending is not None
+    said = msgpack.packb({**msgpack.unpackb(honest[22:begun]), **preamble})
+    version = (1).to_bytes(2, "little")
+    head = PREAMBLE_TAG + version + crc32(said, 1).to_bytes(4, "little") + said
+    data = SKIPPABLE.pack(PREAMBLE_MAGIC, len(head)) + head + honest[begun : -ending[1]]
+    digest = {"sha256": hashlib.sha256(data).digest()}
+    said = msgpack.packb({**msgpack.unpackb(honest[-ending[1] :][8:-12]), **digest, **seal})
+    tail = len(said).to_bytes(4, "little") + crc32(said).to_bytes(4, "little") + SEAL_TAG
+    return data + SKIPPABLE.pack(SEAL_MAGIC, len(said) + len(tail)) + said + tail
+
+
+async def row_of(server: RunningServer, path: str) -> UploadRow:
+    row = await server.app[CATALOG].upload(path.rpartition("/")[2])
+    assert row is not None
+    return row
+
+
+async def loaded_beside(server: RunningServer, client: Wire) -> None:
+    """What others send is loaded all the same, and listed."""
+    honest = make_segment(fresh_session_id())
+    path = await client.upload_of(honest)
+    assert (await client.append(path, honest, 0, complete=True)).complete
+    async with asyncio.timeout(20):
+        await server.app[INGEST].settled()
+    assert (await row_of(server, path)).loaded == len(honest)
+    listed = await server.app[CATALOG].sessions(SessionQuery(PRODUCT))
+    assert summary_of(honest).session_id in {row.summary.session_id for row in listed.sessions}
+    assert server.app[COUNTERS]["problems_internal"] == server.app[COUNTERS]["ingest_failures"] == 0
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_segment_that_lies_of_itself_stops_nobody(server: RunningServer, client: Wire, asked: bool) -> None:
+    taken = set()
+    for lie, (preamble, seal) in SEGMENTS.items():
+        honest = make_segment(fresh_session_id())
+        told = lying(honest, preamble, seal)
+        if asked:
+            path = await client.upload_of(honest)
+            answer = await client.append(path, told, 0, complete=True)
+        else:
+            answer = await client.ask("POST", "/v1/uploads", data=told, Content_Type=PARTIAL, Upload_Complete="?1")
+            path = answer.headers["Location"]
+        assert answer.status < 300, (lie, answer)
+        if (await row_of(server, path)).verification is Verification.VERIFIED:
+            taken.add(lie)
+    # An upload that was asked for is not asked what its session is: the offer said that.
+    assert taken == ({"a number for a name", "a box that is too large"} if asked else set())
+    await loaded_beside(server, client)
+
+
+async def test_a_segment_added_to_countless_records_stops_nobody(server: RunningServer, client: Wire) -> None:
+    """Nobody asked for it, but it is of a session whose offer leaves no room for one more."""
+    session_id = fresh_session_id()
+    first, second = make_segment(session_id), make_segment(session_id, index=1)
+    told = replace(summary_of(first), counts=(HUGE,) * len(COUNTS))
+    (decision,) = await client.negotiate(told)
+    assert (await client.append(decision.segments[0].url, first, 0, complete=True)).complete
+    answer = await client.ask("POST", "/v1/uploads", data=second, Content_Type=PARTIAL, Upload_Complete="?1")
+    assert answer.status < 300
+    row = await server.app[CATALOG].session(PRODUCT, session_id)
+    assert row is not None
+    assert [each.index for each in row.segments] == [0, 1]
+    assert set(row.summary.counts) == {HUGE}
+    await loaded_beside(server, client)
 
 
 async def test_bytes_of_another_session_are_not_taken_for_it(server: RunningServer, client: Wire) -> None:

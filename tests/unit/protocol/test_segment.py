@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mailboat.protocol.errors import SegmentError
-from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_SEAL
+from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_SEAL, MAX_SEQUENCE
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.segment import (
     BLOCK_HEADER_SIZE,
@@ -34,6 +34,7 @@ from mailboat.protocol.segment_writer import SegmentWriter
 from testkit.segments import CLOCK, SESSION, Segment, feature, pack, schema
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+COUNT = st.integers(0, MAX_SEQUENCE)
 I64 = st.integers(-(2**63), 2**63 - 1)
 COUNTS = st.lists(U32, min_size=len(COUNTERS), max_size=len(COUNTERS)).map(tuple)
 PLAIN = st.none() | st.booleans() | I64 | st.text() | st.floats(allow_nan=False)
@@ -43,7 +44,7 @@ preambles = st.builds(
     session_id=st.uuids().map(str),
     index=U32,
     salt=U32,
-    first=U64,
+    first=COUNT,
     started_wall=I64,
     started_monotonic=I64,
     pid=U32,
@@ -66,9 +67,9 @@ headers = st.builds(
 seals = st.builds(
     Seal,
     reason=st.sampled_from(SealReason),
-    next=U64,
+    next=COUNT,
     blocks=U32,
-    raw_bytes=U64,
+    raw_bytes=COUNT,
     counts=COUNTS,
     ended_wall=I64,
     ended_monotonic=I64,
@@ -152,6 +153,12 @@ def test_fields_that_came_later_have_defaults() -> None:
         {"first": float("nan")},
         {"info": 5},
         {"wall": []},
+        {"index": -1},
+        {"index": "9" * 4000},
+        {"first": MAX_SEQUENCE + 1},
+        {"wall": 2**63},
+        {"monotonic": "-" + "9" * 4000},
+        {"pid": 1e300},
     ],
 )
 def test_a_preamble_with_impossible_fields_is_refused(changes: dict[str, object]) -> None:
@@ -179,12 +186,22 @@ def seal_with(content: object) -> bytes:
     return SKIPPABLE.pack(SEAL_MAGIC, len(packed) + len(tail)) + packed + tail
 
 
+SAID = {"reason": "stopped", "next": 1, "blocks": 1, "raw": 1, "counts": [0] * 12, "wall": 1, "monotonic": 1}
+
+
 @pytest.mark.parametrize(
     "content",
     [
         [],
         {},
         {"reason": "bored"},
+        *({**SAID, "sha256": size} for size in (1, 2**40, 2**62)),  # the size of what Python would make of it
+        *({**SAID, "sha256": b"", "next": number} for number in (-1, MAX_SEQUENCE + 1, 2**64 - 1, "9" * 4000)),
+        {**SAID, "sha256": b"", "counts": [MAX_SEQUENCE + 1, *[0] * 11]},
+        {**SAID, "sha256": b"", "counts": [0] * 11 + [-1]},
+        {**SAID, "sha256": b"", "lost": {"full": 2**63}},
+        {**SAID, "sha256": b"", "wall": 1e308},
+        {**SAID, "sha256": b"", "installation": "x"},
         {"reason": "stopped", "next": 1, "blocks": 1, "raw": 1, "counts": [1], "wall": 1, "monotonic": 1},
         {"reason": "stopped", "next": float("inf"), "blocks": 1, "raw": 1, "counts": [0] * 12, "wall": 1},
         {
