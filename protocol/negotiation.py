@@ -132,7 +132,7 @@ class Policy(Struct, frozen=True):
         )
 
 
-class SegmentDecision(Struct, frozen=True):
+class SegmentDecision(Struct, frozen=True, gc=False):
     """Where one segment stands at the server: its upload resource (a path, or an absolute URL), the bytes held
     durably, and whether it is complete; then `sha256` (hex) is the digest in the seal of the bytes that the server
     verified.
@@ -156,7 +156,7 @@ class SegmentDecision(Struct, frozen=True):
         )
 
 
-class Decision(Struct, frozen=True, rename={"session_id": "session"}):
+class Decision(Struct, frozen=True, gc=False, rename={"session_id": "session"}):
     """The server's answer for one session.
 
     `reason` and `explanation` go with a rejection (the reason may be one that this version does not know); `after` is

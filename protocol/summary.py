@@ -255,7 +255,7 @@ class Summary(Struct, frozen=True, gc=False):
         )
 
 
-class Offer(Struct, frozen=True):
+class Offer(Struct, frozen=True, gc=False):
     """A summary as it is said, member by member; see `Summary` for what they mean."""
 
     session: Id

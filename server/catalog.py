@@ -82,7 +82,7 @@ class Verification(StrEnum):
     """Complete, and every segment in it is here as an upload of its own: kept a little longer, and of no session."""
 
 
-class UploadRow(Struct, frozen=True):
+class UploadRow(Struct, frozen=True, gc=False):
     """One upload resource. `session_id` and `index` are None unless it carries a segment.
 
     ``state.offset`` is the announced offset: durable in `blobs`, and never lowered. `sha256` (hex) is that in the seal
@@ -109,7 +109,7 @@ class UploadRow(Struct, frozen=True):
         return self.state.id
 
 
-class SegmentRow(Struct, frozen=True):
+class SegmentRow(Struct, frozen=True, gc=False):
     """An upload that carries a segment, as reports and ingest need it.
 
     `offset` bytes are durable in blob `upload_id`; `complete` says that no more will come. Of a live session's segment
@@ -205,7 +205,7 @@ class Arrival(Struct, frozen=True):
     detail: str = ""
 
 
-class Registration(Struct, frozen=True):
+class Registration(Struct, frozen=True, gc=False):
     """One offer as the policy has decided it: to be kept, and, if wanted, to be given an upload per listed segment.
 
     With `fresh_uploads` False no new upload is made (the disk is nearly full). `arrivals` are segments that came with

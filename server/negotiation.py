@@ -87,7 +87,7 @@ UNDER_WAY: Final = web.AppKey("negotiations_under_way", asyncio.Semaphore)
 _ZSTD: Final = "zstd"
 
 
-class _Ruled(Struct, frozen=True):
+class _Ruled(Struct, frozen=True, gc=False):
     """An offer, what was decided of it, and its product if that may be touched."""
 
     offer: Summary

@@ -120,7 +120,7 @@ class Plan:
         return self.max_age_days if self.history_days is None else min(self.max_age_days, self.history_days)
 
 
-class Account(Struct, frozen=True):
+class Account(Struct, frozen=True, gc=False):
     """How a product stands when a session is offered: `used` records of this month's `Plan.records_per_month`, and
     whether this session was `taken` before. What was taken once is taken to its end. One that was `asked` for is
     wanted, whatever the plan says of details.

@@ -3,7 +3,8 @@
 Every commit is a flush of the disk (``synchronous=FULL``: a write that was acknowledged survives power loss), and
 costs the same for one change as for a hundred. So the writer takes whatever is waiting, runs it in one transaction,
 each job in a savepoint of its own, and wakes all of them after the one commit. While it flushes, the next group
-gathers.
+gathers. A job that is alone needs no savepoint: within one, SQLite first copies every page that it changes, which takes
+an eighth of the time of a negotiation.
 
 Readers see what was committed when they begin (WAL), and never wait for the writer.
 """
@@ -191,9 +192,10 @@ class Engine:
     def _commit(self, db: sqlite3.Connection, jobs: list[_Job]) -> list[Outcome]:
         try:
             db.execute("BEGIN IMMEDIATE")
-            outcomes = [_run(db, job) for job in jobs]
-            db.execute("COMMIT")
-            self.commits += 1
+            outcomes = [_run(db, job, alone=len(jobs) == 1) for job in jobs]
+            if db.in_transaction:  # a job that was alone and failed has ended it
+                db.execute("COMMIT")
+                self.commits += 1
             return outcomes
         except sqlite3.Error as error:
             # A full or failing disk undoes the whole transaction, whichever statement met it.
@@ -204,19 +206,26 @@ class Engine:
             return [(job, None, failure) for job in jobs]
 
 
-def _run(db: sqlite3.Connection, job: _Job) -> Outcome:
-    """Run one job; what it raises is its own, unless SQLite has given up the transaction."""
-    db.execute("SAVEPOINT job")
+def _run(db: sqlite3.Connection, job: _Job, *, alone: bool) -> Outcome:
+    """Run one job; what it raises is its own, unless SQLite has given up the transaction. One that is `alone` in it
+    takes the transaction with it when it fails.
+    """
+    if not alone:
+        db.execute("SAVEPOINT job")
     try:
         result = job.run(db)
     except Exception as error:
         if not db.in_transaction:
             raise sqlite3.OperationalError(str(error)) from error
-        db.execute("ROLLBACK TO job")
-        db.execute("RELEASE job")
+        if alone:
+            db.execute("ROLLBACK")
+        else:
+            db.execute("ROLLBACK TO job")
+            db.execute("RELEASE job")
         failure = CatalogError(str(error)) if isinstance(error, sqlite3.Error) else error
         return job, None, failure
-    db.execute("RELEASE job")
+    if not alone:
+        db.execute("RELEASE job")
     return job, result, None
 
 

@@ -89,7 +89,7 @@ class Creation(Struct, frozen=True):
 PLAIN = Creation()
 
 
-class UploadState(Struct, frozen=True):
+class UploadState(Struct, frozen=True, gc=False):
     """One upload as a catalog stores it, field by field.
 
     `id`: canonical UUID. `offset`: bytes received and durable. `length`: bytes of the whole, None while unknown.

@@ -79,6 +79,24 @@ async def test_a_change_that_fails_harms_none_of_its_group(tmp_path: Path) -> No
         await engine.close()
 
 
+@pytest.mark.parametrize("failure", [ValueError("no"), sqlite3.IntegrityError("no")], ids=["its own", "of SQLite"])
+async def test_a_change_that_is_alone_and_fails_leaves_nothing_behind(tmp_path: Path, failure: Exception) -> None:
+    def half(db: sqlite3.Connection) -> None:
+        insert(db, 1)
+        raise failure
+
+    engine = await table(tmp_path / "db")
+    try:
+        with pytest.raises(CatalogError if isinstance(failure, sqlite3.Error) else ValueError, match="no"):
+            await engine.write(half)
+        assert engine.commits == 0
+        assert await engine.write(partial(insert, n=2)) == 1
+        assert await engine.read(lambda db: db.execute("SELECT n FROM numbers").fetchall()) == [(2,)]
+        assert engine.commits == 1
+    finally:
+        await engine.close()
+
+
 async def test_a_full_disk_fails_the_change_and_is_over_when_space_returns(tmp_path: Path) -> None:
     engine = await table(tmp_path / "db")
     try:
