@@ -11,7 +11,7 @@ import pytest
 
 from mailboat.agent import Agent
 from testkit.agents import AgentMaker, left_behind
-from testkit.proxies import CountingProxy
+from testkit.proxies import CountingProxy, LostLineProxy
 from testkit.servers import Given, Served, digests, show, stored
 
 KIB, MIB = 1024, 1024 * 1024
@@ -89,7 +89,7 @@ async def test_answers_lost_after_the_server_took_all(
     """The body has gone through, the answer has not: the agent asks, and sends no byte again."""
     session_id, _ = await left_behind(make_agent, 300 * KIB, seed)
     (segment,) = stored(tmp_path, session_id)
-    async with CountingProxy(server.address) as proxy:
+    async with LostLineProxy(server.address) as proxy:  # a reset would take back what the server has not read yet
         if held_back == "everything":
             proxy.delay = 0.02
 
