@@ -243,7 +243,7 @@ class BlockHeader(Struct, frozen=True):
         counts, (payload_crc, header_crc) = fields[9:-2], fields[-2:]
         if layout != FORMAT_VERSION or crc32(body, salt) != header_crc:
             return None
-        if raw_length > MAX_BLOCK_RAW or length > MAX_BLOCK:
+        if raw_length > MAX_BLOCK_RAW or length > MAX_BLOCK or first > MAX_SEQUENCE:
             return None
         return cls(salt, first, records, raw_length, length, clock, counts, payload_crc, encoding)
 

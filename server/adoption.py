@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailboat.server.reports import MAX_DAYS, TOP, Answer, Paging, Question, Scope
+from mailboat.server.reports import MAX_DAYS, TOP, Answer, Paging, Question, Scope, claimed
 
 _FOLLOWED: Final = 10
 """Versions whose days are told one by one: more lines than these nobody tells apart."""
@@ -52,7 +52,7 @@ def installations(scope: Scope, paging: Paging, question: Question) -> Answer:
     """Installations that their applications have named, the one heard of last first, each as it was then."""
     rows = question.rows(
         f"""
-        SELECT product, installation, count(*) AS sessions, sum(records)::BIGINT AS records,
+        SELECT product, installation, count(*) AS sessions, {claimed("records")} AS records,
                count(*) FILTER (status = 'crashed') AS crashed, min(started) AS first, max(started) AS last,
                arg_max(application, started) AS application, arg_max(version, started) AS version,
                arg_max(os, started) AS os, arg_max(runtime, started) AS runtime, arg_max(locale, started) AS locale
@@ -72,7 +72,7 @@ def warnings(scope: Scope, question: Question) -> Answer:
     return {
         "gaps": question.rows(
             "SELECT reason, count(*) AS count, count(DISTINCT session_id) AS sessions, "
-            f"coalesce(sum(records), 0)::BIGINT AS records FROM gap {where} GROUP BY reason "
+            f"{claimed('records')} AS records FROM gap {where} GROUP BY reason "
             f"ORDER BY count DESC, reason LIMIT {TOP}",
             bound,
         ),

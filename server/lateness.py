@@ -16,7 +16,7 @@ from itertools import accumulate
 from math import exp
 from typing import Final
 
-from mailboat.server.reports import MAX_DAYS, Answer, Question, Scope
+from mailboat.server.reports import MAX_DAYS, Answer, Question, Scope, claimed
 
 DAY: Final = 24 * 3600.0
 HORIZON: Final = 30
@@ -98,10 +98,10 @@ def _days(scope: Scope, question: Question) -> list[Answer]:
              l AS (SELECT product, session_id, sum(records)::BIGINT AS here FROM loaded GROUP BY ALL)
         SELECT strftime(day, '%Y-%m-%d') AS day, epoch(day) AS begun, count(*) AS sessions,
                count(*) FILTER (status = 'running') AS running,
-               coalesce(sum(records) FILTER (state = 'wanted'), 0)::BIGINT AS announced,
+               {claimed("records", "state = 'wanted'")} AS announced,
                coalesce(sum(here) FILTER (state = 'wanted'), 0)::BIGINT AS here,
-               coalesce(sum(records) FILTER (state = 'declined'), 0)::BIGINT AS declined,
-               coalesce(sum(records) FILTER (state = 'rejected'), 0)::BIGINT AS rejected
+               {claimed("records", "state = 'declined'")} AS declined,
+               {claimed("records", "state = 'rejected'")} AS rejected
         FROM s LEFT JOIN l USING (product, session_id) GROUP BY day ORDER BY day DESC LIMIT {MAX_DAYS}
         """,
         scope.values,

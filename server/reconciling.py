@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mailboat.server.catalog import LedgerRow
-from mailboat.server.reports import Answer, Question
+from mailboat.server.reports import Answer, Question, claimed
 
 _SUMMED = ("rejected", "evicted", "lost")
 
@@ -77,11 +77,11 @@ def _here(product: str | None, question: Question) -> list[Answer]:
     return question.rows(
         f"""
         WITH l AS (SELECT product, session_id, sum(records)::BIGINT AS records FROM loaded WHERE {where} GROUP BY ALL),
-             g AS (SELECT product, session_id, sum(records)::BIGINT AS gone FROM gap WHERE {where} GROUP BY ALL)
+             g AS (SELECT product, session_id, sum(records) AS gone FROM gap WHERE {where} GROUP BY ALL)
         SELECT s.product, source, count(*) AS sessions,
-               coalesce(sum(coalesce(l.records, 0) + coalesce(g.gone, 0)), 0)::BIGINT AS records,
-               coalesce(sum(s.records) FILTER (state = 'declined'), 0)::BIGINT AS declined,
-               coalesce(sum(s.records) FILTER (state = 'rejected'), 0)::BIGINT AS rejected
+               {claimed("coalesce(l.records, 0) + coalesce(g.gone, 0)")} AS records,
+               {claimed("s.records", "state = 'declined'")} AS declined,
+               {claimed("s.records", "state = 'rejected'")} AS rejected
         FROM (SELECT product, session_id, source, state, records FROM session WHERE {where}) s
         LEFT JOIN l USING (product, session_id) LEFT JOIN g USING (product, session_id)
         GROUP BY s.product, source

@@ -23,6 +23,7 @@ import duckdb
 
 from mailboat.protocol.errors import MailboatError
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, SCHEMA_COUNTER
+from mailboat.protocol.wire import MOST
 from mailboat.server.analytics_store import SqlStore
 from mailboat.server.catalog import Origin
 
@@ -198,6 +199,15 @@ def _seen(answer: asyncio.Future[Answer]) -> None:
 SESSION_KEY: Final = "hash(product, session_id)"
 """A session in 64 bits: what is counted by it is counted in a quarter of the time."""
 
+
+def claimed(numbers: str, condition: str = "true") -> str:
+    """SQL for the sum of numbers that agents claim, of rows for which `condition` holds; 0 without any.
+
+    Whoever has a key may claim any number. The sum never fails for it: no report is refused for what one product says.
+    """
+    return f"least(coalesce(sum({numbers}) FILTER ({condition}), 0), {MOST})::BIGINT"
+
+
 # -- overview ------------------------------------------------------------------------------------------------------
 
 _ENDED: Final = "count(*) FILTER (status != 'running')"
@@ -234,7 +244,7 @@ def overview(scope: Scope, question: Question) -> Answer:
 
 
 def _declared() -> str:
-    return ", ".join(f"coalesce(sum(n_{name}), 0)::BIGINT AS n_{name}" for name in COUNTERS)
+    return ", ".join(f"{claimed(f'n_{name}')} AS n_{name}" for name in COUNTERS)
 
 
 def _of_sessions(scope: Scope, question: Question, columns: str) -> list[Answer]:
@@ -395,14 +405,14 @@ def holdings(scope: Scope, question: Question) -> Answer:
     bound = {"product": scope.product} if scope.product is not None else {}
     rows = question.rows(
         f"""
-        WITH s AS (SELECT product, count(*) AS sessions, sum(records)::BIGINT AS declared,
+        WITH s AS (SELECT product, count(*) AS sessions, {claimed("records")} AS declared,
                           count(*) FILTER (state = 'declined') AS declined_sessions,
-                          coalesce(sum(records) FILTER (state = 'declined'), 0)::BIGINT AS declined_records,
+                          {claimed("records", "state = 'declined'")} AS declined_records,
                           count(*) FILTER (state = 'rejected') AS rejected_sessions
                    FROM session WHERE {product} GROUP BY product),
              l AS (SELECT product, sum(records)::BIGINT AS loaded, count(failed) AS failed_segments
                    FROM loaded WHERE {product} GROUP BY product),
-             g AS (SELECT product, sum(records)::BIGINT AS missing FROM gap WHERE {product} GROUP BY product)
+             g AS (SELECT product, {claimed("records")} AS missing FROM gap WHERE {product} GROUP BY product)
         SELECT product, coalesce(sessions, 0) AS sessions, coalesce(declared, 0) AS declared,
                coalesce(loaded, 0) AS loaded, coalesce(missing, 0) AS missing,
                coalesce(declined_sessions, 0) AS declined_sessions, coalesce(declined_records, 0) AS declined_records,

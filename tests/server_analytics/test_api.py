@@ -16,6 +16,7 @@ from mailboat.protocol.negotiation import Request
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import SegmentState
 from mailboat.server.ingest import REPORTS
+from mailboat.server.operations import OPERATIONS
 from testkit.segments import CLOCK, START, Segment, feature, pack
 from testkit.serverkit import AGENT, fresh_session_id, summary_of
 from testkit.sites import OTHER, PRODUCT, Site, session
@@ -380,6 +381,22 @@ async def test_odd_texts_and_numbers_in_a_summary_are_shown(site: Site) -> None:
     shown = await site.get(f"/api/v1/sessions/{summary.session_id}")
     assert shown["info"]["properties"]["big"] == 2**63 - 1
     assert (await site.get("/api/v1/overview"))["versions"][0]["sessions"] == 1
+
+
+@pytest.mark.parametrize("state", [Status.RUNNING, Status.STOPPED])
+async def test_numbers_that_an_agent_makes_up_refuse_no_report(site: Site, state: Status) -> None:
+    """They are beyond what a column holds, in sum; a report of all products is for others, too."""
+    for _ in range(2):
+        summary = running_summary(Segment(fresh_session_id(), info=Info(product=PRODUCT)))
+        counts = (wire.MOST, *summary.counts[1:])
+        (decision,) = await site.agent.negotiate(structs.replace(summary, counts=counts, status=state))
+        assert decision.verdict == "send"
+    await site.settled()
+    for operation in site.server.app[OPERATIONS]:
+        if operation.method == "GET" and "{" not in operation.path:
+            answer = await site.ask(operation.path, site.admin)
+            assert answer.status == 200, (operation.path, answer)
+    assert (await site.get("/api/v1/overview", site.admin))["declared"]["feature"] == wire.MOST
 
 
 async def test_a_corrupt_segment_shows_in_its_session_and_in_the_metrics(site: Site) -> None:

@@ -10,10 +10,11 @@ import pytest
 from mailboat.agent import Agent
 from mailboat.protocol import wire
 from mailboat.protocol.negotiation import Request
+from mailboat.server.adoption import warnings
 from mailboat.server.catalog import Deletion, LedgerRow
 from mailboat.server.reconciling import Account, reconcile
-from mailboat.server.reports import Question
-from testkit.loading import Bench
+from mailboat.server.reports import Question, Scope, holdings
+from testkit.loading import Bench, session_row
 from testkit.serverkit import AGENT, summary_of
 from testkit.sites import OTHER, PRODUCT, Site, session
 
@@ -57,6 +58,30 @@ async def test_records_that_were_accepted_and_are_not_here_are_missing(site: Sit
     assert (await site.get("/api/v1/accounts", site.other_reader))["stores"] == []
     assert len((await site.get("/api/v1/accounts", site.admin))["stores"]) == 1
     assert (await site.get("/api/v1/accounts", site.admin, product=OTHER))["stores"] == []
+
+
+def test_losses_beyond_what_a_column_holds_refuse_no_report(bench: Bench) -> None:
+    lost = session_row(counts={"feature": 5})
+    bench.analytics.load_sessions([lost], 1)
+    for segment in range(3):
+        bench.sql(
+            "INSERT INTO gap (product, session_id, segment, reason, records) "
+            "VALUES ($product, $id::UUID, $at, 'x', $all)",
+            product=PRODUCT,
+            id=lost.summary.session_id,
+            at=segment,
+            all=wire.MOST,
+        )
+    row = LedgerRow(PRODUCT, lost.source, AGENT, {"recorded": 5, "accepted": 5}, 1.0)
+    cursor = bench.analytics.cursor()
+    try:
+        question, scope = Question(cursor), Scope()
+        (store,) = reconcile([row], None, frozenset(), question)["stores"]
+        (held,) = holdings(scope, question)["products"]
+        (gap,) = warnings(scope, question)["gaps"]
+    finally:
+        cursor.close()
+    assert store["here"]["records"] == held["missing"] == gap["records"] == wire.MOST
 
 
 def test_where_some_was_deleted_for_its_age_nobody_can_tell(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mailboat.protocol.errors import SegmentError
-from mailboat.protocol.limits import MAX_BLOCK_RAW, MAX_SEAL
+from mailboat.protocol.limits import MAX_BLOCK_RAW, MAX_SEAL, MAX_SEQUENCE
 from mailboat.protocol.reader import Block, Gap, SegmentReader, decompress, unpack, whole_records
 from mailboat.protocol.records import COUNTERS, Kind, Record
 from mailboat.protocol.segment import BLOCK_HEADER_SIZE, BLOCK_START, SEAL_MAGIC, SKIPPABLE, BlockHeader, Seal
@@ -421,6 +421,8 @@ def test_a_header_that_claims_more_than_a_block_may_hold_is_none() -> None:
     assert header is not None
     assert BlockHeader.decode(replace(header, raw_length=MAX_BLOCK_RAW).encode()) is not None
     assert BlockHeader.decode(replace(header, raw_length=MAX_BLOCK_RAW + 1).encode()) is None
+    assert BlockHeader.decode(replace(header, first=MAX_SEQUENCE).encode()) is not None
+    assert BlockHeader.decode(replace(header, first=MAX_SEQUENCE + 1).encode()) is None
 
 
 def test_a_seal_with_a_wrong_map_among_damage_is_damage() -> None:

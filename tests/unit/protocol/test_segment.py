@@ -33,7 +33,7 @@ from mailboat.protocol.segment import (
 from mailboat.protocol.segment_writer import SegmentWriter
 from testkit.segments import CLOCK, SESSION, Segment, feature, pack, schema
 
-U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+U32 = st.integers(0, 2**32 - 1)
 COUNT = st.integers(0, MAX_SEQUENCE)
 I64 = st.integers(-(2**63), 2**63 - 1)
 COUNTS = st.lists(U32, min_size=len(COUNTERS), max_size=len(COUNTERS)).map(tuple)
@@ -55,7 +55,7 @@ preambles = st.builds(
 headers = st.builds(
     BlockHeader,
     salt=U32,
-    first=U64,
+    first=COUNT,
     records=U32,
     raw_length=st.integers(0, MAX_BLOCK_RAW),
     length=st.integers(0, MAX_BLOCK),
