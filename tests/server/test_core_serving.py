@@ -180,7 +180,13 @@ async def kill_and_restart(server: ServerProcess, steps: Steps, chance: random.R
     return server
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(0)], id="200")])
+BUSY = pytest.mark.timeout(300)  # each kill costs a start of the server, which takes seconds on a machine that is busy
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param(20, marks=BUSY), pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(0)], id="200")],
+)
 async def test_a_server_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, seed: int, kills: int) -> None:
     chance = random.Random(seed)
     folder = tmp_path / "data"
