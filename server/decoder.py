@@ -37,7 +37,7 @@ from mailboat.protocol.limits import MIB
 from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records
 from mailboat.protocol.records import SCHEMA_COUNTER, Schema
 from mailboat.protocol.sealing import Keyring, PrivateKey, Unlock, unlocks_only
-from mailboat.server.rows import encode_rows, rows_of
+from mailboat.server.rows import encode_rows, rows_of, those
 
 FRAME: Final = struct.Struct(">I")
 MAX_RAW: Final = 128 * MIB
@@ -244,8 +244,8 @@ class Decoding:
             records = raw_of(block, self._reader.schemas, self._unlock)
             rows = rows_of(records, first, block.header.clock, self._reader.schemas)
             if fresh != [(first, end)]:
-                rows = {table: [row for row in made if _within(row[0], fresh)] for table, made in rows.items()}
-            lines = [(table, encode_rows(table, self._task.number, made)) for table, made in rows.items() if made]
+                rows = [(table, those(columns, lambda sequence: _within(sequence, fresh))) for table, columns in rows]
+            lines = [(table, encode_rows(table, self._task.number, columns)) for table, columns in rows if columns[0]]
         except KeyMissing as error:
             self._outcome.locked = str(error)
             return False
@@ -383,6 +383,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 def main() -> None:
     """Take little, be kind, decode."""
     gc.disable()  # half of the time of bulk decoding otherwise; records hold no cycles
+    gc.freeze()  # what is imported need not be looked through after each batch
     _limit_memory()
     if hasattr(os, "nice"):
         os.nice(NICENESS)

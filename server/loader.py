@@ -124,22 +124,38 @@ class Loader:
     async def load(self, segments: Sequence[SegmentRow], known: Known) -> AsyncGenerator[list[Step], None]:
         """Load the segments in batches; gives the steps of each batch that has been written.
 
-        While one batch is being written the next is being decoded. Raises one of `BLAMED` when a segment is at fault:
-        its batch was not loaded, nor those after it.
+        While one batch is being written, the next lies ready and the one after it is being decoded, so that neither
+        thread waits for the other's slower ones, nor for what is done with the steps. Raises one of `BLAMED` when a
+        segment is at fault: its batch was not loaded, nor those after it.
         """
+        coming = batches(segments, known)
+        decoding: asyncio.Task[Decoded] | None = None
+        ready: Decoded | None = None
         written: asyncio.Task[list[Step]] | None = None
         try:
-            for batch in batches(segments, known):
-                decoded = await self._decode(batch)
-                if written is not None:
-                    yield await written
-                written = asyncio.create_task(self._load(batch, decoded))
+            batch = next(coming, None)
+            while batch is not None:
+                ready = await (decoding or self._decode(batch))
+                following = next(coming, None)
+                decoding = asyncio.create_task(self._decode(following)) if following is not None else None
+                steps = await written if written is not None else []
+                written, ready, batch = asyncio.create_task(self._load(batch, ready)), None, following
+                if steps:
+                    yield steps
             if written is not None:
                 yield await written
-                written = None
         finally:
-            if written is not None:
-                await asyncio.wait([written])
+            await self._end(ready, decoding, written)
+
+    async def _end(
+        self, ready: Decoded | None, decoding: asyncio.Task[Decoded] | None, written: asyncio.Task[list[Step]] | None
+    ) -> None:
+        """Wait for what is under way; rows that nobody will write are removed."""
+        await asyncio.gather(*(task for task in (decoding, written) if task is not None), return_exceptions=True)
+        if decoding is not None and not decoding.cancelled() and decoding.exception() is None:
+            await asyncio.to_thread(_remove, decoding.result().folder)
+        if ready is not None:
+            await asyncio.to_thread(_remove, ready.folder)
 
     async def load_alone(self, segment: SegmentRow) -> list[Step] | str:
         """Load one segment that may be at fault: its steps, or why it cannot be loaded, which is noted in the store."""
@@ -173,7 +189,7 @@ class Loader:
         try:
             return self._decoder.decode(folder, self._tasks(batch), batch.done)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
 
     def _tasks(self, batch: Batch) -> Iterator[tuple[Task, Iterator[bytes]]]:
@@ -197,7 +213,7 @@ class Loader:
             try:
                 self.analytics.load(decoded, batch.steps)
             finally:
-                shutil.rmtree(decoded.folder, ignore_errors=True)
+                _remove(decoded.folder)
 
         await self._write(write)
         return batch.steps
@@ -209,9 +225,13 @@ class Loader:
 
     def _open(self) -> SqlStore:
         # Rows on their way when the server died: they are made again.
-        shutil.rmtree(self._rows, ignore_errors=True)
+        _remove(self._rows)
         self._rows.mkdir(mode=0o700)
         return self._opening(self._file)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _step_back() -> None:

@@ -16,6 +16,7 @@ from mailboat.server.analytics import Analytics
 from mailboat.server.analytics_store import AnalyticsError, Key, Progress, RowsRefused, Step
 from mailboat.server.catalog import Registration, SessionRow, SessionState, Verification
 from mailboat.server.decoding import Decoded, Decoder
+from mailboat.server.loader import ATTEMPTS
 from mailboat.server.sqlite_catalog import SqliteCatalog
 from testkit.ingesting import Rig
 from testkit.loading import PRODUCT, Bench, session_row
@@ -95,6 +96,30 @@ async def test_batches_of_bounded_size_overlap_and_lose_nothing(rig: Rig, monkey
     await rig.ingest.settled()
     assert [len(bench(rig).sequences(session_id)) for session_id in OTHERS] == [3 * number for number in range(1, 11)]
     assert bench(rig).sql("SELECT count(*) FROM loaded") == [(10,)]
+
+
+async def test_what_was_decoded_ahead_of_a_batch_that_fails_is_neither_written_nor_left(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was decoded as if the batch before it had been loaded."""
+    load, loads = Analytics.load, []
+
+    def refusing(self: Analytics, decoded: Decoded, steps: Sequence[Step]) -> None:
+        loads.append([step.segment.session_id for step in steps])
+        if loads[-1] == [SESSION]:
+            raise RowsRefused("no such number")
+        load(self, decoded, steps)
+
+    monkeypatch.setattr(batches, "BATCH_SEGMENTS", 1)
+    monkeypatch.setattr(Analytics, "load", refusing)
+    async with rig.ingest._in_round:
+        for session_id in (OTHERS[0], SESSION, *OTHERS[1:]):
+            await rig.add(session_id, of(5, session_id).seal())
+    await rig.ingest.settled()
+    alone = [[OTHERS[0]], *([[SESSION]] * (1 + ATTEMPTS)), *([each] for each in OTHERS[1:])]
+    assert loads == alone, "after the refusal, one by one"
+    assert [len(bench(rig).sequences(each)) for each in (SESSION, *OTHERS)] == [0, *([15] * 10)]
+    assert list((rig.folder / "ingest").iterdir()) == []
 
 
 async def test_a_segment_that_expands_beyond_bounds_is_loaded_in_several_rounds(tmp_path: Path, segments: Path) -> None:

@@ -54,8 +54,10 @@ SCHEMAS = {3: Schema(3, Kind.FEATURE, "order.placed", ("user_id", "price"))}
 
 
 def lines_of(raws: list[Any], schemas: dict[int, Schema] | None = None) -> dict[str, list[dict[str, Any]]]:
-    made = rows_of(raws, 100, CLOCK, schemas or {})
-    return {table: told(encode_rows(table, 5, found)) for table, found in made.items() if found}
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for table, columns in rows_of(raws, 100, CLOCK, schemas or {}):
+        lines.setdefault(table, []).extend(told(encode_rows(table, 5, columns)))
+    return {table: sorted(found, key=lambda line: int(line["q"])) for table, found in lines.items()}
 
 
 @given(st.lists(records, min_size=1, max_size=20))
@@ -82,6 +84,23 @@ def test_the_fast_way_to_unpack_a_block_gives_what_the_thorough_one_gives(raws: 
     segment.block([pack(raw) for raw in raws], counts=[len(raws), *([0] * 11)])
     (block,) = SegmentReader(segment.data).blocks()
     assert raw_of(block, {}, Keyring(()).unlock) == raw_records(block, {})
+
+
+@pytest.mark.parametrize(
+    "raws",
+    [
+        [feature("a"), [*feature("b"), "of a later version"]],
+        [[*value("size", 1.5), "MB"], [Kind.VALUE, 0, "size", {}, 3.5], value("size", 2)],
+        [[*event("a", 20, "x"), 1], [Kind.EVENT, 0, "b", {}, 300], event("c", -1, "y")],
+        [timing("parse", 0.5), [Kind.TIMING, 0, "parse", {}, 1.5e9]],
+        [feature("now"), [Kind.FEATURE, -(2**62), "early", {}]],
+        [feature("now"), [Kind.FEATURE, 2**64 - 1, "late", {}], [Kind.FEATURE, 1e30, "later still", {}]],
+    ],
+)
+def test_records_together_become_what_each_becomes_alone(raws: list[list[Any]]) -> None:
+    (table,) = together = lines_of(raws)
+    alone = [line for raw in raws for line in lines_of([raw])[table]]
+    assert [{**line, "q": 100} for line in together[table]] == alone
 
 
 def test_each_kind_has_its_table() -> None:
@@ -163,7 +182,9 @@ def test_a_row_that_the_loader_could_not_read_at_once_is_cut() -> None:
 
 
 def test_rows_that_are_too_long_together_go_into_several_lines() -> None:
-    made = rows_of([feature(str(at), text="\x00" * (rows.MAX_LINE // 24)) for at in range(7)], 100, CLOCK, {})
-    lines = encode_rows("feature", 5, made["feature"])
+    ((table, columns),) = rows_of(
+        [feature(str(at), text="\x00" * (rows.MAX_LINE // 24)) for at in range(7)], 100, CLOCK, {}
+    )
+    lines = encode_rows(table, 5, columns)
     assert max(map(len, lines.splitlines())) <= rows.MAX_LINE < len(lines)
     assert [(row["s"], row["q"], row["n"]) for row in told(lines)] == [(5, 100 + at, str(at)) for at in range(7)]
