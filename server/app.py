@@ -25,7 +25,7 @@ from mailboat.server.allowance import RATES, TRANSFERS, Rates, Transfers
 from mailboat.server.blobs import Blobs, LocalBlobs
 from mailboat.server.catalog import Catalog
 from mailboat.server.config import ServerConfig
-from mailboat.server.connections import no_reuse_after_chunks
+from mailboat.server.connections import no_reuse
 from mailboat.server.context import (
     BLOBS,
     CATALOG,
@@ -35,6 +35,7 @@ from mailboat.server.context import (
     INGEST_WAKE,
     NEW_ID,
     NEWS,
+    RECEIVERS,
     VERIFIERS,
     WORKERS,
 )
@@ -52,6 +53,9 @@ WORKER_THREADS: Final = 8
 """Threads that open, sync and decode; most of them wait for the disk."""
 
 VERIFIER_THREADS: Final = 2
+
+RECEIVER_THREADS: Final = 4
+"""Each holds a MiB, and is held by a body for eight at a time."""
 """Threads that verify: bound by the processor, so more would only take it from the event loop."""
 
 BURST: Final = 10.0
@@ -98,7 +102,7 @@ def create_app(
     app.cleanup_ctx.append(retention.sweeping)
     app.cleanup_ctx.append(expiry.sweeping)
     app.on_response_prepare.append(allow)
-    app.on_response_prepare.append(no_reuse_after_chunks)
+    app.on_response_prepare.append(no_reuse)
     app.router.add_get("/v1/status", status)
     negotiation.add_routes(app)
     uploads.add_routes(app)
@@ -144,8 +148,9 @@ async def _threads(app: web.Application) -> AsyncIterator[None]:
     app[NEWS] = News()
     app[WORKERS] = workers = ThreadPoolExecutor(WORKER_THREADS, "mailboat-worker")
     app[VERIFIERS] = verifiers = ThreadPoolExecutor(VERIFIER_THREADS, "mailboat-verifier")
+    app[RECEIVERS] = receivers = ThreadPoolExecutor(RECEIVER_THREADS, "mailboat-receiver")
     yield
-    for pool in (workers, verifiers):
+    for pool in (workers, verifiers, receivers):
         await asyncio.to_thread(pool.shutdown)
 
 

@@ -49,8 +49,10 @@ class BlobWriter(Protocol):
     def offset(self) -> int:
         """Bytes written so far, from the blob's start."""
 
-    def write(self, piece: bytes) -> None:
-        """Append a piece; `OSError` when the disk refuses, after which `offset` tells what of it was kept."""
+    def write(self, piece: bytes | memoryview) -> None:
+        """Append a piece, whose memory is the caller's again on return; `OSError` when the disk refuses, after which
+        `offset` tells what of it was kept.
+        """
 
     def sync(self) -> int:
         """Make all bytes written so far durable; returns that offset. May run in a thread while `write` goes on: then
@@ -300,7 +302,7 @@ class LocalBlobWriter:
         self.offset = offset
         self._make_name_last = make_name_last
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         """See `BlobWriter.write`."""
         left = memoryview(piece)
         while left:

@@ -13,6 +13,7 @@ from mailboat.protocol.uploads.decisions import BodyEnd
 from mailboat.protocol.uploads.digests import Algorithm
 from mailboat.server.blobs import BlobWriter
 from mailboat.server.context import ProblemError
+from mailboat.server.taps import Tap, WriteFailed
 
 
 class Ended(Exception):
@@ -37,10 +38,6 @@ class SyncFailed(Ended):
 
 class Stopping(Ended):
     """The server stops."""
-
-
-class WriteFailed(Exception):
-    """The disk refused a piece; its `OSError` is the cause. What was written before stays."""
 
 
 # What aiohttp raises from a body: connection lost (OSError), bad framing (its own errors, all of them `Exception`s).
@@ -84,8 +81,10 @@ class Transfer:
     any time from the event loop.
     """
 
-    def __init__(self, content: StreamReader) -> None:
-        self._content = content
+    def __init__(self, content: StreamReader, tap: Tap | None = None) -> None:
+        """The body is taken by `tap`, if there is one, as soon as what `content` has of it is taken."""
+        self._content, self._tap = content, tap
+        self._soon: Ended | None = None
         self.ended: Ended | None = None
 
     def end(self, reason: Ended) -> None:
@@ -93,6 +92,8 @@ class Transfer:
         if self.ended is None and self._content.exception() is None:
             self.ended = reason
             self._content.set_exception(reason)
+            if self._tap is not None:
+                self._tap.wake()
 
     def end_soon(self, reason: Ended) -> None:
         """End it as soon as the bytes that have reached this machine are taken, which the sender of a connection that
@@ -100,6 +101,11 @@ class Transfer:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + LAST_BYTES
+        if self._tap is not None:
+            self._soon = reason
+            self._tap.wake()
+            loop.call_at(deadline, self.end, reason)
+            return
 
         def look(seen: int, quiet: int) -> None:
             count = self._content.total_bytes
@@ -119,6 +125,8 @@ class Transfer:
         last = None if max_bytes is None else writer.offset + max_bytes
         watch = _Watch(self, lambda: writer.offset, patience, minimum)
         try:
+            if self._tap is not None:
+                return await self._draw(self._tap, writer)
             while piece := await self._content.readany():
                 if not _write(writer, piece, last):
                     return BodyEnd.OVERRUN
@@ -129,6 +137,24 @@ class Transfer:
             return self._cut(writer, last)
         finally:
             watch.stop()
+
+    async def _draw(self, tap: Tap, writer: BlobWriter) -> BodyEnd:
+        """Write the body by way of `tap`."""
+        while piece := self._content.read_nowait():
+            _write(writer, piece, None)
+        with tap.opened(self._content.total_bytes):
+            while tap.left and self.ended is None:
+                drawn = await tap.draw(writer)
+                if drawn.gone:
+                    return BodyEnd.CUT
+                if drawn.dry and self._soon is not None:
+                    self.end(self._soon)
+                elif drawn.dry:
+                    await tap.more()
+            if tap.left:
+                return BodyEnd.CUT
+        self._content.feed_eof()
+        return BodyEnd.WHOLE
 
     def _cut(self, writer: BlobWriter, last: int | None) -> BodyEnd:
         """Keep what had arrived when the body broke off: aiohttp hands out nothing more while its error is set."""
@@ -156,7 +182,7 @@ class Hashed:
         """See `BlobWriter.offset`."""
         return self._writer.offset
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         """See `BlobWriter.write`; a piece that was refused makes the digest worthless."""
         self._writer.write(piece)
         self._hasher.update(piece)

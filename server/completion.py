@@ -57,8 +57,6 @@ async def complete(
 
 async def _keep(app: web.Application, row: UploadRow, running: RunningDigest | None = None) -> bool:
     """Keep the bytes of `row` as the one segment that they are, or are not."""
-    if running is not None:
-        await running.settled()
     finding = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], _verify, app[BLOBS], row, running)
     finding = await _held_to_plan(app, row, finding)
     row = replace(

@@ -6,13 +6,16 @@ a body has ended, what came last on its connection is the end of its message, so
 They need care for another reason. aiohttp's parser (3.14, the compiled one) hands the last field of a trailer to the
 *next* request on the same connection, as if it had come with its head: a way to put fields into requests of others,
 where a proxy shares connections between them. So a connection that brought a chunked body is not used again.
+
+Nor is one on which a body was taken past aiohttp (`taps`): its parser still waits for that body.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 
@@ -26,18 +29,47 @@ _END: Final = b"\r\n\r\n"
 class Connection(asyncio.Protocol):
     """Stands between the transport and aiohttp's protocol, and hands everything on."""
 
-    __slots__ = ("_inner", "_last")
+    __slots__ = ("_inner", "_last", "_transport", "taken")
 
     def __init__(self, inner: asyncio.Protocol) -> None:
         self._inner = inner
         self._last = b""
+        self._transport: asyncio.Transport | None = None
+        self.taken = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether its bytes are those of a socket, as they stand."""
+        transport = self._transport
+        return (
+            transport is not None
+            and transport.get_extra_info("socket") is not None
+            and transport.get_extra_info("sslcontext") is None
+        )
+
+    def take_over(self) -> int:
+        """A descriptor of the socket, to be closed by the caller: aiohttp is told of nothing that still comes."""
+        if self._transport is None:
+            raise ConnectionResetError("the connection is lost")
+        fd = os.dup(self._transport.get_extra_info("socket").fileno())
+        self.taken = True
+        self._transport.pause_reading()
+        return fd
+
+    def give_back(self) -> None:
+        """Notice again when the connection ends; what still comes is dropped."""
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if self.taken:
+            return
         last = data if len(data) >= MAX_TRAILERS else self._last + data
         self._last = last[-MAX_TRAILERS:]
         self._inner.data_received(data)
@@ -48,6 +80,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
+        self._transport = None
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -92,13 +125,20 @@ async def listen(runner: web.AppRunner, host: str, port: int) -> asyncio.Server:
 
 def trailers(request: web.Request) -> dict[str, str]:
     """The trailers that came after the body of `request`, which has been read to its end, by names in lower case."""
+    connection = connection_of(request)
+    return {} if connection is None else connection.trailers or {}
+
+
+def connection_of(request: web.BaseRequest) -> Connection | None:
+    """The connection that `request` came on; None when it is lost, or of another kind (in tests of single handlers)."""
     transport = request.transport
     connection = None if transport is None else transport.get_protocol()
-    return (connection.trailers or {}) if isinstance(connection, Connection) else {}
+    return connection if isinstance(connection, Connection) else None
 
 
-async def no_reuse_after_chunks(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Close a connection that brought a chunked body: see above."""
-    if "Transfer-Encoding" in request.headers:
+async def no_reuse(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Close a connection that brought a chunked body, or whose bytes aiohttp was not told: see above."""
+    connection = connection_of(request)
+    if "Transfer-Encoding" in request.headers or (connection is not None and connection.taken):
         response.force_close()
         response.headers["Connection"] = "close"  # aiohttp has decided about this field by now

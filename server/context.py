@@ -57,6 +57,8 @@ WORKERS: Final[web.AppKey[Executor]] = web.AppKey("workers")
 """Threads for bounded work that would hold the event loop (decoding, file calls)."""
 VERIFIERS: Final[web.AppKey[Executor]] = web.AppKey("verifiers")
 """Threads for the verification of complete uploads, apart so that no sync waits behind one."""
+RECEIVERS: Final[web.AppKey[Executor]] = web.AppKey("receivers")
+"""Threads that take large bodies from their sockets, as long as those bring something."""
 NEW_ID: Final[web.AppKey[Callable[[], str]]] = web.AppKey("new_id")
 """Makes upload ids."""
 INGEST_WAKE: Final = web.AppKey("ingest_wake", asyncio.Event)

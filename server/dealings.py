@@ -59,7 +59,7 @@ from mailboat.protocol.uploads.joining import decide_joining
 from mailboat.protocol.uploads.messages import HttpAnswer
 from mailboat.protocol.uploads.state import Event, UploadState
 from mailboat.server.blobs import BlobLost, Blobs, BlobWriter
-from mailboat.server.bodies import Hashed, Stopping, Superseded, SyncFailed, Transfer, WriteFailed
+from mailboat.server.bodies import Hashed, Stopping, Superseded, SyncFailed, Transfer
 from mailboat.server.catalog import CatalogError, UploadRow
 from mailboat.server.completion import complete, copy_parts, held_to_digest
 from mailboat.server.connections import trailers
@@ -69,13 +69,14 @@ from mailboat.server.context import (
     CLOCK,
     CONFIG,
     COUNTERS,
-    VERIFIERS,
+    RECEIVERS,
     notify_ingest,
     run_in_worker,
 )
 from mailboat.server.following import Followed, RunningDigest
 from mailboat.server.interim import may_be_told, once_in_a_while, tell
 from mailboat.server.problems import problem_response
+from mailboat.server.taps import WriteFailed, tap_of
 from mailboat.server.turns import TURNS, Turn
 from mailboat.server.verification import digest_of
 
@@ -143,7 +144,7 @@ class Dealings:
             writer, hashed = await self._open(accepted)
         except BlobLost as error:
             return await self._lost(accepted.state, error)
-        transfer = Transfer(self.request.content)
+        transfer = Transfer(self.request.content, tap_of(self.request, accepted, app[RECEIVERS]))
         end, failure = await self._receive(transfer, writer, accepted)
         durable = await self._sync(writer)
         self._count("bytes_received", durable - accepted.from_offset)
@@ -166,19 +167,20 @@ class Dealings:
         """What the body is written to; the second is the same, if it computes a digest on the way."""
         app, declared = self.request.app, accepted.request.digest
         if not accepted.tentative:
-            return self._followed(await run_in_worker(app, app[BLOBS].append, self.row.id, accepted.from_offset)), None
+            writer = await run_in_worker(app, app[BLOBS].append, self.row.id, accepted.from_offset)
+            return self._followed(writer, accepted), None
         writer = await run_in_worker(app, app[BLOBS].append_tentatively, self.row.id, accepted.from_offset)
         if declared is None:
             return writer, None  # the algorithm follows with the digest
         hashed = Hashed(writer, declared.algorithm)
         return hashed, hashed
 
-    def _followed(self, writer: BlobWriter) -> BlobWriter:
-        """The same, having the digest computed meanwhile of what is promised as a segment and begins here."""
-        app = self.request.app
-        if writer.offset or self.row.session_id is None:
+    def _followed(self, writer: BlobWriter, accepted: Accepted) -> BlobWriter:
+        """The same, having the digest computed meanwhile of what is promised as a segment and comes whole."""
+        size, length = accepted.state.length, accepted.request.content_length
+        if self.row.session_id is None or size is None or accepted.from_offset or length != size:
             return writer
-        self.running = RunningDigest(app[BLOBS], self.row.id, app[VERIFIERS])
+        self.running = RunningDigest(size)
         return Followed(writer, self.running)
 
     async def _digest(

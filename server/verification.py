@@ -96,7 +96,7 @@ def _whole(blobs: Readable, blob_id: str, size: int, running: RunningDigest | No
         following += header.records
     if (at, following) != (end, seal.next):
         return None
-    digest = None if running is None else running.digest(blobs, end)
+    digest = None if running is None else running.digest(blobs, blob_id, end)
     if digest is None:
         digest = digest_of(blobs, blob_id, end, Algorithm.SHA256)
     return (preamble, seal) if digest == seal.sha256 else None

@@ -25,6 +25,7 @@ from mailboat.server.packs import sync_folder
 from mailboat.server.recovery import BOOT_NOTE, boot_id
 from mailboat.server.serving import RunningServer, running
 from mailboat.server.sqlite_catalog import SqliteCatalog, fresh_id
+from mailboat.server.taps import LEAST
 from mailboat.server.turns import TURNS
 from testkit.serverkit import RawAppend, Wire, eventually, fresh_session_id, make_segment, summary_of, wired
 
@@ -52,7 +53,7 @@ class FaultyWriter(LocalBlobWriter):
         writer.close()
         self._blobs = blobs
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         room = self._blobs.room
         if room is None:
             return super().write(piece)
@@ -210,6 +211,19 @@ async def test_a_disk_that_fills_up_keeps_what_fitted(config: ServerConfig, key:
         assert (await client.append(path, data, 0, complete=True)).status == 507
         assert (await client.ask("HEAD", path)).offset == 50_000
         assert (await client.append(path, data[50_000:], 50_000, complete=True)).status == 507
+        blobs.room = None
+        await finish(client, path, data)
+        assert blobs.path(path.rpartition("/")[2]).read_bytes() == data
+
+
+async def test_a_disk_that_fills_up_under_a_large_body_keeps_what_fitted(config: ServerConfig, key: str) -> None:
+    data = make_segment(fresh_session_id(), size=3 * LEAST)
+    room = LEAST + 50_001
+    async with faulty(config, key) as (_, client, blobs):
+        path = await client.upload_of(data)
+        blobs.room = room
+        assert (await client.append(path, data, 0, complete=True)).status == 507
+        assert (await client.ask("HEAD", path)).offset == room
         blobs.room = None
         await finish(client, path, data)
         assert blobs.path(path.rpartition("/")[2]).read_bytes() == data

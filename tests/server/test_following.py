@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from aiohttp import StreamReader
 from aiohttp.base_protocol import BaseProtocol
 
-from mailboat.protocol.limits import MAX_SEAL
+from mailboat.protocol.limits import MAX_SEAL, MIB
 from mailboat.protocol.uploads.decisions import BodyEnd
 from mailboat.server.blobs import LocalBlobs, Readable
 from mailboat.server.bodies import Superseded, Transfer
 from mailboat.server.catalog import Verification
 from mailboat.server.context import CATALOG
-from mailboat.server.following import STEP, Followed, RunningDigest
+from mailboat.server.following import Followed, RunningDigest
 from mailboat.server.serving import RunningServer
+from mailboat.server.taps import LEAST
 from testkit.serverkit import RawAppend, Wire, blob_path, eventually, fresh_session_id, make_segment
 
 
@@ -36,32 +36,43 @@ class Counting:
         return piece
 
 
-async def test_it_is_that_of_the_bytes_and_little_is_left_to_do_at_the_end(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, MAX_SEAL - 1, MAX_SEAL, MAX_SEAL + 1, 3 * MIB])
+def test_it_is_that_of_the_bytes_and_little_is_left_to_do_at_the_end(tmp_path: Path, seed: int, size: int) -> None:
     draw = random.Random(seed)
-    content = draw.randbytes(3 * STEP + draw.randrange(STEP))
+    content = draw.randbytes(size)
     blobs, blob_id = LocalBlobs(tmp_path), fresh_session_id()
-    with ThreadPoolExecutor(1) as executor:
-        running = RunningDigest(blobs, blob_id, executor)
-        writer = Followed(blobs.append(blob_id, 0), running)
-        at = 0
-        while at < len(content):
-            piece = content[at : at + draw.randrange(1, 300_000)]
-            writer.write(piece)
-            at += len(piece)
-            await running.settled()
-        writer.sync()
-        writer.close()
-    end = len(content) - draw.randrange(MAX_SEAL)
+    running = RunningDigest(size)
+    writer = Followed(blobs.append(blob_id, 0), running)
+    memory = bytearray(300_000)  # the same for all pieces, as a thread has it
+    at = 0
+    while at < size:
+        piece = content[at : at + draw.randrange(1, len(memory))]
+        memory[: len(piece)] = piece
+        writer.write(memoryview(memory)[: len(piece)])
+        at += len(piece)
+    writer.sync()
+    writer.close()
+    end = size - draw.randrange(min(size, MAX_SEAL) + 1)
     with blobs.opened(blob_id) as blob:
         counting = Counting(blob)
-        assert running.digest(counting, end) == hashlib.sha256(content[:end]).digest()
-        assert counting.read_bytes <= STEP + MAX_SEAL
-        assert running.digest(counting, end - 1) is None
+        assert running.digest(counting, blob_id, end) == hashlib.sha256(content[:end]).digest()
+        assert counting.read_bytes <= MAX_SEAL
+        if end:
+            assert running.digest(counting, blob_id, end - 1) is None
+
+
+def test_a_store_that_gives_back_less_has_no_digest(tmp_path: Path) -> None:
+    blobs, blob_id = LocalBlobs(tmp_path), fresh_session_id()
+    running = RunningDigest(1000)
+    writer = Followed(blobs.append(blob_id, 0), running)
+    writer.write(b"x" * 500)
+    writer.close()
+    assert running.digest(blobs, blob_id, 1000) is None
 
 
 @pytest.mark.parametrize("damage", ["none", "at its start", "near its end", "cut short", "seal of another"])
 async def test_a_large_segment_is_held_to_its_seal(server: RunningServer, client: Wire, damage: str) -> None:
-    data = make_segment(fresh_session_id(), size=2 * STEP + 300_000)
+    data = make_segment(fresh_session_id(), size=2 * LEAST + 300_000)
     path = await client.upload_of(data)
     sent = bytearray(data)
     match damage:
@@ -81,15 +92,15 @@ async def test_a_large_segment_is_held_to_its_seal(server: RunningServer, client
 
 
 async def test_one_that_is_resumed_is_held_to_its_seal_too(server: RunningServer, client: Wire) -> None:
-    data = make_segment(fresh_session_id(), size=2 * STEP + 300_000)
+    data = make_segment(fresh_session_id(), size=2 * LEAST + 300_000)
     path = await client.upload_of(data)
     first = await RawAppend.begin(client, path, len(data))
-    await first.send(data[: STEP + 200_000])
+    await first.send(data[: LEAST + 200_000])
     blob = blob_path(server.app, path)
-    await eventually(lambda: blob.exists() and blob.stat().st_size == STEP + 200_000)
+    await eventually(lambda: blob.exists() and blob.stat().st_size == LEAST + 200_000)
     first.abort()
     offset = (await client.ask("HEAD", path)).offset
-    assert offset == STEP + 200_000
+    assert offset == LEAST + 200_000
     assert (await client.append(path, data[offset:], offset, complete=True)).complete
     row = await server.app[CATALOG].upload(path.rpartition("/")[2])
     assert row is not None

@@ -128,7 +128,7 @@ class MemoryWriter:
     def offset(self) -> int:
         return self._start + len(self._content)
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         self._content += piece
         self._blobs.put_object(self._id, self._start, bytes(self._content))
 

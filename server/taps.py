@@ -1,0 +1,150 @@
+"""Large bodies, taken from the socket itself by a thread that writes and hashes them on the way.
+
+aiohttp hands out a body in pieces of a quarter of a MiB: each is received into new memory, copied by the parser, and
+brought by a few turns of the event loop; a digest then takes reading it back. A thread receives up to a MiB into memory
+that it has, and writes and hashes it while it is in the processor's cache. That takes the interpreter's lock
+three times for a MiB, and about half of the processor time.
+
+aiohttp's parser is not told of those bytes, so such a connection serves no other request (`connections`). That is why
+it is done for large bodies only; and for those of known length on a plain socket, where the system can do it at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, wait
+from contextlib import contextmanager
+from typing import Final
+
+from aiohttp import web
+from msgspec import Struct
+
+from mailboat.protocol.limits import MIB
+from mailboat.protocol.uploads.decisions import Accepted
+from mailboat.server.blobs import BlobWriter
+from mailboat.server.connections import Connection, connection_of
+
+LEAST: Final = 2 * MIB
+"""Bytes still to come below which it is not worth a connection."""
+
+STRETCH: Final = 8 * MIB
+"""Bytes after which a thread turns to others that wait for one."""
+
+_PIECE: Final = MIB
+"""Bytes received at a time, at most."""
+
+_PATIENCE: Final = 2
+"""Milliseconds for which a thread waits for more: less than to be sent for again costs."""
+
+_OWN: Final = threading.local()
+
+
+class WriteFailed(Exception):
+    """The disk refused a piece; its `OSError` is the cause. What was written before stays."""
+
+
+class Drawn(Struct, frozen=True):
+    """What a thread has taken: bytes; whether nothing more was there; whether nothing will come any more."""
+
+    taken: int
+    dry: bool = False
+    gone: bool = False
+
+
+class Tap:
+    """What is still to come of one body, on the socket of its connection."""
+
+    def __init__(self, connection: Connection, length: int, executor: Executor) -> None:
+        """`length` is that of the whole body; threads are taken from `executor`."""
+        self._connection, self._length, self._executor = connection, length, executor
+        self._ready = asyncio.Event()
+        self._job: Future[Drawn] | None = None
+        self._fd = -1
+        self.left = length
+
+    @contextmanager
+    def opened(self, begun: int) -> Iterator[None]:
+        """Take over what comes, of a body of which aiohttp has handed out `begun` bytes, all that it had."""
+        self.left = self._length - begun
+        self._fd = self._connection.take_over()
+        try:
+            yield
+        finally:
+            if self._job is not None and not self._job.cancel():
+                wait((self._job,))  # of a request that was cancelled: a stretch at most
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._connection.give_back()
+
+    async def draw(self, writer: BlobWriter) -> Drawn:
+        """Have a thread write what is there, a `STRETCH` at most. Raises `WriteFailed`."""
+        before, most = writer.offset, min(self.left, STRETCH)
+        self._job = self._executor.submit(_draw, self._fd, most, writer)
+        try:
+            return await asyncio.wrap_future(self._job)
+        finally:
+            self.left -= writer.offset - before
+
+    async def more(self) -> None:
+        """Wait until something comes, or `wake`."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._fd, self._ready.set)
+        try:
+            await self._ready.wait()
+        finally:
+            loop.remove_reader(self._fd)
+            self._ready.clear()
+
+    def wake(self) -> None:
+        """Let `more` return."""
+        self._ready.set()
+
+
+def tap_of(request: web.Request, accepted: Accepted, executor: Executor) -> Tap | None:
+    """The tap for a body that was accepted; None where it does as well without, or cannot be."""
+    length, connection = accepted.request.content_length, connection_of(request)
+    if length is None or connection is None or not connection.plain or sys.platform == "win32":
+        return None
+    coded = "Transfer-Encoding" in request.headers or "Content-Encoding" in request.headers
+    bounded = accepted.max_bytes is not None and accepted.max_bytes < length
+    if coded or bounded or length - request.content.total_bytes < LEAST:
+        return None
+    return Tap(connection, length, executor)
+
+
+def _draw(fd: int, most: int, writer: BlobWriter) -> Drawn:
+    """Write what comes on the socket `fd`, `most` bytes of it. For a thread. Raises `WriteFailed`."""
+    buffer, taken = _memory(), 0
+    while taken < most:
+        piece = buffer[: min(_PIECE, most - taken)]
+        try:
+            length = os.readv(fd, (piece,))
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if not poll.poll(_PATIENCE):
+                return Drawn(taken, dry=True)
+            continue
+        except OSError:  # the connection's; the writer's are told apart below
+            return Drawn(taken, gone=True)
+        if not length:
+            return Drawn(taken, gone=True)
+        try:
+            writer.write(piece[:length])
+        except OSError as error:
+            raise WriteFailed from error
+        taken += length
+    return Drawn(taken)
+
+
+def _memory() -> memoryview:
+    """This thread's own."""
+    if not hasattr(_OWN, "buffer"):
+        _OWN.buffer = memoryview(bytearray(_PIECE))
+    buffer: memoryview = _OWN.buffer
+    return buffer

@@ -1,0 +1,197 @@
+"""Large bodies that a thread takes from the socket: kept, cut, taken over and refused as any other."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from mailboat.server import ServerConfig
+from mailboat.server.context import COUNTERS
+from mailboat.server.serving import RunningServer, running
+from mailboat.server.taps import LEAST
+from mailboat.server.turns import TURNS
+from testkit.serverkit import RawAppend, Wire, blob_path, eventually, fresh_session_id, make_segment, wired
+
+SIZE = 3 * LEAST
+SENT = LEAST + 300_001
+
+
+@pytest.fixture
+def data() -> bytes:
+    return make_segment(fresh_session_id(), size=SIZE)
+
+
+def stored(server: RunningServer, path: str) -> bytes:
+    return blob_path(server.app, path).read_bytes()
+
+
+def held(server: RunningServer, path: str) -> int:
+    """Bytes in the blob, noted or not."""
+    blob = blob_path(server.app, path)
+    return blob.stat().st_size if blob.exists() else 0
+
+
+async def stalled(server: RunningServer, client: Wire, path: str, data: bytes) -> RawAppend:
+    """An append of all of `data` that stops after `SENT` bytes, every one of them taken."""
+    append = await RawAppend.begin(client, path, len(data))
+    await append.send(data[:SENT])
+    await eventually(lambda: held(server, path) == SENT)
+    return append
+
+
+async def go_on(server: RunningServer, client: Wire, path: str, data: bytes) -> None:
+    """Ask, and append from there; all is there in the end."""
+    offset = (await client.ask("HEAD", path)).offset
+    assert (await client.append(path, data[offset:], offset, complete=True)).complete
+    assert stored(server, path) == data
+
+
+async def test_it_is_kept_and_its_connection_serves_nothing_else(
+    server: RunningServer, client: Wire, data: bytes
+) -> None:
+    path = await client.upload_of(data)
+    append = await RawAppend.begin(client, path, len(data))
+    await append.send(data)
+    await append.send(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")  # for whoever takes it for a request
+    said = await append.reader.read()
+    await append.close()
+    assert said.startswith(b"HTTP/1.1 204 ")
+    assert b"\r\nConnection: close\r\n" in said
+    assert said.count(b"HTTP/1.1") == 1
+    assert stored(server, path) == data
+    assert (await client.ask("HEAD", path)).complete
+
+
+async def test_a_small_one_leaves_its_connection(client: Wire) -> None:
+    small = make_segment(fresh_session_id(), size=100_000)
+    path = await client.upload_of(small)
+    assert "Connection" not in (await client.append(path, small, 0, complete=True)).headers
+
+
+async def test_many_at_once(server: RunningServer, client: Wire) -> None:
+    many = [make_segment(fresh_session_id(), size=SIZE) for _ in range(8)]
+    paths = [await client.upload_of(each) for each in many]
+    done = await asyncio.gather(*(client.append(*pair, 0, complete=True) for pair in zip(paths, many, strict=True)))
+    assert all(each.complete for each in done)
+    assert [stored(server, path) for path in paths] == many
+
+
+@pytest.mark.parametrize("how", ["reset", "closed"])
+async def test_what_came_before_a_cut_is_kept(server: RunningServer, client: Wire, data: bytes, how: str) -> None:
+    path = await client.upload_of(data)
+    append = await stalled(server, client, path, data)
+    if how == "reset":
+        append.abort()
+    else:
+        await append.close()
+    await eventually(lambda: server.app[TURNS].transfers == 0)
+    assert (await client.ask("HEAD", path)).offset == SENT
+    await go_on(server, client, path, data)
+
+
+async def test_a_query_takes_over_at_once_and_finds_what_had_arrived(
+    server: RunningServer, client: Wire, data: bytes
+) -> None:
+    path = await client.upload_of(data)
+    older = await stalled(server, client, path, data)
+    older.writer.write(data[SENT : SENT + 100_000])
+    assert older.writer.transport.get_write_buffer_size() == 0  # the kernel has them, and the server has read none
+    async with asyncio.timeout(10):
+        assert (await client.ask("HEAD", path)).offset == SENT + 100_000
+        assert await older.status() == 409
+        await older.ended()
+    older.writer.write(b"\0" * 50_000)  # and what comes later is not taken
+    await older.close()
+    assert server.app[COUNTERS]["transfers_ended_superseded"] == 1
+    await go_on(server, client, path, data)
+
+
+async def test_one_that_never_ceases_is_taken_over_all_the_same(config: ServerConfig, key: str) -> None:
+    large = replace(config, max_upload_bytes=1 << 30)
+    async with running(large) as server, wired(server.url, key) as client:
+        path = (await client.ask("POST", "/v1/uploads", Upload_Complete="?0")).headers["Location"]
+        older = await RawAppend.begin(client, path, 1 << 30)
+
+        async def flood() -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    await older.send(b"\0" * 1_000_000)
+
+        flooding = asyncio.create_task(flood())
+        await eventually(lambda: held(server, path) > 2 * LEAST)
+        async with asyncio.timeout(20):
+            offset = (await client.ask("HEAD", path)).offset
+            assert offset == held(server, path)
+            await flooding
+        assert server.app[COUNTERS]["transfers_ended_superseded"] == 1
+        await older.close()
+
+
+async def test_a_newer_append_takes_over(server: RunningServer, client: Wire, data: bytes) -> None:
+    path = await client.upload_of(data)
+    older = await stalled(server, client, path, data)
+    async with asyncio.timeout(10):
+        assert (await client.append(path, data[SENT:], SENT, complete=True)).complete
+    await older.close()
+    assert stored(server, path) == data
+
+
+async def test_who_brings_next_to_nothing_is_ended(config: ServerConfig, key: str, data: bytes) -> None:
+    async with running(replace(config, body_timeout=0.2)) as server, wired(server.url, key) as client:
+        path = await client.upload_of(data)
+        slow = await stalled(server, client, path, data)
+        async with asyncio.timeout(10):
+            await slow.ended()
+        await slow.close()
+        assert server.app[COUNTERS]["transfers_ended_tooslow"] == 1
+        assert (await client.ask("HEAD", path)).offset == SENT
+        await go_on(server, client, path, data)
+
+
+async def test_a_server_that_stops_keeps_it(config: ServerConfig, key: str, data: bytes) -> None:
+    async with running(config) as server, wired(server.url, key) as client:
+        path = await client.upload_of(data)
+        older = await stalled(server, client, path, data)
+        server.app[TURNS].stop()
+        assert await older.status() == 503
+        await older.close()
+    async with running(config) as server, wired(server.url, key) as client:
+        assert (await client.ask("HEAD", path)).offset == SENT
+        await go_on(server, client, path, data)
+
+
+@pytest.mark.parametrize("right", [True, False])
+async def test_it_is_held_to_the_digest_of_its_body(
+    server: RunningServer, client: Wire, data: bytes, right: bool
+) -> None:
+    path = await client.upload_of(data)
+    said = base64.b64encode(hashlib.sha256(data if right else b"other").digest()).decode()
+    answer = await client.ask(
+        "PATCH",
+        path,
+        data=data,
+        Content_Type="application/partial-upload",
+        Upload_Offset="0",
+        Upload_Complete="?1",
+        Content_Digest=f"sha-256=:{said}:",
+    )
+    assert answer.status == (204 if right else 400)
+    assert (await client.ask("HEAD", path)).offset == (len(data) if right else 0)
+    if not right:
+        await go_on(server, client, path, data)
+
+
+async def test_one_of_unknown_length_is_taken_without(server: RunningServer, client: Wire, data: bytes) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), 70_001):
+            yield data[start : start + 70_001]
+
+    path = await client.upload_of(data)
+    assert (await client.append(path, pieces(), 0, complete=True)).complete
+    assert stored(server, path) == data
