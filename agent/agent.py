@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from msgspec.structs import replace
 
@@ -28,25 +28,25 @@ from mailboat.agent.alerts import Alerts, OnAlert
 from mailboat.agent.backlog import Backlog, Running, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
-from mailboat.agent.delivery import assemble, stores_of
-from mailboat.agent.eligibility import Eligibility
 from mailboat.agent.files import FileSystem, OsFileSystem
-from mailboat.agent.http import Http
 from mailboat.agent.integrations.hooks import Hooks
 from mailboat.agent.link_policy import LinkState
 from mailboat.agent.recorded import mark
 from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport
-from mailboat.agent.rounds import Live, Sources
 from mailboat.agent.scrub import Scrubber
 from mailboat.agent.scrubbed import Recording, ScrubbedRecorder
+from mailboat.agent.sending import Sending
 from mailboat.agent.session import Session, end_unwanted, open_in_child, open_session, running_loop
+from mailboat.agent.sources import Live, Sources
 from mailboat.agent.store import Store
 from mailboat.agent.stores import Stores
-from mailboat.agent.synchronizer import Synchronizer
 from mailboat.agent.timing import Timing
 from mailboat.agent.upkeep import Upkeep
 from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.records import Kind, Level
+
+if TYPE_CHECKING:
+    from mailboat.agent.synchronizer import Synchronizer
 
 log = logging.getLogger("mailboat")
 
@@ -72,15 +72,13 @@ class Agent:
         self._stores: Stores | None = None
         self._listeners: list[Callable[[SessionOutcome], None]] = []
         self._disk: ThreadPoolExecutor | None = None
-        self._http: Http | None = None
-        self._sync: Synchronizer | None = None
-        self._eligibility: Eligibility | None = None
+        self._sending: Sending | None = None
         self._alerts = Alerts(self._clocks)
         self._upkeep: Upkeep | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._recovered: asyncio.Task[None]
-        self._backlog = Backlog(self._running)
+        self._seen = Backlog(self._running)
         self._hooks = Hooks(self, enabled=self.config.hooks)
         self._crashing = False
         self._parent: Session | None = None
@@ -110,8 +108,8 @@ class Agent:
         loop = self._loop = asyncio.get_running_loop()
         disk = ThreadPoolExecutor(1, thread_name_prefix="mailboat-store")
         store = Store(self._files, self.config.store_root, self.config.product, self.config.application)
-        begin = self._begin if self._parent is None else self._continue
-        beginning = loop.run_in_executor(disk, begin, store)
+        sending = Sending(self.config, self._clocks, disk) if self.config.server is not None else None
+        beginning = loop.run_in_executor(disk, self._begin_and_load, store, sending)
         try:
             session = await asyncio.shield(beginning)
         except asyncio.CancelledError:
@@ -126,7 +124,13 @@ class Agent:
         process.enter(self)
         self._hooks.install(loop)
         session.listen()
-        self._deliver(session, store, disk)
+        self._deliver(session, store, disk, sending)
+
+    def _begin_and_load(self, store: Store, sending: Sending | None) -> Session:
+        session = self._begin(store) if self._parent is None else self._continue(store)
+        if sending is not None:
+            sending.load()
+        return session
 
     def _begin(self, store: Store) -> Session:
         return open_session(self.config, store, self._clocks, os.getpid(), self._alerts.noted).session
@@ -137,31 +141,21 @@ class Agent:
             return self._session
         return self._begin(store)
 
-    def _deliver(self, session: Session, store: Store, disk: ThreadPoolExecutor) -> None:
+    def _deliver(self, session: Session, store: Store, disk: ThreadPoolExecutor, sending: Sending | None) -> None:
         config, agent = self.config, str(session.preamble.info["agent"])
-        stores = self._stores = stores_of(config, store)
+        stores = self._stores = Stores(store, everyones=config.send_all_applications)
         room, going = session.writer.room, lambda: self._state is AgentState.RUNNING
         upkeep = self._upkeep = Upkeep(stores, disk, self._clocks, room, session.id, going)
-        send: Callable[[float], None] | None = None
-        if config.server is not None:
-            sources = Sources(stores, self._live, disk, self._running, upkeep.take_up)
-            delivery = assemble(config, agent, self._clocks, sources)
-            self._http, self._sync = delivery.http, delivery.synchronizer
-            self._sync.listeners += self._listeners
-            self._backlog = self._sync.backlog
         self._recovered = asyncio.create_task(self._recover(upkeep, stores), name="mailboat-recovery")
         self._tasks.append(self._recovered)
-        watching = upkeep.watch(self._recovered, functools.partial(self._in_loop, Synchronizer.store_has_room))
+        watching = upkeep.watch(self._recovered, lambda: self._in_loop(lambda sync: sync.store_has_room()))
         self._tasks.append(asyncio.create_task(watching, name="mailboat-upkeep"))
         self._tasks.append(asyncio.create_task(self._outlive_loop(), name="mailboat-life"))
-        if self._sync is not None and config.synchronize_automatically and config.sender:
-            wake = functools.partial(self._sync.wake, include_live=True)
-            eligible = Eligibility(self._clocks, lambda: session.recorder.recorded, wake, config.alert_interval)
-            self._eligibility = eligible
-            send = eligible.errors if config.send_on_error else None
-            self._tasks.append(asyncio.create_task(self._automatic(self._sync), name="mailboat-sync"))
-            self._tasks.append(asyncio.create_task(eligible.watch(), name="mailboat-watch"))
-        self._alerts.enter(asyncio.get_running_loop(), send)
+        self._sending, recorded = sending, lambda: session.recorder.recorded
+        if sending is not None:
+            sources = Sources(stores, self._live, disk, self._running, upkeep.take_up)
+            self._tasks += sending.begin(agent, sources, recorded, self._listeners, self._recovered)
+        self._alerts.enter(asyncio.get_running_loop(), sending.on_errors if sending is not None else None)
 
     async def _outlive_loop(self) -> None:
         """When the loop ends, and nobody has stopped: let others send, and go on recording."""
@@ -170,8 +164,8 @@ class Agent:
         except asyncio.CancelledError:
             if self._state is AgentState.RUNNING:
                 self._give_way()
-                if self._http is not None:
-                    await self._http.close()
+                if self._sending is not None:
+                    await self._sending.close()
             raise
 
     async def stop(self, timeout: float | None = None) -> None:
@@ -206,7 +200,8 @@ class Agent:
             await asyncio.wrap_future(stopping)
             return
         self._tasks.clear()  # nobody can wait for them any more
-        self._sync = None
+        if self._sending is not None:
+            self._sending.abandon()
         await self._stop(0.0)
 
     def _close_session(self) -> Session | None:
@@ -220,8 +215,8 @@ class Agent:
     async def _let_go(self) -> None:
         self._alerts.leave()
         self._hooks.remove()
-        if self._eligibility is not None:
-            self._eligibility.close()
+        if self._sending is not None:
+            self._sending.errors_no_more()
         for task in self._tasks:
             task.cancel()
         for outcome in await asyncio.gather(*self._tasks, return_exceptions=True) if self._tasks else ():
@@ -232,8 +227,8 @@ class Agent:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_TIMEOUT):
                     await self._sync.finish()
-        if self._http is not None:
-            await self._http.close()
+        if self._sending is not None:
+            await self._sending.close()
         if self._session is not None:
             self._session.listen_no_more()
         left = self._give_way()
@@ -335,7 +330,7 @@ class Agent:
         """
         if self._state is not AgentState.RUNNING:
             return SyncReport(error=f"the agent is {self._state}")
-        if self._sync is None:
+        if self._sending is None:
             return SyncReport(error="no server is configured")
         begun = self._clocks.now()
         recovered, _ = await asyncio.wait([self._recovered], timeout=timeout)
@@ -343,17 +338,15 @@ class Agent:
             why = "the agent was stopped" if recovered else "recovery of crashed sessions took all the time"
             return SyncReport(duration=self._clocks.now() - begun, error=why)
         left = None if timeout is None else max(0.0, timeout - (self._clocks.now() - begun))
-        report = await self._sync.window(left, progress)
-        if self._eligibility is not None and report.error is None:  # else a trigger that was near must still come
-            self._eligibility.offered()
-        return report
+        return await self._sending.window(left, progress)
 
     async def delivered(self, session_id: str, timeout: float | None = None) -> SessionOutcome:
         """The final outcome of a session, as soon as it has one. Raises `TimeoutError` after `timeout` seconds, and at
         once when it can have none any more, because the agent has stopped.
         """
         if self._sync is None:
-            raise TimeoutError("this process sends nothing: no server is configured, or the agent is a forked child's")
+            why = self._not_sending or "no server is configured, or the agent is a forked child's"
+            raise TimeoutError(f"this process sends nothing: {why}")
         async with asyncio.timeout(timeout):
             return await self._sync.delivered(session_id)
 
@@ -402,7 +395,7 @@ class Agent:
             recorded=recorder.recorded,
             lost=dict(recorder.lost),
             crash_proof=recorder.journal.crash_proof,
-            trouble=session.writer.trouble or (self._upkeep.trouble if self._upkeep is not None else ""),
+            trouble=session.writer.trouble or (self._upkeep.trouble if self._upkeep else "") or self._not_sending,
             waiting_sessions=self._backlog.sessions,
             waiting_bytes=self._backlog.bytes,
             ledger=self._backlog.ledger,
@@ -434,19 +427,27 @@ class Agent:
         await upkeep.take_up()
         if self._sync is None:
             try:
-                self._backlog.seen(await asyncio.get_running_loop().run_in_executor(self._disk, read, stores))
+                self._seen.seen(await asyncio.get_running_loop().run_in_executor(self._disk, read, stores))
             except OSError as error:
                 upkeep.note(error)
 
-    async def _automatic(self, sync: Synchronizer) -> None:
-        await asyncio.wait([self._recovered])
-        await sync.run(self.config.startup_delay)
+    @property
+    def _sync(self) -> Synchronizer | None:
+        return self._sending.synchronizer if self._sending is not None else None
+
+    @property
+    def _not_sending(self) -> str:
+        return self._sending.trouble if self._sending is not None else ""
+
+    @property
+    def _backlog(self) -> Backlog:
+        return self._seen if self._sync is None else self._sync.backlog
 
     def _in_loop(self, call: Callable[[Synchronizer], None]) -> None:
-        sync, loop = self._sync, self._loop
-        if sync is not None and loop is not None:
+        sending, loop = self._sending, self._loop
+        if sending is not None and loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nothing will be sent by this process anyway
-                loop.call_soon_threadsafe(call, sync)
+                loop.call_soon_threadsafe(sending.tell, call)
 
     # -- what happens to the process -----------------------------------------------------------------------------
 
@@ -462,9 +463,9 @@ class Agent:
             self._parent.forget_after_fork()
         if self._loop is not None:
             process.part_from_parent(self._loop)
-        _PARENTS.append((self._loop, self._http, self._sync, self._tasks, self._eligibility, self._upkeep, self._disk))
-        self._loop = self._http = self._sync = self._eligibility = self._upkeep = self._disk = self._stores = None
-        self._tasks, self._backlog = [], Backlog(self._running)
+        _PARENTS.append((self._loop, self._sending, self._tasks, self._upkeep, self._disk))
+        self._loop = self._sending = self._upkeep = self._disk = self._stores = None
+        self._tasks, self._seen = [], Backlog(self._running)
         self._alerts.leave()
         self._hooks.forget_loop()
 

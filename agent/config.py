@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 from yarl import URL
 
 from mailboat.agent.link_policy import LinkPolicy
+from mailboat.protocol.addresses import resolve
 from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.limits import MAX_JOURNAL, MAX_SEGMENT, MIB, MIN_JOURNAL, SLOWEST_RATE, SMALLEST_BUDGET
 from mailboat.protocol.sealing import PublicKey, require_library
-from mailboat.protocol.uploads.replies import resolve
 
 TUS_SCHEME: Final = "tus+"
 """What stands before the URL of a plain tus server."""

@@ -11,9 +11,9 @@ from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import TUS_SCHEME, AgentConfig
 from mailboat.agent.files import FileSystem
 from mailboat.agent.http import Http
-from mailboat.agent.rounds import Sink, Sources
+from mailboat.agent.rounds import Sink
 from mailboat.agent.routes import Routes
-from mailboat.agent.store import Store
+from mailboat.agent.sources import Sources
 from mailboat.agent.stores import Stores
 from mailboat.agent.synchronizer import Synchronizer
 from mailboat.agent.traffic import BudgetFile, Traffic
@@ -24,11 +24,6 @@ class Delivery(Struct, frozen=True):
 
     http: Http
     synchronizer: Synchronizer
-
-
-def stores_of(config: AgentConfig, own: Store) -> Stores:
-    """The stores to send for, as configured."""
-    return Stores(own, everyones=config.send_all_applications)
 
 
 def assemble(config: AgentConfig, agent: str, clocks: Clocks, sources: Sources) -> Delivery:
@@ -49,7 +44,7 @@ def _connect(
     http = Http(target, config.api_key, agent, config.ssl)
     if target == server:
         return http, None
-    from mailboat.agent.tus_sink import TusSink  # noqa: PLC0415 - with another dialect, which few agents speak
+    from mailboat.agent.tus_sink import TusSink  # noqa: PLC0415 - see `sending`
 
     return http, TusSink(http, str(URL(target)), config.product, clocks, files, disk, traffic)
 

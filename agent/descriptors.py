@@ -12,11 +12,13 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 FORK_PATIENCE: Final = 1.0
-"""Seconds that a fork waits for a file that is being opened or closed: a disk that hangs must not hold the host."""
+"""Seconds that a fork waits for a file that is being opened or closed, or a module that is being loaded: a disk that
+hangs must not hold the host.
+"""
 
 
 class Descriptors:
@@ -34,6 +36,12 @@ class Descriptors:
             fd = call()
             self._open.add(fd)
             return fd
+
+    @contextlib.contextmanager
+    def unforked(self) -> Iterator[None]:
+        """No fork comes in between: it waits, as for a file that is being opened."""
+        with self._changing:
+            yield
 
     def close(self, fd: int) -> None:
         """Close a descriptor. Raises `OSError` as the system does when it is not open, or was opened by the parent."""

@@ -20,8 +20,8 @@ from yarl import URL
 
 from mailboat.agent.report import one_line
 from mailboat.agent.stretch import Stretch, StretchPayload
+from mailboat.protocol.addresses import resolve
 from mailboat.protocol.limits import MAX_REPLY
-from mailboat.protocol.uploads.replies import resolve
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds to have a connection: a name that does not resolve and a host that drops packets look alike."""

@@ -14,8 +14,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from mailboat.protocol.addresses import resolve
 from mailboat.protocol.limits import MIB
-from mailboat.protocol.uploads.replies import resolve
 
 NAME: Final = "uploads"
 """The file in a session's folder."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
@@ -19,7 +18,7 @@ from typing import Final, Protocol, TypeVar
 from msgspec import Struct, field
 
 from mailboat.agent import riding
-from mailboat.agent.backlog import Backlog, Running, read
+from mailboat.agent.backlog import Backlog, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.entries import Entry, Fate
 from mailboat.agent.http import Http
@@ -29,7 +28,7 @@ from mailboat.agent.negotiator import Replied, negotiate
 from mailboat.agent.planner import Idle, Negotiate, Planner, Send, Wait
 from mailboat.agent.report import SessionOutcome, one_line
 from mailboat.agent.segment_file import segment_name
-from mailboat.agent.stores import Stores
+from mailboat.agent.sources import Sources
 from mailboat.agent.traffic import Held, Traffic
 from mailboat.agent.uploader import Broken, Progress, Uploader
 from mailboat.agent.window import SLICE, Window, outcome_of
@@ -78,36 +77,6 @@ class BudgetSpent(Exception):
         """The reason is for people."""
         super().__init__(held.reason)
         self.after = held.after
-
-
-class Live(Struct, frozen=True):
-    """The running session as it stands on disk."""
-
-    summary: Summary
-    folder: Path
-
-
-async def _nothing() -> None:
-    """No other session to take up."""
-
-
-def _no_session() -> Running | None:
-    """There is no session of this process."""
-    return None
-
-
-class Sources(Struct, frozen=True):
-    """Where sessions come from.
-
-    `live` flushes the running session and gives it as it stands (None when there is none), `running` how many records
-    it has; `recover` takes up sessions whose process died; `disk` is the executor on which the stores are used.
-    """
-
-    stores: Stores
-    live: Callable[[], Awaitable[Live | None]]
-    disk: Executor
-    running: Callable[[], Running | None] = _no_session
-    recover: Callable[[], Awaitable[None]] = _nothing
 
 
 class Sink(Protocol):

@@ -21,8 +21,8 @@ from mailboat.agent.quota import Quota
 from mailboat.agent.recorder import OnUrgent, Recorder
 from mailboat.agent.room import Room
 from mailboat.agent.segment_file import SegmentFile
+from mailboat.agent.sources import Live
 from mailboat.agent.store import SessionFolder, Store
-from mailboat.agent.synchronizer import Live
 from mailboat.agent.writer import Writer, WriterSettings
 from mailboat.protocol.disclosure import boxed_installation, sealed_info
 from mailboat.protocol.sealing import PublicKey

@@ -24,16 +24,15 @@ from mailboat.agent.http import Http
 from mailboat.agent.link_policy import LinkState, Priority
 from mailboat.agent.negotiator import probe
 from mailboat.agent.report import SessionOutcome, SessionState, SyncProgress, SyncReport, one_line
-from mailboat.agent.rounds import OTHER_SENDS, BudgetSpent, LinkDown, Live, Rounds, Sink, Sources
+from mailboat.agent.rounds import OTHER_SENDS, BudgetSpent, LinkDown, Rounds, Sink
 from mailboat.agent.routes import Ways
+from mailboat.agent.sources import Sources
 from mailboat.agent.traffic import Traffic
 from mailboat.agent.uploader import Uploader
 from mailboat.agent.window import Window
 from mailboat.protocol.limits import BACKOFF_FIRST
 from mailboat.protocol.uploads.outcomes import Retry, Unauthorised
 from mailboat.protocol.uploads.retry import Backoff
-
-__all__ = ["Live", "Sources", "Synchronizer"]
 
 log = logging.getLogger("mailboat")
 

@@ -20,7 +20,7 @@ from mailboat.agent.files import OsFileSystem
 from mailboat.agent.host import boot_id
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.report import SyncProgress, SyncReport
-from mailboat.agent.rounds import Live, Sources
+from mailboat.agent.sources import Live, Sources
 from mailboat.agent.store import Store
 from mailboat.agent.stores import Stores
 from mailboat.protocol import __version__

@@ -28,6 +28,7 @@ from typing import Final, TypeVar
 
 from msgspec import Struct
 
+from mailboat.protocol.addresses import resolve
 from mailboat.protocol.limits import KIB
 from mailboat.protocol.uploads.http_dates import retry_after
 from mailboat.protocol.uploads.messages import folded
@@ -47,7 +48,7 @@ from mailboat.protocol.uploads.outcomes import (
     Retry,
     Unauthorised,
 )
-from mailboat.protocol.uploads.replies import ClientDialect, Complaint, HttpRequest, Meaning, Reply, resolve
+from mailboat.protocol.uploads.replies import ClientDialect, Complaint, HttpRequest, Meaning, Reply
 from mailboat.protocol.uploads.retry import Backoff
 from mailboat.protocol.uploads.state import UploadMisuse
 from mailboat.protocol.uploads.tasks import STEPS, Done, Failed, Source, Step, Task, Wait

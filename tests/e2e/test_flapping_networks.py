@@ -70,8 +70,8 @@ async def story(make_agent: AgentMaker, server: Served, given: Given, store: Pat
 
 def watched(agent: Agent) -> list[str]:
     """Appends of the agent that begin before where the server stands by the last answer that has reached the agent."""
-    http, wrong = agent._http, list[str]()
-    assert http is not None
+    assert agent._sync is not None
+    http, wrong = agent._sync._http, list[str]()
     real, acknowledged = http.request, dict[str, int]()
 
     async def request(method: str, url: str, headers: dict[str, str], *rest: Any, **named: Any) -> Answer:  # noqa: ANN401 - as it is

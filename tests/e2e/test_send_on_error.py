@@ -81,7 +81,8 @@ async def test_without_send_on_error_the_application_is_told_and_nothing_is_sent
         async with asyncio.timeout(30.0):
             alert = await told.get()
         assert [each.name for each in alert] == ["LookupError"]
-        assert agent._eligibility is not None
-        assert agent._eligibility._errors.due is None
-        assert agent._eligibility._errors.sent_at is None
+        assert agent._sending is not None
+        assert agent._sending.eligibility is not None
+        assert agent._sending.eligibility._errors.due is None
+        assert agent._sending.eligibility._errors.sent_at is None
         assert agent.session_id not in await given.sessions()

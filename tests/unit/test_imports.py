@@ -79,22 +79,35 @@ BESIDES = frozenset(
         "termios",
     ]
 )
-# Used by some hosts, some of the time: imported where it is used.
+# What only delivering needs, loaded by `agent.sending` when an agent starts; and what some hosts use, some of the time,
+# imported where it is used.
 LATER = frozenset(
     [
         "cli",
         "server",
+        "agent.allowance",
+        "agent.connectivity",
+        "agent.delivery",
+        "agent.entries",
+        "agent.http",
+        "agent.negotiator",
+        "agent.planner",
+        "agent.riding",
+        "agent.rounds",
+        "agent.routes",
+        "agent.stretch",
+        "agent.synchronizer",
+        "agent.traffic",
         "agent.tus_sink",
+        "agent.uploader",
+        "agent.window",
         "agent.integrations.aiohttp_web",
         "agent.integrations.asgi",
         "agent.integrations.logs",
         "agent.integrations.requests",
+        "protocol.negotiation",
         "protocol.packages",
-        "protocol.uploads.decisions",
-        "protocol.uploads.rufh_server",
-        "protocol.uploads.tus",
-        "protocol.uploads.tus_client",
-        "protocol.uploads.tus_server",
+        "protocol.uploads",
     ]
 )
 
@@ -133,6 +146,13 @@ def test_importing_the_agent_loads_nothing_heavy_by_way_of_its_dependencies() ->
     program = f"import sys, mailboat.agent; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_agent_loads_aiohttp() -> None:
+    """It is not put off until the agent starts: it would hold up the host's event loop then, see `agent.sending`."""
+    program = "import sys, mailboat.agent; print('aiohttp.client' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
 
 
 @pytest.mark.parametrize("part", PARTS)

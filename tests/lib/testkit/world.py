@@ -19,7 +19,7 @@ from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
 from mailboat.agent.connectivity import Link
 from mailboat.agent.link_policy import LinkState, urgent_when_metered
-from mailboat.agent.rounds import Live, Sources
+from mailboat.agent.sources import Live, Sources
 from mailboat.agent.store import QUARANTINED, SENT, WAITING, Store
 from mailboat.agent.stores import Stores
 from mailboat.agent.synchronizer import Synchronizer

@@ -14,7 +14,8 @@ from mailboat.agent.ended import Waiting
 from mailboat.agent.entries import Entry, Fate
 from mailboat.agent.ledger import FILE_NAME
 from mailboat.agent.report import SessionOutcome, SessionState
-from mailboat.agent.rounds import Rounds, Sources
+from mailboat.agent.rounds import Rounds
+from mailboat.agent.sources import Sources
 from mailboat.agent.store import SENT, WAITING, Store
 from mailboat.agent.stores import Stores
 from mailboat.agent.window import Window

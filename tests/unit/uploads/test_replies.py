@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from mailboat.protocol.uploads.replies import Meaning, meaning_of, resolve
+from mailboat.protocol.addresses import resolve
+from mailboat.protocol.uploads.replies import Meaning, meaning_of
 
 
 @pytest.mark.parametrize(
