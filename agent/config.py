@@ -64,7 +64,7 @@ class AgentConfig:
     """The application's own description of the session."""
     scrub: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
     """Called with name and attributes before they are kept, from which values under secret names were taken already, as
-    always; gives the attributes to keep. A record on which it fails is dropped, and counted.
+    always (objects come as they are); gives the attributes to keep. A record on which it fails is dropped, and counted.
     """
     seal_to: str | None = None
     """Public key of the server (``mbs_...``): what is recorded is sealed to it, so that this machine's disk tells

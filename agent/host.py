@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from mailboat.agent.config import AgentConfig
-from mailboat.agent.scrub import kept_properties, without_secrets
+from mailboat.agent.scrub import kept_properties
+from mailboat.agent.secret_names import without_secrets
 from mailboat.protocol import __version__
 from mailboat.protocol.summary import PERSONAL_TEXTS, Info, cut_text
 

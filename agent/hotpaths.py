@@ -37,7 +37,7 @@ from typing import Any, Final, Protocol
 from msgspec import Struct
 
 from mailboat.agent.journal import Half
-from mailboat.agent.scrub import names_secret, names_token
+from mailboat.agent.secret_names import names_secret, names_token
 from mailboat.protocol.records import Kind, Schema
 
 _TEMPLATE: Final = """

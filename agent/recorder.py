@@ -19,7 +19,7 @@ from mailboat.agent.hotpaths import attributed, declaration, emitter, feature
 from mailboat.agent.intake import Intake
 from mailboat.agent.journal import Half, Journal
 from mailboat.agent.scrub import kept_properties
-from mailboat.agent.values import exception_fields, text_of
+from mailboat.agent.values import exception_fields, said_by, text_of
 from mailboat.protocol.limits import MAX_PROPERTY_TEXT, MAX_SCHEMA_FIELDS, MAX_SCHEMAS
 from mailboat.protocol.records import (
     COUNTED_KINDS,
@@ -190,4 +190,4 @@ def _level(level: Any) -> int:  # noqa: ANN401 - a value of the host's
 
 
 def _text(value: Any) -> str | None:  # noqa: ANN401 - a value of the host's
-    return value if value is None or issubclass(type(value), str) else text_of(value)
+    return value if value is None or issubclass(type(value), str) else said_by(value)

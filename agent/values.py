@@ -1,9 +1,10 @@
 """Making any value fit for a record: the slow path, taken only when a record does not pack as it stands, or is too
 large.
 
-A failed pack must cost neither the record nor the host anything, so what cannot be said exactly is said as text, and
-what is too large, too deep, endless or holds itself is cut with a marker. The host's own types may do anything here
-(raise, change while they are read, take a lock), so this never runs under a lock of ours.
+A failed pack must cost neither the record nor the host anything, so what cannot be said exactly is said as text
+(without the secrets that the text names, see `secret_names`), and what is too large, too deep, endless or holds itself
+is cut with a marker. The host's own types may do anything here (raise, change while they are read, take a lock), so
+this never runs under a lock of ours.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgpack
 import msgspec
 
 from mailboat.agent.intrusion import of_a_value
+from mailboat.agent.secret_names import REDACTED, is_secret, without_named_secrets
 from mailboat.protocol.limits import MAX_CAUSES, MAX_DEPTH, MAX_ENTRIES, MAX_RECORD, MAX_STACK_FRAMES, MAX_TEXT
 
 CUT: Final = "…[cut]"
@@ -32,6 +34,7 @@ _DECIMAL: Final = 10**4000
 _DATES: Final = (datetime, date, time, timedelta)
 """Said as the hot path says them, where they are packed as they stand."""
 _NARROWER: Final = 4
+_PAIR: Final = 2
 _SIMPLE_ENTRIES: Final = 64
 _STEPS: Final = 7
 """A record that is too large is cut to a quarter, and so on: after so many steps 16 characters and 16 entries are left,
@@ -115,7 +118,7 @@ class _Shaping:
             return bytes(value[: self._text_limit])
         if type(value) in _DATES:
             return _date(value)
-        return text_of(value, self._text_limit)
+        return said_by(value, self._text_limit)
 
     def _container(self, value: Any, depth: int) -> object:  # noqa: ANN401 - a container of the host's
         if depth >= MAX_DEPTH:
@@ -124,8 +127,9 @@ class _Shaping:
             return LOOP
         self._path.add(id(value))
         try:
-            if isinstance(value, Mapping):
-                return self._map(value, depth)
+            named = value if isinstance(value, Mapping) else by_name(value)
+            if named is not None:
+                return self._map(named, depth)
             entries = [self.plain(each, depth + 1) for each in self._some(value)]
             return entries if len(entries) >= len(value) else [*entries, CUT]
         finally:
@@ -145,13 +149,36 @@ class _Shaping:
         return taken
 
     def _key(self, key: object) -> object:
-        return text_of(key, self._text_limit) if self._is_container(key) else self._scalar(key)
+        return said_by(key, self._text_limit) if self._is_container(key) else self._scalar(key)
 
 
 def _date(value: object) -> object:
     if isinstance(value, datetime) and value.tzinfo is not None:
         return msgspec.to_builtins(value.astimezone(UTC))  # as msgpack's timestamps are read back
     return msgspec.to_builtins(value)
+
+
+def by_name(value: object) -> dict[str, Any] | None:
+    """The fields of a named tuple by their names, which a list would not tell; None for anything else. Of two fields
+    the first may say what the second is, as in other pairs; then that goes, if it is a secret.
+    """
+    kind = type(value)
+    names = getattr(kind, "_fields", None) if issubclass(kind, tuple) else None
+    if not isinstance(names, tuple) or not isinstance(value, tuple) or len(names) != tuple.__len__(value):
+        return None
+    each = list(tuple.__iter__(value))
+    if len(each) == _PAIR and isinstance(each[0], str | bytes) and is_secret(*each):
+        each[1] = REDACTED
+    return dict(zip(map(str, names), each, strict=True))
+
+
+def said_by(value: object, limit: int = MAX_TEXT) -> str:
+    """`text_of`; what an object says of itself, or of what it holds, is without the secrets that it names."""
+    text = text_of(value, limit)
+    if issubclass(type(value), str):
+        return text
+    text = without_named_secrets(text)
+    return text if len(text) <= limit + len(CUT) else text[:limit] + CUT
 
 
 def text_of(value: object, limit: int = MAX_TEXT) -> str:

@@ -6,18 +6,23 @@ import gc
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import IntEnum
 from itertools import count
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, SimpleNamespace
+from typing import Any, NamedTuple
 from uuid import UUID
 
+import attrs
+import msgspec
+import pydantic
 import pytest
+from yarl import URL
 
-from mailboat.agent.scrub import REDACTED
+from mailboat.agent.secret_names import REDACTED
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import Kind
 from testkit.disk import Unsynced
@@ -289,6 +294,103 @@ def test_secrets_are_taken_out_of_every_kind_of_record_before_they_reach_the_jou
     assert len(story.records) == 2 * (len(hidden) * 6 + 6)
     assert planted not in repr(story.records)
     assert repr(story.records).count(REDACTED) > 2 * len(hidden) * 6
+
+
+@dataclass
+class Login:
+    user: str
+    password: object
+    more: object = None
+    left_out: str = field(default="kept quiet", repr=False)
+
+
+@attrs.define
+class OfAttrs:
+    user: str
+    password: str
+
+
+class OfMsgspec(msgspec.Struct):
+    user: str
+    password: str
+
+
+class OfPydantic(pydantic.BaseModel):
+    user: str
+    password: str
+
+
+class Pair(NamedTuple):
+    user: str
+    password: str
+
+
+class Failing:
+    """Both as a value and as a part of one."""
+
+    def __init__(self) -> None:
+        self.password = "hunter2"
+
+    def __repr__(self) -> str:
+        raise LookupError(f"password={self.password!r}")
+
+
+def endless() -> Login:
+    made = Login("visible", "hunter2")
+    made.more = [made, {"again": made}]
+    return made
+
+
+def deep() -> Login:
+    made = Login("visible", "hunter2")
+    for _ in range(3000):
+        made = Login("visible", "hunter2", made)
+    return made
+
+
+def test_secrets_are_taken_out_of_what_objects_say_of_themselves(rig: Rig) -> None:
+    planted = "hunter2"
+    said: list[object] = [
+        Login("visible", planted),
+        Login("visible", planted, [Login("visible", [planted])]),
+        OfAttrs("visible", planted),
+        OfMsgspec("visible", planted),
+        OfPydantic(user="visible", password=planted),
+        SimpleNamespace(user="visible", password=planted),
+        Pair("visible", planted),
+        [Pair("cookie of the visible", planted)],
+        Login("visible", planted, "x" * 3_000_000),
+        Login("visible", planted * 500_000),
+        endless(),
+        URL(f"https://user:{planted}@visible.example.com/"),
+    ]
+    unsaid: list[object] = [deep(), Failing(), Login("a", Failing()), Pair("a", Failing()), [Failing()] * 100]  # type: ignore[arg-type]
+    placed = rig.recorder.emitter("placed", ["value", "number"])
+    for value in [*said, *unsaid]:
+        for _ in range(2):  # the name is judged at first, and known then
+            rig.recorder.feature("f", value=value)
+        rig.recorder.feature("f", value=[{"within": (value, value)}], key={(1, 2): value})
+        rig.recorder.event("f", message=value)  # type: ignore[arg-type] # that is the point
+        rig.recorder.set_installation("f", {"value": value})
+        placed(value, 1)
+    held = b"".join(bytes(half.memory) for half in rig.journal.halves)
+    assert planted.encode() not in held
+    assert b"kept quiet" not in held
+    assert rig.end()
+    story = only(waiting(rig.store))
+    assert (len(story.records), story.gaps, story.lost) == (6 * len([*said, *unsaid]), [], {})
+    assert planted not in repr(story.records)
+    assert all("visible" in repr(record) for record in story.records[: 6 * len(said)])
+
+
+def test_a_named_tuple_is_a_map(rig: Rig) -> None:
+    rig.recorder.feature("f", login=Pair("x", "hunter2"), within=[Pair("y", "hunter2")])
+    assert rig.end()
+    (record,) = only(waiting(rig.store)).records
+    assert record.attributes == {
+        "login": {"user": "x", "password": REDACTED},
+        "within": [{"user": "y", "password": REDACTED}],
+    }
 
 
 class Hashable(dict[str, str]):

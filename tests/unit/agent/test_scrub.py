@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailboat.agent.scrub import REDACTED, Scrubber, names_secret, scrubbed
-from mailboat.protocol.limits import MAX_DEPTH
+from mailboat.agent.scrub import Scrubber, scrubbed
+from mailboat.agent.secret_names import REDACTED, names_secret, without_named_secrets
+from mailboat.protocol.limits import MAX_DEPTH, MAX_TEXT
 
 
 @pytest.mark.parametrize(
@@ -141,3 +143,111 @@ def test_made_up_names_do_not_grow_the_memory_without_bound() -> None:
     for at in range(6000):
         scrubber.scrub("x", {f"name{at}": 1})
     assert len(scrubber.harmless) <= 4096
+
+
+class Pair(NamedTuple):
+    user: str
+    password: object
+
+
+def test_the_fields_of_a_named_tuple_are_names() -> None:
+    kept = {"user": "x", "password": REDACTED}
+    assert scrubbed({"login": Pair("x", "hunter2"), "more": [Pair("x", "hunter2")]}) == {"login": kept, "more": [kept]}
+
+
+class Field(NamedTuple):
+    name: str | bytes
+    value: object
+
+
+def test_a_named_pair_is_a_pair_as_well() -> None:
+    fields = [Field("Cookie", "hunter2"), Field(b"host", "example.com"), Field("x-token-count", 7)]
+    kept = [
+        {"name": "Cookie", "value": REDACTED},
+        {"name": b"host", "value": "example.com"},
+        {"name": "x-token-count", "value": 7},
+    ]
+    assert scrubbed({"head": fields, "first": fields[0]}) == {"head": kept, "first": kept[0]}
+
+
+# -- texts of objects ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("Login(user='x', password='hunter2')", "Login(user='x', password=[redacted])"),
+        (r"Login(password='hun\'ter2, x', user='y')", "Login(password=[redacted], user='y')"),
+        ('Login(password="hunter2\'s", user=1)', "Login(password=[redacted], user=1)"),
+        ("user='x' password='hunter2' z=1", "user='x' password=[redacted] z=1"),
+        ("user=x password=hunter2 hunter2 z=1", "user=x password=[redacted] z=1"),
+        ("{'a': 1, 'password': ('hunter2', 'hunter2'), 'b': 2}", "{'a': 1, 'password': [redacted], 'b': 2}"),
+        ('Body({"api-key": "hunter2"}, ok=True)', 'Body({"api-key": [redacted]}, ok=True)'),
+        ("C(password=b'hunter2', n=1)", "C(password=[redacted], n=1)"),
+        ("C(pin=Secret(a='hunter2', b=[1, {'hunter2'}]), n=1)", "C(pin=[redacted], n=1)"),
+        ("C(pin=<Held hunter2, at 0x7f>, n=1)", "C(pin=[redacted], n=1)"),
+        ("C(pin=x>hunter2, n=1)", "C(pin=[redacted], n=1)"),
+        ("Use(tokens=812, token='hunter2', n=3)", "Use(tokens=812, token=[redacted], n=3)"),
+        ("Use(token=None, rate=-1.5)", "Use(token=None, rate=-1.5)"),
+        ("<C password: hunter2>", "<C password: [redacted]"),
+        ("C(password='hunter2", "C(password=[redacted]"),
+        ("C(password='hunter2\\", "C(password=[redacted]"),
+        ("C(password=", "C(password="),
+        ("https://me:hunter2@example.com/a", "https://[redacted]@example.com/a"),
+        ("https://example.com/auth?a=b", "https://example.com/auth?a=b"),
+        ("<object object at 0x7f>", "<object object at 0x7f>"),
+        ("Job(at=12:30, name='passenger: 7')", "Job(at=12:30, name='passenger: 7')"),
+    ],
+)
+def test_what_stands_under_the_name_of_a_secret_in_a_text_is_taken_out(said: str, kept: str) -> None:
+    assert without_named_secrets(said) == kept
+
+
+@dataclass
+class Login:
+    user: object
+    password: object
+    rows: object = 7
+
+
+hidden = st.recursive(
+    st.text(max_size=9).map(lambda text: f"{text}PLANTED{text}")
+    | st.binary(max_size=9).map(lambda raw: raw + b"PLANTED"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner) | st.tuples(inner, inner),
+    max_leaves=9,
+)
+
+
+@given(hidden)
+def test_however_a_secret_is_quoted_it_is_taken_out_and_nothing_else(secret: object) -> None:
+    said = without_named_secrets(repr(Login("x", Login("y", secret))))
+    assert said == f"Login(user='x', password={REDACTED}, rows=7)"
+    assert without_named_secrets(repr({"n": 1, "cookie": secret, "m": 2})) == "{'n': 1, 'cookie': [redacted], 'm': 2}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a-",
+        "a.",
+        "'a",
+        "'",
+        '"',
+        "(",
+        ") ",
+        "x ",
+        "x: ",
+        "x=",
+        " \t",
+        "\\",
+        "://",
+        "://a",
+        "password=",
+        "password=(",
+        "pin: ",
+    ],
+)
+def test_the_longest_of_texts_takes_no_time_to_speak_of(text: str) -> None:
+    """With a search that is not linear, each of these would take minutes."""
+    said = without_named_secrets("password='PLANTED'," + text * (MAX_TEXT // len(text)) + ",password='PLANTED'")
+    assert "PLANTED" not in said[:50]

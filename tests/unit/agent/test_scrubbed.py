@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from mailboat.agent import Agent
-from mailboat.agent.scrub import REDACTED, Scrubber
+from mailboat.agent.scrub import Scrubber
 from mailboat.agent.scrubbed import ScrubbedRecorder
+from mailboat.agent.secret_names import REDACTED
 from mailboat.protocol import Record, SegmentReader
 from mailboat.protocol.reader import decompress
 from mailboat.protocol.segment import SealReason
