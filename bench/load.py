@@ -1,10 +1,11 @@
 """Many agents at one server: ``python -m bench.load [--agents N] [--sessions N] [--output F]``.
 
-Two hundred agents in four processes (`bench.load_hosts`) deliver ten thousand sessions of 4 KB to 500 KB to one server
-as it comes, which loads them meanwhile, in connectivity windows too short for all of it. Told are: the server's memory
-before, at most and after (its decoder's, a process of its own, apart); how long requests took, from their start at the
-agent to the head of the answer, by kind; sessions a second, until agents know that all is accepted; and how long after
-that all records could be asked about. In the end ``mailboat server check`` must find nothing.
+Two hundred agents in two processes (`bench.load_hosts`) deliver ten thousand sessions of 4 KB to 500 KB to one server
+as it comes, which loads them meanwhile, in connectivity windows too short for all of it; in each process one more agent
+records meanwhile. Told are: the server's memory before, at most and after (its decoder's, a process of its own, apart);
+how long requests took, from their start at the agent to the head of the answer, by kind, and recording calls; sessions
+a second, until agents know that all is accepted; and how long after that all records could be asked about, each once.
+In the end ``mailboat server check`` must find nothing.
 
 An upload's latency is that of its whole transfer. Where agents and server share the processors, latencies are those of
 a machine that is overloaded as long as anything waits: look at the longest, and at what grows, rather than at the
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,14 +31,16 @@ from typing import Any, Final
 
 import aiohttp
 
+from bench.load_hosts import CALL
 from bench.machine import machine, versions
 from bench.serving import PRODUCT, Server, serving
+from bench.sessions import FEATURE
 
-PROCESSES: Final = 4
+PROCESSES: Final = 2
 WINDOW: Final = 20.0
 """Seconds of the longest window."""
 MEMORY_POLL: Final = 0.1
-QUERY_POLL: Final = 0.25
+QUERY_POLL: Final = 1.0
 PATIENCE: Final = 300.0
 """Seconds for all records to be queryable."""
 MIB: Final = 1024 * 1024
@@ -80,6 +83,7 @@ class Result:
     agents_cpu: float
     memory: Memory
     latencies: dict[str, Latency]
+    calls: Latency
     faults: int
 
     @property
@@ -155,36 +159,39 @@ async def told_by(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 def latencies(told: Sequence[dict[str, Any]]) -> dict[str, Latency]:
-    """Of all processes together."""
+    """Of all processes together, by kind."""
     kinds = sorted({kind for each in told for kind in each["took"]})
     return {
-        kind: _latency([seconds for each in told for seconds in each["took"].get(kind, ())], told, kind)
+        kind: latency(
+            [seconds for each in told for seconds in each["took"].get(kind, ())],
+            sum(each["cut"].get(kind, 0) for each in told),
+        )
         for kind in kinds
     }
 
 
-def _latency(took: list[float], told: Sequence[dict[str, Any]], kind: str) -> Latency:
+def latency(took: list[float], cut: int = 0) -> Latency:
+    """Of what took so many seconds each; there must be some."""
     cuts = statistics.quantiles(took, n=100, method="inclusive") if len(took) > 1 else took * 99
-    cut = sum(each["cut"].get(kind, 0) for each in told)
     return Latency(len(took), cut, cuts[49], cuts[94], cuts[98], max(took))
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------
 
 
-async def all_queryable(http: aiohttp.ClientSession, records: int) -> float:
-    """Seconds until reports count so many records; `RuntimeError` when they count more, or never as many."""
+async def all_queryable(http: aiohttp.ClientSession, records: Mapping[str, int]) -> float:
+    """Seconds until reports count so many records of each name; `RuntimeError` if they count more, or never as many."""
     began = time.perf_counter()
-    counted = 0
+    counted: dict[str, int] = {}
     while time.perf_counter() - began < PATIENCE:
         async with http.get("/api/v1/features", params={"origin": "all"}) as response:
             response.raise_for_status()
-            counted = sum(each["uses"] for each in (await response.json())["features"] if each["name"] == "bulk")
-        if counted >= records:
+            counted = {each["name"]: each["uses"] for each in (await response.json())["features"]}
+        if all(counted.get(name, 0) >= number for name, number in records.items()):
             break
         await asyncio.sleep(QUERY_POLL)
-    if counted != records:
-        raise RuntimeError(f"{records} records were accepted, {counted} can be asked about")
+    if counted != dict(records):
+        raise RuntimeError(f"{records} were accepted, {counted} can be asked about")
     return time.perf_counter() - began
 
 
@@ -207,7 +214,8 @@ async def run(folder: Path, number: int, sessions: int) -> Result:
                 told = await asyncio.gather(*map(told_by, hosts))
                 seconds = time.perf_counter() - began
                 states = sum((Counter(one["states"]) for one in told), Counter[str]())
-                queryable = await all_queryable(http, states["records"])
+                calls = [seconds for one in told for seconds in one["calls"]]
+                queryable = await all_queryable(http, {FEATURE: states["records"], CALL: len(calls)})
             cpu = await server.cpu() - cpu
     findings = await asyncio.to_thread(check_folder, data)
     return Result(
@@ -222,6 +230,7 @@ async def run(folder: Path, number: int, sessions: int) -> Result:
         agents_cpu=sum(one["cpu"] for one in told),
         memory=memory,
         latencies=latencies(told),
+        calls=latency(calls),
         faults=len(findings.faults),
     )
 
@@ -247,9 +256,14 @@ def table(result: Result) -> str:
         "|---" * 7 + "|",
     ]
     for kind, each in result.latencies.items():
-        times = " | ".join(f"{seconds * 1e3:.0f} ms" for seconds in (each.p50, each.p95, each.p99, each.longest))
-        lines.append(f"| {kind} | {each.requests} | {each.cut} | {times} |")
+        lines.append(f"| {kind} | {each.requests} | {each.cut} | {times(each, 1e3, 'ms')} |")
+    lines.append(f"| recording call | {result.calls.requests} | | {times(result.calls, 1e6, 'us')} |")
     return "\n".join(lines)
+
+
+def times(each: Latency, scale: float, unit: str) -> str:
+    """The columns of one line."""
+    return " | ".join(f"{seconds * scale:,.0f} {unit}" for seconds in (each.p50, each.p95, each.p99, each.longest))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,8 +4,12 @@ Each agent has a store of its own with ended sessions that wait, and delivers th
 windows does: windows that are too short, until none is left. What a window cuts is asked for its offset (HEAD) by the
 next, and gone on with.
 
+Meanwhile one more agent of the process records, as that of an application at work would: how long its calls take is
+told, and its session is delivered last.
+
 The process makes the sessions, prints ``ready``, and begins when it gets a line. In the end it prints one line of JSON:
-for each kind of request the seconds from its start to the head of its answer, and how many had no answer.
+for each kind of request the seconds from its start to the head of its answer, and how many had no answer; the seconds
+of each recording call; and what became of the others' sessions.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -25,12 +30,19 @@ from unittest.mock import patch
 import aiohttp
 
 from bench.sessions import make, sender, waiting_in
+from mailboat.agent import Agent
 from mailboat.agent.report import SessionState
 
 SIZES: Final = (4_000, 4_000, 20_000, 20_000, 20_000, 20_000, 50_000, 100_000, 200_000, 500_000)
 """Bytes of a session, one after the other: seven of ten ride along with their offers, three are uploaded."""
 
 SEGMENT: Final = 16 * 1024 * 1024
+
+BETWEEN_CALLS: Final = 0.005
+"""Seconds between two recording calls of a process."""
+
+CALL: Final = "call"
+"""The name under which the calls are recorded."""
 
 KINDS: Final = {"POST": "negotiation", "PATCH": "upload", "HEAD": "offset", "GET": "probe"}
 """What a request is for, by its method."""
@@ -80,16 +92,38 @@ async def deliver(url: str, key: str, store: Path, chance: random.Random, window
                 return states
 
 
+async def record(agent: Agent) -> list[float]:
+    """The seconds that each recording call took, until cancelled."""
+    took: list[float] = []
+    with suppress(asyncio.CancelledError):
+        while True:
+            began = time.perf_counter()
+            agent.feature(CALL, number=len(took))
+            took.append(time.perf_counter() - began)
+            await asyncio.sleep(BETWEEN_CALLS)
+    return took
+
+
+async def deliver_all(asked: argparse.Namespace, stores: list[Path], chance: random.Random) -> Counter[str]:
+    """What becomes of the sessions of all agents."""
+    async with asyncio.TaskGroup() as group:
+        agents = [
+            group.create_task(deliver(asked.url, asked.key, store, random.Random(chance.random()), asked.window))
+            for store in stores
+        ]
+    return sum((each.result() for each in agents), Counter[str]())
+
+
 async def run(asked: argparse.Namespace) -> None:
     """Make the sessions, wait for the word, deliver."""
     chance = random.Random(asked.seed)
     stores = []
-    for agent in range(asked.agents):
-        stores.append(store := asked.folder / f"store-{agent}")
+    for place in range(asked.agents):
+        stores.append(store := asked.folder / f"store-{place}")
         waiting = waiting_in(store)
         for number in range(asked.sessions):
-            made = asked.folder / f"made-{agent}-{number}"
-            size = SIZES[(agent + number) % len(SIZES)]
+            made = asked.folder / f"made-{place}-{number}"
+            size = SIZES[(place + number) % len(SIZES)]
             make(made, size, SEGMENT, seed=chance.getrandbits(48)).link_into(waiting)
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
@@ -98,14 +132,16 @@ async def run(asked: argparse.Namespace) -> None:
     def traced(*arguments: Any, **settings: Any) -> aiohttp.ClientSession:  # noqa: ANN401 - passed on
         return session(*arguments, **settings, trace_configs=[latencies.trace()])
 
+    recorder = asked.folder / "recorder"
     with patch("mailboat.agent.http.aiohttp.ClientSession", traced):
-        async with asyncio.TaskGroup() as group:
-            agents = [
-                group.create_task(deliver(asked.url, asked.key, store, random.Random(chance.random()), asked.window))
-                for store in stores
-            ]
-    states = sum((each.result() for each in agents), Counter[str]())
-    print(json.dumps({"took": latencies.took, "cut": latencies.cut, "states": states, "cpu": time.process_time()}))
+        async with sender(asked.url, asked.key, recorder) as agent:
+            recording = asyncio.create_task(record(agent))
+            states = await deliver_all(asked, stores, chance)
+            recording.cancel()
+            calls = await recording
+        await deliver(asked.url, asked.key, recorder, chance, asked.window)
+    told = {"took": latencies.took, "cut": latencies.cut, "calls": calls, "states": states, "cpu": time.process_time()}
+    print(json.dumps(told))
 
 
 def main() -> None:

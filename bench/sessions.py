@@ -29,6 +29,8 @@ from mailboat.protocol.segment_writer import SegmentWriter
 from mailboat.protocol.summary import Info
 
 APPLICATION = "upload"
+FEATURE = "bulk"
+"""The name of all their records."""
 BLOCK = 512 * KIB
 """Raw bytes of a block, as the agent's default makes them."""
 
@@ -126,7 +128,7 @@ def _segment(writer: SegmentWriter, size: int, chance: random.Random) -> bytes:
     while (room := size - len(content) - _SEAL_ROOM) >= _RECORD or not writer.blocks:
         records = max(1, min(room, BLOCK) // _RECORD)
         raw = b"".join(
-            msgpack.packb([Kind.FEATURE, writer.next + number, "bulk", {"bytes": chance.randbytes(_RECORD - KIB)}])
+            msgpack.packb([Kind.FEATURE, writer.next + number, FEATURE, {"bytes": chance.randbytes(_RECORD - KIB)}])
             for number in range(records)
         )
         header, block = writer.block(raw, _counts(records), began)

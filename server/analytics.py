@@ -34,13 +34,14 @@ from mailboat.server.analytics_schema import (
 )
 from mailboat.server.analytics_store import AnalyticsError, Holding, Key, Progress, RowsRefused, Step
 from mailboat.server.catalog import SegmentRow, SessionRow
+from mailboat.server.config import ANALYTICS_MEMORY
 from mailboat.server.decoder import schemas_from
 from mailboat.server.decoding import Decoded
 from mailboat.server.json_text import encode
 from mailboat.server.skew import correction
 
-MEMORY: Final = 1024 * MIB
-"""Memory of the engine; beyond it, it goes on in files beside its own."""
+THREAD_MEMORY: Final = 128 * MIB
+"""Memory of the engine for each of its threads: of 32 MiB each reads rows, and it needs as much again to write them."""
 
 CHECKPOINT: Final = 256 * MIB
 """Bytes of its log that the engine writes before it moves them into the file. With its own default of 16 MiB loading
@@ -60,8 +61,11 @@ class Analytics:
     then. Raises `AnalyticsError` when the file cannot be used, or another process has it open.
     """
 
-    def __init__(self, path: Path, memory: int = MEMORY, *, make: bool = True) -> None:
-        """Without `make` a file that is damaged, of another layout or not there is an `AnalyticsError`."""
+    def __init__(self, path: Path, memory: int = ANALYTICS_MEMORY, *, make: bool = True) -> None:
+        """`memory` are the bytes that the engine may take; beyond them it goes on in files beside its own.
+
+        Without `make` a file that is damaged, of another layout or not there is an `AnalyticsError`.
+        """
         self._path = path
         self._memory = memory
         self._lock = threading.Lock()
@@ -363,14 +367,15 @@ def _settings(path: Path, memory: int) -> dict[str, str | bool | int | float | l
 
 
 def _connect(path: Path, memory: int) -> duckdb.DuckDBPyConnection:
-    """Open the file, with an engine of all processors but one, that of the thread which asks.
+    """Open the file, with an engine of all processors but one, that of the thread which asks, as far as `memory` goes.
 
     While that thread waits for others it spins on the interpreter's lock. With two processors, loading alone takes
     nearly twice the processor time if the engine has both, at the cost of the decoder and of the event loop.
     """
     connection = duckdb.connect(path, config=_settings(path, memory))
     row = connection.execute("SELECT current_setting('threads')").fetchone()
-    connection.execute(f"SET threads = {max(1, (int(row[0]) if row else 1) - 1)}")
+    processors = int(row[0]) if row else 1
+    connection.execute(f"SET threads = {max(1, min(processors - 1, memory // THREAD_MEMORY))}")
     return connection
 
 

@@ -11,6 +11,9 @@ from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.limits import MAX_SEGMENT, MIB
 
 MAX_PORT: Final = 65_535
+ANALYTICS_MEMORY: Final = 512 * MIB
+MIN_ANALYTICS_MEMORY: Final = 256 * MIB
+"""With less, a batch of records may not find room, and none could be loaded any more."""
 LOG_FORMATS: Final = ("json", "text")
 _ORIGIN: Final = re.compile(r"https?://[^/?#@\s]+")
 _ABOVE_ZERO: Final = (
@@ -74,6 +77,8 @@ class ServerConfig:
     """Bodies of uploads that one key may send at the same time: each holds a connection and its buffers, half a MiB."""
     max_requests: float = 1000.0
     """Requests a second of one key, on average over ten seconds; an agent makes a few a minute."""
+    analytics_memory: int = ANALYTICS_MEMORY
+    """Memory of the engine that loads records and answers questions about them; beyond it, it works in files."""
     interim_answers: bool = False
     """Whether senders that speak the draft's dialect are told by interim answers (104), while a body comes, where the
     upload is that they make, and once a second how much of the body is durable. Off: HTTP libraries take such an answer
@@ -97,6 +102,8 @@ class ServerConfig:
         for name in ("min_free_bytes", "min_body_bytes", "key_cache"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: zero or more is needed")
+        if self.analytics_memory < MIN_ANALYTICS_MEMORY:
+            raise ConfigError(f"analytics_memory={self.analytics_memory!r}: {MIN_ANALYTICS_MEMORY} or more is needed")
         object.__setattr__(self, "cors_origins", tuple(self.cors_origins))
         for origin in self.cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):

@@ -43,6 +43,9 @@ FRAME: Final = struct.Struct(">I")
 MAX_RAW: Final = 128 * MIB
 """Decompressed bytes of one segment taken in one batch: the rest follows in later ones, so that a segment which expands
 a thousand times delays the others but does not stop them."""
+MAX_ROWS: Final = 64 * MIB
+"""Bytes of rows in one batch, beyond which the rest follows in later ones: the engine keeps the rows of a transaction
+in its memory (`ServerConfig.analytics_memory`). A batch of records as applications make them has some 10 MiB."""
 MAX_GAPS: Final = 1000
 """Gaps told of one segment in one batch; a segment of nothing but damage has no more to say."""
 MAX_SCHEMAS: Final = 4096
@@ -115,9 +118,9 @@ class Outcome:
     Everything up to byte `consumed` is in the rows or among the `gaps` (offset, length, reason, first, records).
     `next`, `schemas` are for the task that goes on there. `loaded` are the sequence numbers that got rows, `records`
     their count; `claimed` counts those that the blocks' headers spoke of, `read` those of them that could be read.
-    `more` tells that the bound on decompressed bytes ended the task early. `info` is the session's description, when
-    the preamble was among the bytes. `locked` says for want of which key the task ended at `consumed`; empty when none
-    was wanting.
+    `more` tells that a bound on decompressed bytes or rows ended the task early. `info` is the session's description,
+    when the preamble was among the bytes. `locked` says for want of which key the task ended at `consumed`; empty when
+    none was wanting.
     """
 
     number: int
@@ -162,9 +165,10 @@ def schemas_from(values: list[list[Any]]) -> tuple[Schema, ...]:
 
 
 class Files:
-    """The files of one batch: one per table, made when it gets its first row."""
+    """The files of one batch: one per table, made when it gets its first row; `size` are the bytes in them."""
 
     def __init__(self, folder: Path) -> None:
+        self.size = 0
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
 
@@ -174,6 +178,7 @@ class Files:
         if file is None:
             file = self._files[table] = (self._folder / f"{table}.json").open("wb")
         file.write(lines)
+        self.size += len(lines)
 
     def close(self) -> list[str]:
         """Close the files; returns the tables that have one."""
@@ -227,7 +232,8 @@ class Decoding:
 
     def _take(self) -> None:
         for block in self._reader.blocks():
-            if self._raw + block.header.raw_length > MAX_RAW and self._raw:
+            # Without rows of others before it, a task takes one block at least, so that each batch brings one further.
+            if (self._raw and self._raw + block.header.raw_length > MAX_RAW) or self._files.size > MAX_ROWS:
                 self._outcome.more = True
                 return
             self._raw += block.header.raw_length

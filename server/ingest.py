@@ -25,12 +25,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
 from mailboat.protocol.errors import MailboatError
 from mailboat.protocol.negotiation import Reason
+from mailboat.server.analytics import Analytics
 from mailboat.server.analytics_store import Key, RowsRefused, Step
 from mailboat.server.batches import Known
 from mailboat.server.catalog import Catalog, SegmentRow, SessionRow
@@ -310,7 +312,8 @@ PLAYBACK: Final = web.AppKey("playback", Playback)
 async def start(app: web.Application) -> None:
     """Begin to load; the catalog and the blobs must be open. `AnalyticsError` when the store cannot be opened."""
     unsealing = app[UNSEALING]
-    loader = app[LOADER] = Loader(app[BLOBS], app[CONFIG].data, Decoder(keys=lambda: unsealing.private))
+    config, decoder = app[CONFIG], Decoder(keys=lambda: unsealing.private)
+    loader = app[LOADER] = Loader(app[BLOBS], config.data, decoder, partial(Analytics, memory=config.analytics_memory))
     await loader.open()
     app[REPORTS] = Reports(loader.analytics)
     app[PLAYBACK] = Playback(app[BLOBS], unsealing)

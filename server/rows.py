@@ -19,15 +19,17 @@ from itertools import compress, zip_longest
 from typing import Any, Final
 
 from mailboat.protocol.errors import SegmentError
-from mailboat.protocol.limits import MIB
+from mailboat.protocol.limits import KIB, MIB
 from mailboat.protocol.records import KIND_NAMES, Kind, Schema
 from mailboat.server.analytics_schema import ROWS
 from mailboat.server.grouping import group_of
 from mailboat.server.json_text import encode
 
 MAX_LINE: Final = 8 * MIB
-"""Bytes of one line: the loader's parser takes no more than 16 MiB. More rows go into several; attributes of a row that
-is longer by itself are left out."""
+"""Bytes of one line: the loader's parser takes no more than 16 MiB. More rows go into several."""
+MAX_ROW: Final = 64 * KIB
+"""Bytes of a row, on average over those of a line: the engine brings 2048 rows into its memory at once. A row that is
+longer by itself, with no short ones beside it, loses its attributes and the ends of its texts."""
 
 _EARLIEST: Final = 0
 _LATEST: Final = 253_402_300_799_000_000
@@ -131,9 +133,9 @@ def those(columns: Columns, wanted: Callable[[int], bool]) -> Columns:
 def encode_rows(table: str, segment: int, columns: Columns) -> bytes:
     """The rows of the segment with this number in its batch as lines of JSON; there must be some."""
     line = encode({"s": segment, **dict(zip(_COLUMNS[table], columns, strict=True))})
-    if len(line) <= MAX_LINE:
-        return line + b"\n"
     count = len(columns[0])
+    if len(line) <= min(MAX_LINE, MAX_ROW * count):
+        return line + b"\n"
     if count > 1:
         half = count // 2
         parts = [column[:half] for column in columns], [column[half:] for column in columns]

@@ -58,6 +58,7 @@ def test_every_setting_can_be_given_in_every_place(file: Path) -> None:
         ('port = "x"', "port='x': a whole number"),
         ("port = true", "port=True: a whole number"),
         ("port = 1.5", "port=1.5: a whole number"),
+        ("analytics_memory = 1000000", "analytics_memory=1000000: 268435456 or more is needed"),
         ("port = 70000", "port=70000: a number from 0 to 65535"),
         ("host = 1", "host=1: a text"),
         ("body_timeout = []", "body_timeout=[]: a number"),

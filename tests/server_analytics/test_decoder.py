@@ -37,6 +37,7 @@ class Kept(Files):
 
     def write(self, table: str, lines: bytes) -> None:
         self.lines[table] = self.lines.get(table, b"") + lines
+        self.size += len(lines)
 
     def close(self) -> list[str]:
         return list(self.lines)
@@ -174,6 +175,25 @@ def test_a_bomb_is_taken_in_bounded_parts(monkeypatch: pytest.MonkeyPatch) -> No
             break
     assert tasks == 5
     assert files.names() == [(at, f"a{at}") for at in range(9)]
+    assert outcome.consumed == len(segment.data)
+
+
+def test_rows_of_a_batch_are_bounded_and_the_first_task_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "MAX_ROWS", 100_000)
+    segment = Segment()
+    for at in range(4):
+        segment.block([feature(f"a{at}", text="x" * 60_000)])
+    segment.seal()
+    files, outcomes = Kept(), []
+    for number in range(2):
+        decoding = Decoding(Task(number, complete=True), files)
+        decoding.feed(segment.data)
+        outcomes.append(decoding.finish())
+    assert files.names() == [(0, "a0"), (1, "a1")]
+    assert [(each.more, each.records, each.next) for each in outcomes] == [(True, 2, 2), (True, 0, 0)]
+    assert outcomes[1].consumed == 0
+    outcome, rest = decoded(Task(0, outcomes[0].consumed, 2, complete=True), segment.data[outcomes[0].consumed :])
+    assert rest.names() == [(2, "a2"), (3, "a3")]
     assert outcome.consumed == len(segment.data)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from mailboat.protocol import Info
+from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import COUNTERS
 from mailboat.server import batches, ingest
 from mailboat.server.analytics import Analytics
@@ -136,6 +138,43 @@ async def test_a_segment_that_expands_beyond_bounds_is_loaded_in_several_rounds(
     await rig.ingest.settled()
     assert bench(rig).sequences() == list(range(8))
     assert rig.counters["ingest_segments"] == 8
+    await rig.stop()
+
+
+async def test_rows_beyond_what_a_batch_may_hold_follow_in_other_rounds(tmp_path: Path, segments: Path) -> None:
+    program = (
+        "import mailboat.server.decoder as d; d.MAX_ROWS = 100_000; "
+        "import sys; sys.exit(d.main())"
+    )  # fmt: skip
+    rig = Rig(tmp_path, Decoder([sys.executable, "-c", program]), segments)
+    await rig.start()
+    for session_id in OTHERS:
+        segment = Segment(session_id=session_id)
+        for _ in range(3):
+            segment.block([feature("a", text="x" * 60_000)])
+        await rig.add(session_id, segment.seal())
+    await rig.ingest.settled()
+    assert [bench(rig).sequences(session_id) for session_id in OTHERS] == [[0, 1, 2]] * len(OTHERS)
+    assert rig.counters["ingest_records"] == 3 * len(OTHERS)
+    assert rig.counters["ingest_segments"] > len(OTHERS)
+    assert await rig.waiting() == ()
+    await rig.stop()
+
+
+async def test_long_rows_take_no_more_memory_than_the_engine_has(tmp_path: Path, segments: Path) -> None:
+    """It brings 2048 rows into its memory at once: the records of an agent must not be able to fill that."""
+    rig = Rig(tmp_path, segments=segments, opening=partial(Analytics, memory=128 * MIB))
+    await rig.start()
+    segment = Segment()
+    for at in range(80):
+        segment.block([feature(f"a{at}-{part}", text="x" * 900_000) for part in range(4)])
+    await rig.add(SESSION, segment.seal())
+    await rig.add(OTHERS[0], of(5, OTHERS[0]).seal())
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(320))
+    assert len(bench(rig).sequences(OTHERS[0])) == 15
+    assert rig.counters["ingest_failures"] == 0
+    bench(rig).sql("CHECKPOINT")
     await rig.stop()
 
 

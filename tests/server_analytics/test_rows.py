@@ -181,10 +181,15 @@ def test_a_row_that_the_loader_could_not_read_at_once_is_cut() -> None:
     assert second["a"] == {"$cut": True}
 
 
+def test_long_rows_are_whole_among_short_ones_and_cut_where_all_are_long() -> None:
+    long = {"text": "x" * 2 * rows.MAX_ROW}
+    short, big = feature("short"), [Kind.FEATURE, 0, "big", long]
+    assert [row["a"] for row in lines_of([short, short, big])["feature"]] == [{}, {}, long]
+    assert [row["a"] for row in lines_of([short, big, big])["feature"]] == [{}, {"$cut": True}, {"$cut": True}]
+
+
 def test_rows_that_are_too_long_together_go_into_several_lines() -> None:
-    ((table, columns),) = rows_of(
-        [feature(str(at), text="\x00" * (rows.MAX_LINE // 24)) for at in range(7)], 100, CLOCK, {}
-    )
+    ((table, columns),) = rows_of([feature(str(at), text="\x00" * 10_000) for at in range(300)], 100, CLOCK, {})
     lines = encode_rows(table, 5, columns)
     assert max(map(len, lines.splitlines())) <= rows.MAX_LINE < len(lines)
-    assert [(row["s"], row["q"], row["n"]) for row in told(lines)] == [(5, 100 + at, str(at)) for at in range(7)]
+    assert [(row["s"], row["q"], row["n"]) for row in told(lines)] == [(5, 100 + at, str(at)) for at in range(300)]

@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from mailboat.protocol.uploads.state import Phase, UploadState
+from mailboat.server.analytics import Analytics
+from mailboat.server.analytics_store import SqlStore
 from mailboat.server.blobs import LocalBlobs
 from mailboat.server.catalog import SegmentRow, UploadRow, Verification
 from mailboat.server.decoding import Decoder
@@ -46,6 +49,7 @@ class Rig:
     decoder: Decoder | None = None
     segments: Path | None = None
     counters: Counter[str] = field(default_factory=Counter)
+    opening: Callable[[Path], SqlStore] = Analytics
 
     def __post_init__(self) -> None:
         self.catalog = SqliteCatalog(self.folder / "catalog.sqlite")
@@ -57,7 +61,7 @@ class Rig:
         await self.start_loading()
 
     async def start_loading(self) -> None:
-        self.loader = Loader(self.blobs, self.folder, self.decoder)
+        self.loader = Loader(self.blobs, self.folder, self.decoder, self.opening)
         await self.loader.open()
         self.ingest = Ingest(self.catalog, self.loader, self.wake, self.counters, time.time, Unsealing(self.folder))
         await self.ingest.start()
