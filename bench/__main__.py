@@ -23,6 +23,7 @@ from bench import (
     peers,
     querying,
     sealing,
+    takeover,
     tus,
     upload,
     whole_path,
@@ -32,7 +33,20 @@ from bench.machine import machine, versions
 from bench.results import Result
 from bench.table import show
 
-_ALL = (hot_path, whole_path, footprint, upload, tus, cuts, backlog, negotiating, ingesting, querying, sealing)
+_ALL = (
+    hot_path,
+    whole_path,
+    footprint,
+    upload,
+    tus,
+    cuts,
+    takeover,
+    backlog,
+    negotiating,
+    ingesting,
+    querying,
+    sealing,
+)
 MEASUREMENTS = {each.NAME: cast("Measurement", each) for each in _ALL}
 MIB = 1024 * 1024
 RESULTS = Path(__file__).parent / "results"
