@@ -126,10 +126,13 @@ def whole_frames(blobs: Readable, blob_id: str, size: int) -> int:
 
 
 def _read(blobs: Readable, blob_id: str, size: int) -> SegmentReader:
+    """Read up to the first damage: a second one tells nothing more, and there may be hundreds of thousands."""
     reader = SegmentReader()
     for offset in range(0, size, _READ):
         reader.feed(blobs.read(blob_id, offset, min(_READ, size - offset)))
         _pass_over(reader)
+        if reader.gaps:
+            return reader
     reader.close()
     _pass_over(reader)
     return reader

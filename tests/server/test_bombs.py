@@ -11,10 +11,16 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from msgspec.structs import replace
 
 from mailboat.protocol import wire
 from mailboat.protocol.limits import MAX_CONTAINERS, MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE, MIB
+from mailboat.protocol.segment import BLOCK_HEADER_SIZE, BlockHeader
+from mailboat.protocol.uploads.state import Phase, UploadState
+from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.keys import create_key
+from mailboat.server.verification import verify, whole_frames
+from testkit.segments import Segment, feature
 from testkit.serverkit import PRODUCT, ServerProcess, Wire, fresh_session_id, make_segment, wired
 
 AT_ONCE = 4
@@ -116,6 +122,29 @@ async def test_bombs_cost_their_senders_a_refusal_and_the_server_little(
     data = make_segment(fresh_session_id())
     path = await client.upload_of(data)
     assert (await client.append(path, data, 0, complete=True)).complete
+
+
+def test_a_segment_is_read_up_to_its_first_damage() -> None:
+    """Each kept as a gap, all of them together would take twice what the segment does."""
+    made = Segment()
+    head, block = made.data, made.block([feature()])
+    read = []
+
+    class Blob:
+        def read(self, _: str, offset: int, length: int) -> bytes:
+            read.append(length)
+            return content[offset : offset + length]
+
+    header, payload = BlockHeader.decode(block), block[BLOCK_HEADER_SIZE:]
+    assert header is not None
+    damaged = (replace(header, first=at, payload_crc=0).encode() for at in range(1, 8 * MIB // len(block)))
+    content = head + block + b"".join(each + payload for each in damaged)
+    row = UploadRow(UploadState(fresh_session_id(), len(content), len(content), Phase.COMPLETE), PRODUCT)
+    found = verify(Blob(), row)
+    assert (found.verification, found.reason) == (Verification.QUARANTINED, "corrupted")
+    assert f"damaged at byte {len(head) + len(block)}" in found.detail
+    assert whole_frames(Blob(), row.id, len(content)) == len(head) + len(block)
+    assert sum(read) < 3 * MIB
 
 
 def test_the_bound_on_containers_leaves_room_for_the_largest_honest_message() -> None:
