@@ -15,7 +15,7 @@ The records themselves are given back exactly from their segments (`playback`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import compress, zip_longest
+from itertools import compress, islice, zip_longest
 from typing import Any, Final
 
 from mailboat.protocol.errors import SegmentError
@@ -79,16 +79,17 @@ def _in_bulk(kind: Any, numbers: list[int], raws: list[Sequence[Any]], clock: in
     fields = _FIELDS.get(kind)
     if fields is None:
         return None
-    _, times, *values = zip_longest(*raws)
-    if len(values) < len(fields) or not _are(times, _WHOLE):
+    # No more of them than there are fields: one long record would have all others filled up to its length.
+    found = list(islice(zip_longest(*raws), 2 + len(fields)))
+    if len(found) < 2 + len(fields) or not _are(found[1], _WHOLE):
         return None
+    _, times, *values = found
     if (min(times) + clock) // 1000 < _EARLIEST:  # the whole numbers of msgpack end long before `_LATEST`
         return None
     columns: list[Sequence[Any]] = [numbers, [(time + clock) // 1000 for time in times]]
-    for column, types in zip(values, fields, strict=False):  # what later versions add is passed over
-        if not _are(column, types):
-            return None
-        columns.append(column)
+    if not all(map(_are, values, fields)):
+        return None
+    columns += values
     if kind == Kind.TIMING:
         columns[-1] = [nanoseconds / 1e9 for nanoseconds in columns[-1]]
     elif kind == Kind.EVENT and not 0 <= min(columns[-2]) <= max(columns[-2]) <= _MOST_OF_BYTE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailboat.protocol import SegmentError, SegmentReader
+from mailboat.protocol.limits import MIB
 from mailboat.protocol.reader import raw_records
 from mailboat.protocol.records import Kind, Schema, decode
 from mailboat.protocol.sealing import Keyring
@@ -103,6 +105,18 @@ def test_records_together_become_what_each_becomes_alone(raws: list[list[Any]]) 
     assert [{**line, "q": 100} for line in together[table]] == alone
 
 
+def test_a_record_of_many_fields_costs_the_others_nothing() -> None:
+    raws = [*(feature("a") for _ in range(2_000)), [*feature("b"), *range(20_000)]]
+    tracemalloc.start()
+    try:
+        ((_, columns),) = rows_of(raws, 100, CLOCK, {})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [len(column) for column in columns] == [2_001] * 4
+    assert peak < 2 * MIB
+
+
 def test_each_kind_has_its_table() -> None:
     raws = [
         feature(),
@@ -153,6 +167,8 @@ def test_a_value_is_a_finite_number_or_nothing(given: object, expected: float | 
 @pytest.mark.parametrize(
     "raw",
     [
+        [],
+        [Kind.FEATURE],
         [Kind.FEATURE, 0],
         [Kind.FEATURE, "noon", "a", {}],
         [Kind.FEATURE, 0, "a", [1]],
@@ -166,6 +182,8 @@ def test_a_value_is_a_finite_number_or_nothing(given: object, expected: float | 
 def test_fields_that_are_no_record_are_refused_with_the_record_named(raw: list[Any]) -> None:
     with pytest.raises(SegmentError, match="record 101"):
         rows_of([feature(), raw], 100, CLOCK, {})
+    with pytest.raises(SegmentError, match="record 100"):
+        rows_of([raw], 100, CLOCK, {})
 
 
 def test_what_json_has_no_form_for_becomes_something_it_has() -> None:
