@@ -73,8 +73,8 @@ def rows_of(
 
 
 def _in_bulk(kind: Any, numbers: list[int], raws: list[Sequence[Any]], clock: int) -> Columns | None:  # noqa: ANN401
-    """The rows of records of one kind, column by column: with a call and a row for each it takes twice the time. None
-    where some record is not quite as agents make them.
+    """The rows of records of one kind, column by column, which spares a call and a row for each. None where some
+    record is not quite as agents make them.
     """
     fields = _FIELDS.get(kind)
     if fields is None:

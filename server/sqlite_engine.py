@@ -3,8 +3,7 @@
 Every commit is a flush of the disk (``synchronous=FULL``: a write that was acknowledged survives power loss), and
 costs the same for one change as for a hundred. So the writer takes whatever is waiting, runs it in one transaction,
 each job in a savepoint of its own, and wakes all of them after the one commit. While it flushes, the next group
-gathers. A job that is alone needs no savepoint: within one, SQLite first copies every page that it changes, which takes
-an eighth of the time of a negotiation.
+gathers. A job that is alone needs no savepoint: within one, SQLite first copies every page that it changes.
 
 Readers see what was committed when they begin (WAL), and never wait for the writer.
 """
