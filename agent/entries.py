@@ -44,7 +44,8 @@ class Fate(Enum):
 class Entry(Struct, gc=False):
     """What the planner knows of one session. It `rode` once it was aboard of a request, and is `wanted` once the server
     said so. It keeps `left`, the bytes that the server does not hold as far as is known (none once the session has
-    ended), and `best`, the most that it ever held.
+    ended), `best`, the most that it ever held, and `rest`, the bytes that were left when all was sent that the server
+    had asked for (0: nothing was, or it was not so yet).
     """
 
     summary: Summary
@@ -63,6 +64,7 @@ class Entry(Struct, gc=False):
     wanted: bool = False
     left: int = 0
     best: int = 0
+    rest: int = 0
     open: bool = False
     urls: Mapping[int, str] = _NONE
     held: Mapping[int, int] = _NONE
@@ -113,4 +115,4 @@ class Entry(Struct, gc=False):
         """The session has more now than it had."""
         self.summary, self.phase = summary, Phase.OFFER
         self.uploaded = self.rode = self.unwanted = False
-        self.stalls = self.refusals = 0
+        self.stalls = self.refusals = self.rest = 0

@@ -380,7 +380,8 @@ class Planner:
         if any(entry.held.get(each.index, 0) > each.size for each in entry.summary.segments):
             entry.held = {}
             return self._refuse(entry, "the server claims more bytes of a segment than there are", now)
-        if entry.uploaded:
+        rest, entry.rest = entry.rest, 0
+        if entry.uploaded or 0 < rest < entry.lacking:
             self._stall(entry, "the server wants again what was sent", now)
         elif self._rides_next(entry):
             self._offer(entry)
@@ -433,13 +434,17 @@ class Planner:
         return entry if ended else None
 
     def _all_sent(self, entry: Entry) -> None:
-        if not any(True for _ in entry.unsent()):
-            entry.uploaded = not entry.running
-            if entry.running:
-                entry.phase, entry.asked = Phase.OFFER, True
-            else:
-                self._to_confirm.add(entry.summary.session_id)
-                self._offer(entry)
+        if any(True for _ in entry.unsent()):
+            return
+        if entry.running:
+            entry.phase, entry.asked = Phase.OFFER, True
+            return
+        # Of very many segments a server asks for some at a time.
+        entry.rest = entry.lacking
+        entry.uploaded = not entry.rest
+        if entry.uploaded:
+            self._to_confirm.add(entry.summary.session_id)
+        self._offer(entry)
 
     def progressed(self, task: Send, held: int) -> None:
         """The server is known to hold `held` bytes of a segment."""

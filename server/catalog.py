@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from msgspec import Struct, field
 
 from mailboat.protocol.errors import StoreError
+from mailboat.protocol.limits import MAX_SEGMENTS
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.state import UploadState
 
@@ -208,8 +209,8 @@ class Arrival(Struct, frozen=True):
 class Registration(Struct, frozen=True, gc=False):
     """One offer as the policy has decided it: to be kept, and, if wanted, to be given an upload per listed segment.
 
-    With `fresh_uploads` False no new upload is made (the disk is nearly full). `arrivals` are segments that came with
-    it, by index.
+    At most `fresh_uploads` new uploads are made, for its first segments that have none. `arrivals` are segments that
+    came with it, by index.
     """
 
     product: str
@@ -218,7 +219,7 @@ class Registration(Struct, frozen=True, gc=False):
     reason: str = ""
     explanation: str = ""
     skew: float | None = None
-    fresh_uploads: bool = True
+    fresh_uploads: int = MAX_SEGMENTS
     source: str = ""
     arrivals: Mapping[int, Arrival] = field(default_factory=dict)
 

@@ -74,6 +74,14 @@ OFFERS_FLOOR: Final = 4
 the uploads under way.
 """
 
+MAX_FRESH: Final = 4096
+"""Uploads made for one request; of what it lists beyond, the answer is ``send`` for a part, or ``later``. Sixty
+thousand would be 66 MB of the catalog and two seconds in which nobody else is answered.
+"""
+
+SOON: Final = 1.0
+"""Seconds after which to ask for the rest, where no part of a session found room among those."""
+
 MAX_DECODINGS: Final = 2
 """Messages taken apart at the same time: one can take up 200 MiB while that lasts, and more at once are no faster."""
 
@@ -96,12 +104,15 @@ class _Ruled(Struct, frozen=True, gc=False):
 
 
 class _Rulings(Struct, frozen=True):
-    """What was decided of a whole request: of each offer, and what the catalog is to keep of it."""
+    """What was decided of a whole request: of each offer, and what the catalog is to keep of it, where the disk has
+    `room`.
+    """
 
     offers: tuple[_Ruled, ...]
     registrations: tuple[Registration, ...]
     ledger: LedgerRow | None
     policy: Policy
+    room: bool
     wanted: tuple[str, ...] = ()
     """Sessions that are wanted after all."""
 
@@ -202,7 +213,9 @@ def _answer(
     compressed: bool,  # noqa: FBT001 - called through an executor
 ) -> tuple[tuple[Decision, ...], bytes]:
     known = iter(held)
-    decisions = tuple(_decide(each, next(known) if each.product is not None else ()) for each in ruled.offers)
+    decisions = tuple(
+        _decide(each, next(known) if each.product is not None else (), room=ruled.room) for each in ruled.offers
+    )
     content = Reply(decisions, ruled.wanted, ruled.policy).encode(media_type)
     return decisions, wire.compress(content) if compressed else content
 
@@ -264,6 +277,7 @@ def _rule_all(
     sent = asked.sent or now
     skew = now - asked.sent if asked.sent else None
     taken_here: Counter[str] = Counter()
+    fresh = MAX_FRESH if room else 0
     offers, registrations = [], []
     for offer in asked.offers:
         product = offer.info.product
@@ -285,10 +299,12 @@ def _rule_all(
                     reason,
                     ruling.explanation,
                     skew,
-                    fresh_uploads=room,
+                    fresh_uploads=fresh,
                     source=_source(asked, offer),
                 )
             )
+            if ruling.state is SessionState.WANTED:
+                fresh = max(0, fresh - len(offer.segments))
     asking = {(each.product, each.offer.info.version) for each in offers if each.product is not None}
     advised = advice((plans[product], version) for product, version in asking)
     offered = {offer.session_id for offer in asked.offers}
@@ -297,6 +313,7 @@ def _rule_all(
         tuple(registrations),
         _ledger(asked, offers, now),
         replace(advised, riding=riding.TERMS),
+        room,
         tuple(each for wished in wishes.values() for each in wished if each not in offered)[:MAX_OFFERS],
     )
 
@@ -317,7 +334,7 @@ def _source(asked: Request, offer: Summary) -> str:
     return str(asked.ledger.get("store") or offer.info.host or offer.installation)[:MAX_SOURCE]
 
 
-def _decide(ruled: _Ruled, held: Sequence[SegmentRow]) -> Decision:
+def _decide(ruled: _Ruled, held: Sequence[SegmentRow], *, room: bool) -> Decision:
     """The answer for one offer, given the segments that the server knows of."""
     session_id = ruled.offer.session_id
     segments = {each.index: each for each in held}
@@ -335,8 +352,9 @@ def _decide(ruled: _Ruled, held: Sequence[SegmentRow]) -> Decision:
         return Decision(session_id, Verdict.REJECT, reason, ruled.ruling.explanation)
     if ruled.ruling.state is SessionState.DECLINED:
         return Decision(session_id, Verdict.DECLINE)
-    if len(stands) < len(listed):
-        return Decision(session_id, Verdict.LATER, explanation="the server's disk is nearly full", after=LATER)
+    if len(stands) < len(listed) and (not room or all(stand.complete for stand in stands)):
+        why = "more is offered than is taken up at once" if room else "the server's disk is nearly full"
+        return Decision(session_id, Verdict.LATER, explanation=why, after=SOON if room else LATER)
     return Decision(session_id, Verdict.SEND, priority=int(ruled.offer.errors > 0), segments=stands)
 
 

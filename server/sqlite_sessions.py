@@ -89,12 +89,14 @@ def register(
         segments = known.setdefault((offer.product, offer.summary.session_id), {})
         if offer.state is not SessionState.WANTED:
             continue
+        room = offer.fresh_uploads
         for state in offer.summary.segments:
             held, arrival = segments.get(state.index), offer.arrivals.get(state.index)
             if held is not None and not held.complete and (arrival is not None or _outgrown(held, state)):
                 _detach(db, held, now)
                 held = None
-            if held is None and (offer.fresh_uploads or arrival is not None):
+            if held is None and (room > 0 or arrival is not None):
+                room -= arrival is None
                 made = _made(offer, state.index, arrival, new_id, now)
                 fresh.append(made)
                 segments[state.index] = _as_segment(made, offer.summary.session_id, state.index)

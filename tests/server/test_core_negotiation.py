@@ -17,12 +17,22 @@ from yarl import URL
 
 from mailboat.protocol import Status, Summary, wire
 from mailboat.protocol.limits import MAX_NEGOTIATION, MAX_NEGOTIATION_WIRE, MAX_OFFERS
-from mailboat.protocol.negotiation import Reply, Request
+from mailboat.protocol.negotiation import Reply, Request, SegmentDecision
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import SegmentState
+from mailboat.protocol.uploads.state import Phase
 from mailboat.server import ServerConfig, negotiation
 from mailboat.server.allowance import TRANSFERS
-from mailboat.server.catalog import LedgerRow, ProductRow, Registration, Role, SegmentRow, SessionQuery, SessionState
+from mailboat.server.catalog import (
+    LedgerRow,
+    ProductRow,
+    Registration,
+    Role,
+    SegmentRow,
+    SessionQuery,
+    SessionState,
+    Verification,
+)
 from mailboat.server.context import CATALOG
 from mailboat.server.context import COUNTERS as COUNTED
 from mailboat.server.keys import create_key
@@ -97,6 +107,40 @@ async def test_a_running_session_gets_uploads_as_it_grows(client: Wire, summary:
     (second,) = await client.negotiate(running(offer, 1_000, 500))
     assert [segment.index for segment in second.segments] == [0, 1]
     assert second.segments[0].url == first.segments[0].url
+
+
+async def test_of_very_many_segments_some_are_asked_for_at_a_time(
+    server: RunningServer, client: Wire, summary: Summary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is asked for once the earlier ones are here; the offers behind get what is left, or are told to ask soon."""
+    monkeypatch.setattr(negotiation, "MAX_FRESH", 50)
+    count = 110
+    states = tuple(SegmentState(index, 1_000, 1, sealed=True, sha256="ab" * 32) for index in range(count))
+    long, short = replace(another(summary), segments=states), another(summary)
+    asked = 0
+    for expected in (50, 50, 10):
+        part, other = await client.negotiate(long, short)
+        fresh = [each for each in part.segments if each.index >= asked]
+        assert (part.verdict, [each.index for each in fresh]) == ("send", list(range(asked, asked + expected)))
+        assert other.verdict == ("later" if asked == 0 else "send"), "what is taken up already takes no room"
+        await everything_arrives(server, long, fresh)
+        asked += expected
+        await client.negotiate(short)
+    whole, _ = await client.negotiate(long, short)
+    assert (whole.verdict, len(whole.segments)) == ("have", count)
+
+
+async def everything_arrives(server: RunningServer, offer: Summary, segments: Sequence[SegmentDecision]) -> None:
+    """Each of these segments as if all its bytes had been sent, verified and loaded."""
+    catalog = server.app[CATALOG]
+    await catalog.mark_loaded({each.url.rpartition("/")[2]: offer.segments[each.index].size for each in segments})
+    for each in segments:
+        row = await catalog.upload(each.url.rpartition("/")[2])
+        assert row is not None
+        size, sha256 = offer.segments[each.index].size, offer.segments[each.index].sha256
+        state = replace(row.state, offset=size, length=size, phase=Phase.COMPLETE)
+        done = replace(row, state=state, verification=Verification.VERIFIED, sha256=sha256, records=1)
+        assert await catalog.finish_upload(done)
 
 
 async def test_offers_are_answered_again_alike(client: Wire, summary: Summary) -> None:

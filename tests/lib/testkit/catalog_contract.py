@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from mailboat.protocol import Summary, WireError
 from mailboat.protocol.records import COUNTERS
-from mailboat.protocol.summary import Status
+from mailboat.protocol.summary import SegmentState, Status
 from mailboat.protocol.uploads.state import Creation, Event, Phase, UploadState
 from mailboat.server.catalog import (
     Arrival,
@@ -331,10 +331,25 @@ class CatalogContract:
 
     async def test_without_room_no_upload_is_made(self, catalog: Catalog, summary: Summary) -> None:
         offer = offered(summary)
-        assert await catalog.register([replace(offer, fresh_uploads=False)], 1.0) == ((),)
+        assert await catalog.register([replace(offer, fresh_uploads=0)], 1.0) == ((),)
         ((made,),) = await catalog.register([offer], 1.0)
-        ((held,),) = await catalog.register([replace(offer, fresh_uploads=False)], 1.0)
+        ((held,),) = await catalog.register([replace(offer, fresh_uploads=0)], 1.0)
         assert held.upload_id == made.upload_id
+
+    async def test_no_more_uploads_are_made_at_once_than_allowed(self, catalog: Catalog, summary: Summary) -> None:
+        """The first segments without one get theirs; one that came along takes no room."""
+        segments = tuple(SegmentState(index, 10, 1, sealed=True, sha256="ab" * 32) for index in range(5))
+        offer = offered(structs.replace(summary, segments=segments))
+        indexes = [
+            [each.index for each in held]
+            for allowed, arrivals in (
+                (2, {}),
+                (0, {4: Arrival(fresh_session_id(), 10, Verification.VERIFIED)}),
+                (9, {}),
+            )
+            for (held,) in [await catalog.register([replace(offer, fresh_uploads=allowed, arrivals=arrivals)], 1.0)]
+        ]
+        assert indexes == [[0, 1], [0, 1, 4], [0, 1, 2, 3, 4]]
 
     async def test_an_upload_that_is_gone_makes_room_for_another(self, catalog: Catalog, summary: Summary) -> None:
         offer = offered(summary)
@@ -359,7 +374,7 @@ class CatalogContract:
         begun = await upload_of(catalog, unfinished)
         arrivals = [Arrival(fresh_session_id(), 10, Verification.VERIFIED, "ab" * 32, 3) for _ in range(2)]
         for each, arrival in zip((offer, unfinished), arrivals, strict=True):
-            ((held,),) = await catalog.register([replace(each, fresh_uploads=False, arrivals={0: arrival})], 2.0)
+            ((held,),) = await catalog.register([replace(each, fresh_uploads=0, arrivals={0: arrival})], 2.0)
             assert (held.upload_id, held.complete, held.offset, held.records) == (arrival.upload_id, True, 10, 3)
             second = replace(arrival, upload_id=fresh_session_id())
             ((held,),) = await catalog.register([replace(each, arrivals={0: second})], 3.0)

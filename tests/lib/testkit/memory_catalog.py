@@ -160,14 +160,15 @@ class MemoryCatalog:
             known.counted = offer.summary.records
 
     def _make_uploads(self, offer: Registration, now: float) -> None:
-        session_id = offer.summary.session_id
+        session_id, room = offer.summary.session_id, offer.fresh_uploads
         for state in offer.summary.segments:
             held, arrival = self._upload_of(offer.product, session_id, state.index), offer.arrivals.get(state.index)
             outgrown = held is not None and state.sealed and held.state.offset > state.size
             if held is not None and not segment_of(held).complete and (arrival is not None or outgrown):
                 self._detach(held, now)
                 held = None
-            if held is None and (offer.fresh_uploads or arrival is not None):
+            if held is None and (arrival is not None or room > 0):
+                room -= 0 if arrival else 1
                 self._make_upload(offer, state.index, arrival, now)
 
     def _make_upload(self, offer: Registration, index: int, arrival: Arrival | None, now: float) -> None:

@@ -245,6 +245,40 @@ def test_a_session_that_was_sent_is_confirmed_before_it_is_given_up() -> None:
     assert entry.fate is Fate.ACCEPTED
 
 
+def a_part(summary: Summary, held: int, asked: int) -> Decision:
+    """The first `held` segments are there, and the next `asked` are wanted."""
+    places = tuple(
+        SegmentDecision(each, f"/v1/uploads/{each}", 100 if each < held else 0, complete=each < held)
+        for each in range(held + asked)
+    )
+    return Decision(summary.session_id, Verdict.SEND, segments=places)
+
+
+def test_what_a_server_asks_for_in_parts_is_sent_without_a_pause() -> None:
+    many = session(segments=5)
+    planner = knowing(many)
+    for held, asked in ((0, 2), (2, 2), (4, 1)):
+        assert answered(planner, a_part(many, held, asked)) == []
+        for _ in range(asked):
+            planner.sent(sending(planner), Completed(100), 0.0)
+        assert planner.left == 100 * (5 - held - asked)
+    (entry,) = answered(planner, had(many))
+    assert entry.fate is Fate.ACCEPTED
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_a_server_that_loses_the_part_it_was_sent_is_not_sent_it_at_once(held: int) -> None:
+    many = session(segments=5)
+    planner = knowing(many)
+    answered(planner, a_part(many, 0, 2))
+    for _ in range(2):
+        planner.sent(sending(planner), Completed(100), 0.0)
+    answered(planner, a_part(many, held, 2))
+    assert planner.next(0.0) == Wait(AGAIN)
+    answered(planner, a_part(many, 2, 2), now=AGAIN)
+    assert sending(planner, AGAIN).segment.index == 2
+
+
 AFTERWARDS: dict[str, tuple[Outcome, float]] = {
     "gone": (Gone(404), 0.0),
     "failed": (Retry(0.0, "status 500"), AGAIN),
