@@ -29,6 +29,8 @@ WAITS = ("0", "-1", "5", "90", "soon", "Wed, 21 Oct 2026 07:28:00 GMT", "1000000
 """What a troubled server says in Retry-After."""
 TROUBLES = (408, 429, 500, 502, 503, 504)
 REFUSALS = (401, 403)
+FRESH = 2
+"""Uploads that an offer gets at a time: sessions of more segments are asked for in parts."""
 
 
 @dataclass
@@ -94,7 +96,7 @@ class SimServer:
             if offer.session_id in self.wanted:
                 ruling = replace(ruling, state=SessionState.WANTED)
             rows = self._rows(offer, fresh=ruling.state is SessionState.WANTED)
-            decision = _decide(_Ruled(offer, ruling, self.product), rows)
+            decision = _decide(_Ruled(offer, ruling, self.product), rows, room=True)
             self.told[offer.session_id] = decision.verdict.value
             decisions.append(decision)
             declined = ruling.state is SessionState.DECLINED
@@ -109,8 +111,10 @@ class SimServer:
 
     def _rows(self, offer: Summary, *, fresh: bool) -> list[SegmentRow]:
         segments = self.registered.setdefault(offer.session_id, {})
+        room = FRESH if fresh else 0
         for state in offer.segments:
-            if fresh and state.index not in segments:
+            if room and state.index not in segments:
+                room -= 1
                 upload_id = f"0190a000-0000-7000-8000-{self.draw.getrandbits(48):012x}"
                 self.core.uploads[upload_id] = Upload(
                     UploadState(id=upload_id, limits=self.core.limits, dialect=CURRENT.tag)
