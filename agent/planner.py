@@ -353,7 +353,10 @@ class Planner:
         entries = [self.entries[offer.session_id] for offer in task.offers if offer.session_id in self.entries]
         self._alone += 1
         if self._understood and self._alone == 1:
-            return [entry for entry in entries if self._refuse(entry, reason, now)]
+            ended = [entry for entry in entries if self._refuse(entry, reason, now)]
+            for entry in ended:
+                self._note(entry)
+            return ended
         for entry in entries:
             self._stall(entry, reason, now)
         return None

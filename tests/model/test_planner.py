@@ -55,10 +55,11 @@ class PlannerMachine(RuleBasedStateMachine):
         self.asked: list[Negotiate] = []
         self.sending: list[Send] = []
         self.policy = Policy()
+        self.in_parts = False
 
-    @initialize(riding=st.booleans(), kinds=st.lists(st.booleans(), min_size=1, max_size=4))
-    def terms(self, riding: bool, kinds: list[bool]) -> None:
-        self.policy = RIDING if riding else Policy()
+    @initialize(riding=st.booleans(), in_parts=st.booleans(), kinds=st.lists(st.booleans(), min_size=1, max_size=4))
+    def terms(self, riding: bool, in_parts: bool, kinds: list[bool]) -> None:
+        self.policy, self.in_parts = RIDING if riding else Policy(), in_parts
         for running in kinds:
             self.begin([100, 200], running, errors=False)
         self.refresh()
@@ -195,6 +196,8 @@ class PlannerMachine(RuleBasedStateMachine):
             complete = each.sealed and at == each.size
             digest = each.sha256 if complete else ""
             places.append(SegmentDecision(each.index, f"/u/{each.index}", at, complete=complete, sha256=digest))
+            if self.in_parts and verdict is Verdict.SEND and not complete:
+                break  # a server may ask for one segment after the other
         return Decision(offer.session_id, verdict, after=30.0, segments=tuple(places))
 
     def _may_end(self, entry: Entry) -> None:

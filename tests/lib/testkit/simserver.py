@@ -29,8 +29,8 @@ WAITS = ("0", "-1", "5", "90", "soon", "Wed, 21 Oct 2026 07:28:00 GMT", "1000000
 """What a troubled server says in Retry-After."""
 TROUBLES = (408, 429, 500, 502, 503, 504)
 REFUSALS = (401, 403)
-FRESH = 2
-"""Uploads that an offer gets at a time: sessions of more segments are asked for in parts."""
+FRESH = 1
+"""Uploads that an offer gets at a time: sessions of several segments are asked for in parts."""
 
 
 @dataclass
