@@ -215,8 +215,7 @@ class Planner:
         if sending is not None:
             self._flights.add((sending.session_id, sending.segment.index))
             return sending
-        task = self._offers(now)
-        if task is not None:
+        if (task := self._offers(now)) is not None:
             self._negotiating += 1
             self._aboard |= task.aboard
             return task
@@ -353,10 +352,7 @@ class Planner:
         entries = [self.entries[offer.session_id] for offer in task.offers if offer.session_id in self.entries]
         self._alone += 1
         if self._understood and self._alone == 1:
-            ended = [entry for entry in entries if self._refuse(entry, reason, now)]
-            for entry in ended:
-                self._note(entry)
-            return ended
+            return [entry for entry in entries if self._refuse(entry, reason, now)]
         for entry in entries:
             self._stall(entry, reason, now)
         return None
@@ -413,9 +409,7 @@ class Planner:
         """A segment was sent, or not; returns the session if it ended by that (quarantined)."""
         entry, index = self.entries.get(task.session_id), task.segment.index
         self._flights.discard((task.session_id, index))
-        if entry is None:
-            return None
-        if entry.phase is not Phase.SEND:
+        if entry is None or entry.phase is not Phase.SEND:
             return None
         ended = False
         match outcome:
@@ -443,8 +437,7 @@ class Planner:
             entry.phase, entry.asked = Phase.OFFER, True
             return
         # Of very many segments a server asks for some at a time.
-        entry.rest = entry.lacking
-        entry.uploaded = not entry.rest
+        entry.rest, entry.uploaded = entry.lacking, not entry.lacking
         if entry.uploaded:
             self._to_confirm.add(entry.summary.session_id)
         self._offer(entry)
@@ -491,6 +484,7 @@ class Planner:
 
     def _end(self, entry: Entry, fate: Fate, reason: str) -> bool:
         entry.phase, entry.fate, entry.reason = Phase.ENDED, fate, reason
+        self._note(entry)
         return True
 
     def _note(self, entry: Entry) -> None:

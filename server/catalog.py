@@ -209,8 +209,8 @@ class Arrival(Struct, frozen=True):
 class Registration(Struct, frozen=True, gc=False):
     """One offer as the policy has decided it: to be kept, and, if wanted, to be given an upload per listed segment.
 
-    At most `fresh_uploads` new uploads are made, for its first segments that have none. `arrivals` are segments that
-    came with it, by index.
+    It has at most `fresh_uploads` unfinished uploads then, unless it had more; new ones are made for the first segments
+    that have none. `arrivals` are segments that came with it, by index.
     """
 
     product: str

@@ -75,8 +75,8 @@ the uploads under way.
 """
 
 MAX_FRESH: Final = 4096
-"""Uploads made for one request; of what it lists beyond, the answer is ``send`` for a part, or ``later``. Sixty
-thousand would be 66 MB of the catalog and two seconds in which nobody else is answered.
+"""Uploads made for one request, and unfinished ones of a session; of what is listed beyond, the answer is ``send`` for
+a part, or ``later``. Sixty thousand would be 66 MB of the catalog and two seconds in which nobody else is answered.
 """
 
 SOON: Final = 1.0

@@ -89,7 +89,7 @@ def register(
         segments = known.setdefault((offer.product, offer.summary.session_id), {})
         if offer.state is not SessionState.WANTED:
             continue
-        room = offer.fresh_uploads
+        room = offer.fresh_uploads - sum(not held.complete for held in segments.values())
         for state in offer.summary.segments:
             held, arrival = segments.get(state.index), offer.arrivals.get(state.index)
             if held is not None and not held.complete and (arrival is not None or _outgrown(held, state)):

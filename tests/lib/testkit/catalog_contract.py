@@ -337,19 +337,12 @@ class CatalogContract:
         assert held.upload_id == made.upload_id
 
     async def test_no_more_uploads_are_made_at_once_than_allowed(self, catalog: Catalog, summary: Summary) -> None:
-        """The first segments without one get theirs; one that came along takes no room."""
-        segments = tuple(SegmentState(index, 10, 1, sealed=True, sha256="ab" * 32) for index in range(5))
-        offer = offered(structs.replace(summary, segments=segments))
-        indexes = [
-            [each.index for each in held]
-            for allowed, arrivals in (
-                (2, {}),
-                (0, {4: Arrival(fresh_session_id(), 10, Verification.VERIFIED)}),
-                (9, {}),
-            )
-            for (held,) in [await catalog.register([replace(offer, fresh_uploads=allowed, arrivals=arrivals)], 1.0)]
-        ]
-        assert indexes == [[0, 1], [0, 1, 4], [0, 1, 2, 3, 4]]
+        states = tuple(SegmentState(index, 10, 1, sealed=True, sha256="ab" * 32) for index in range(5))
+        offer = offered(structs.replace(summary, segments=states))
+        came = {4: Arrival(fresh_session_id(), 10, Verification.VERIFIED)}
+        for allowed, arrivals, there in ((2, {}, [0, 1]), (2, came, [0, 1, 4]), (3, {}, [0, 1, 2, 4])):
+            (held,) = await catalog.register([replace(offer, fresh_uploads=allowed, arrivals=arrivals)], 1.0)
+            assert [each.index for each in held] == there
 
     async def test_an_upload_that_is_gone_makes_room_for_another(self, catalog: Catalog, summary: Summary) -> None:
         offer = offered(summary)

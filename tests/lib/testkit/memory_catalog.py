@@ -160,7 +160,9 @@ class MemoryCatalog:
             known.counted = offer.summary.records
 
     def _make_uploads(self, offer: Registration, now: float) -> None:
-        session_id, room = offer.summary.session_id, offer.fresh_uploads
+        session_id = offer.summary.session_id
+        held_open = [each for each in self._segments(offer.product, session_id) if not each.complete]
+        room = offer.fresh_uploads - len(held_open)
         for state in offer.summary.segments:
             held, arrival = self._upload_of(offer.product, session_id, state.index), offer.arrivals.get(state.index)
             outgrown = held is not None and state.sealed and held.state.offset > state.size
