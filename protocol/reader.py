@@ -308,11 +308,11 @@ class SegmentReader:
         """
         if self._damage_from is not None:
             return self._search(self._damage_from)
+        if self.seal is not None and self._buffer:
+            return self._start_damage()  # nothing may follow, not even a few bytes that elsewhere were a torn tail
         if len(self._buffer) < SKIPPABLE.size:
             return None
         magic, length = SKIPPABLE.unpack_from(self._buffer)
-        if self.seal is not None:
-            return self._start_damage()
         if magic == BLOCK_MAGIC and self._buffer.startswith(BLOCK_START):
             return self._block()
         if magic in _MAX_FRAME and length <= _MAX_FRAME[magic]:

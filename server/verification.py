@@ -160,8 +160,6 @@ def _fault(reader: SegmentReader) -> tuple[Reason, str] | None:
         return Reason.CORRUPTED, f"damaged at byte {gap.offset}: {gap.reason}"
     if reader.seal is None:
         return Reason.CORRUPTED, "the segment is not sealed"
-    if reader.torn:
-        return Reason.CORRUPTED, f"{reader.torn} bytes follow the seal"
     if not reader.intact:
         return Reason.CORRUPTED, "the bytes do not match the digest in the seal"
     return None

@@ -92,6 +92,16 @@ def test_every_bit_flipped_costs_one_block_at_most_and_is_reported(bit: int) -> 
         assert not reader.intact, at
 
 
+@pytest.mark.parametrize("length", [1, 7, 8, 100])
+def test_bytes_behind_the_seal_are_no_torn_tail(length: int) -> None:
+    """Nothing ever follows a seal; as a torn tail, fewer bytes than a frame's head would pass for bytes to come."""
+    data = sealed() + sealed()[-length:]
+    reader = SegmentReader(data)
+    assert sequences(reader) == sorted(EVERY)
+    assert reader.gaps == [Gap(len(sealed()), length, "the bytes are no intact frame", max(EVERY) + 1, 0)]
+    assert (reader.intact, reader.ends_sealed, reader.torn) == (False, False, 0)
+
+
 @pytest.mark.parametrize("bit", [0, 7])
 def test_every_bit_flipped_in_an_unsealed_segment_costs_one_block_at_most(bit: int) -> None:
     """Without a seal nobody knows how many records stood behind a damage at the end: then `records` is None."""
