@@ -7,20 +7,31 @@ same host runs with calls that do nothing, and what remains is the agent's: the 
 
 *Delay* (P2d, P2bd): by how much the tick comes late that is later than 99 of 100. A run in which recording causes the
 garbage collector to run is an error.
+
+*Delay beside as much Python* (P2dh, P2bdh): whatever takes time on the loop's thread delays what comes after it. So the
+same host burns, in place of each burst of calls, as much processor time of its thread as those take, in plain Python
+and without an agent; and a peer makes the same calls into a journal that is large enough for all of them, so that no
+half is ever closed and no other thread runs. What the first one lacks is all of the agent but its time; what the second
+one lacks is the turns from half to half and the writer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import statistics
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench import calls as made
 from bench.calls import Loop
 from bench.harness import CALL, Budget, Comparison, Contender, Measured, Sense, Settings, Stopwatch, Unit
 from mailboat.agent import Agent
+from mailboat.agent.files import OsFileSystem
+from mailboat.agent.journal import Half, Journal
+from mailboat.agent.recorder import Recorder
 
 NAME = "whole_path"
 ABOUT = "a host that records 100,000 times a second (P2)"
@@ -38,13 +49,20 @@ _HOSTS_OWN = 5
 TICK = 0.001
 DELAY = Unit("tick", "ms", 1e3)
 
+_ROOM = 128
+"""Bytes in a journal for each call, more than any of them records."""
+
+_PAIRS = 5
+"""So many times it is measured how much of its thread's time a host's calls take."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What one run of the host took; `late` is in seconds."""
+    """What one run of the host took; `late` is in seconds, `own` the processor time of the loop's thread."""
 
     calls: int
     cpu: float
+    own: float
     late: float
     collections: int
 
@@ -62,7 +80,9 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
             ("", "agent.feature", keyword, nothing[0], 3.2),
             ("b", "emitter", positional, nothing[1], 2.2),
         )
-        for suffix, name, ours, empty, limit in rows:
+        alone = _Alone(settings.folder / "alone", calls)
+        by_themselves = made.keyword(alone.recorder.feature), made.positional(alone.emitter)
+        for (suffix, name, ours, empty, limit), by_itself in zip(rows, by_themselves, strict=True):
             yield Comparison(
                 f"P2{suffix}",
                 f"{name} at {RATE:,} records/s, processor time of all threads above empty calls",
@@ -81,6 +101,18 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
                 host.delay(name, ours, ours=True),
                 budget=Budget(1.3, Sense.COST),
             )
+            each = await host.time_of(ours, empty)
+            yield Comparison(
+                f"P2{suffix}dh",
+                f"the same ticker, beside a host that burns {each * 1e9:.0f} ns of plain Python in place of each call",
+                DELAY,
+                Sense.COST,
+                host.delay("as much plain Python", _burning(empty, each), ours=False),
+                host.delay(name, ours, ours=True),
+                (host.delay(f"{name}, no turns, no writer", by_itself, ours=False, after=alone.emptied),),
+                Budget(1.3, Sense.COST),
+            )
+    alone.close()
 
 
 async def _bare(calls: int) -> Measured:
@@ -106,14 +138,23 @@ class _Host:
 
         return Contender(name, run)
 
-    def delay(self, name: str, loop: Loop, *, ours: bool) -> Contender:
-        """By how much ticks are late."""
+    def delay(self, name: str, loop: Loop, *, ours: bool, after: Callable[[], object] = lambda: None) -> Contender:
+        """By how much ticks are late. `after` is called after each run."""
 
         async def run() -> Measured:
             done = await (self._checked(loop) if ours else _run(loop, self._calls))
+            after()
             return Measured(1, done.late, done.cpu)
 
         return Contender(name, run)
+
+    async def time_of(self, ours: Loop, empty: Loop) -> float:
+        """Seconds of the loop's thread that a call of `ours` takes above one of `empty`, as the host makes them."""
+        taken = []
+        for _ in range(_PAIRS):
+            without = await _run(empty, self._calls)
+            taken.append((await self._checked(ours)).own - without.own)
+        return max(0.0, statistics.median(taken) / self._calls)
 
     async def _checked(self, loop: Loop) -> _Run:
         await self._agent.flush()
@@ -127,11 +168,56 @@ class _Host:
         return done
 
 
+class _Alone:
+    """A recorder with a journal in a file that holds all calls of a run, and nobody who makes blocks of it."""
+
+    def __init__(self, path: Path, calls: int) -> None:
+        files = OsFileSystem()
+        self._calls = calls
+        self._journal = Journal(files, files.create(path), 2 * _ROOM * calls, "")
+        for half in self._journal.halves:
+            half.memory[:] = bytes(half.size)  # its pages are there, as those of the agent's halves are
+            half.memory.seek(0)
+        self.recorder = Recorder(self._journal, on_full=self._closed, on_urgent=lambda *_: None)
+        self.emitter = self.recorder.emitter("order.placed", ("user_id", "price", "sku", "ok"))
+        self._closings = self._before = 0
+
+    def _closed(self, half: Half) -> None:
+        self._closings += 1
+        self._journal.release(half)
+
+    def emptied(self) -> None:
+        """Have room for another run. Raises `RuntimeError` when the last one was not all in one half."""
+        self.recorder.turn()
+        if self._closings != 1 or self.recorder.recorded - self._before != self._calls:
+            raise RuntimeError(
+                f"not what was to be measured: {self._closings} halves, {self.recorder.recorded} records"
+            )
+        self._closings, self._before = 0, self.recorder.recorded
+
+    def close(self) -> None:
+        """Let go of the journal."""
+        self.recorder.stop()
+        self._journal.close()
+
+
+def _burning(empty: Loop, each: float) -> Loop:
+    """Calls of `empty`, and then plain Python until the thread has had `each` seconds more for each of them."""
+
+    def loop(calls: int) -> None:
+        empty(calls)
+        until = time.thread_time() + calls * each
+        while time.thread_time() < until:
+            pass
+
+    return loop
+
+
 async def _run(loop: Loop, calls: int, agent: Agent | None = None) -> _Run:
     late: list[float] = []
     gc.collect()
-    before = _collections()
-    with Stopwatch() as watch:
+    before, thread = _collections(), Stopwatch(thread=True)
+    with Stopwatch() as watch, thread:
         recording = asyncio.create_task(_record(loop, calls))
         while not recording.done():
             begun = time.perf_counter()
@@ -141,7 +227,7 @@ async def _run(loop: Loop, calls: int, agent: Agent | None = None) -> _Run:
         if agent is not None:
             await agent.flush()
     late.sort()
-    return _Run(calls, watch.cpu, max(late[len(late) * 99 // 100], 0.0), _collections() - before)
+    return _Run(calls, watch.cpu, thread.cpu, max(late[len(late) * 99 // 100], 0.0), _collections() - before)
 
 
 async def _record(loop: Loop, calls: int) -> None:
