@@ -99,13 +99,14 @@ def legible_records(files: FileSystem, path: Path) -> int:
 
 
 def _legible_in_journal(files: FileSystem, path: Path, after: int) -> int:
-    """Records in the journal's halves that no block holds: a half is in one as a whole, or not at all."""
+    """Records in the journal's halves that no block holds, damaged or not: a half is in a block as a whole or not."""
     try:
         left = left_behind(read_journal(files, path), same_boot=lambda written: is_same_boot(written, boot_id()))
     except (OSError, SegmentError):
         return 0
-    raws = (raw for half in left.halves if half.first >= after for raw in whole_records(half.raw)[0])
-    return sum(raw[0] != Kind.SCHEMA for raw in raws)
+    halves = [half for half in left.halves if half.first >= after]
+    raws = [raw for half in halves for raw in whole_records(half.raw)[0] if raw[0] != Kind.SCHEMA]
+    return len(raws) + sum(half.damaged for half in halves)
 
 
 def _ends_of(files: FileSystem, path: Path) -> tuple[Preamble, Seal, int]:

@@ -129,8 +129,8 @@ class Half(Struct, eq=False):
         self.durable = self.checkpoints = 0
         self._passed = self._passing = self._claimed = 0
         self._checked, self._crc = 0, generation & 0xFFFF_FFFF
+        self.words[END] = 0  # first: what it held has another number
         self.words[FIRST] = first
-        self.words[END] = 0
         self.memory.seek(0)
         self.words[GENERATION] = generation
 

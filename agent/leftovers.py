@@ -1,11 +1,20 @@
-"""What a dead process's journal holds, read from the bytes of its file."""
+"""What a dead process's journal holds, read from the bytes of its file, damage and all.
+
+An unfinished record stands behind the `end` of its half, and is nobody's: its call never returned. What is no record
+before that is damage. Checkpoints tell in which stretch it is, and only that one is lost; behind the last of them
+records carry no checksum, and reading goes on at the next bytes that can only be the beginning of one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Final
 from zlib import crc32
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from mailboat.agent.journal_layout import (
     CHECKPOINT,
@@ -25,6 +34,15 @@ from mailboat.agent.journal_layout import (
 )
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_SEQUENCE
+from mailboat.protocol.reader import whole_records
+from mailboat.protocol.records import Kind
+
+_BEGINNING: Final = re.compile(rb"(?:[\x93-\x9f]|\xdc..)[\x01-\x08](?:\xce|\xcf[\x00-\x7f])", re.DOTALL)
+"""How a record begins: an array of its kind and its time, ..."""
+_TRIES: Final = 64
+"""So many such places are looked at; each costs a copy of what is behind it."""
+_FAR: Final = 3600 * 10**9
+"""Nanoseconds between records that stand side by side, at most; what was written at another time is none of them."""
 
 
 class Left(Struct, frozen=True):
@@ -36,6 +54,34 @@ class Left(Struct, frozen=True):
     generation: int
     first: int
     raw: bytes
+    damaged: int = 0
+    """So many of its records, at least, are not among them, because the journal is damaged."""
+
+
+class _Words(Struct, frozen=True):
+    """The words of a descriptor."""
+
+    generation: int
+    first: int
+    offset: int
+    size: int
+    end: int
+
+    def possible(self, length: int) -> bool:
+        """Whether they can be true, but for `end`, in a file of `length` bytes."""
+        placed = self.offset >= HEAD_SIZE and self.offset + self.size <= length
+        aligned = not (self.offset % HEAD_SIZE or self.size % HEAD_SIZE)
+        return placed and aligned and self.size > 0 and self.first <= MAX_SEQUENCE
+
+
+class _Mark(Struct, frozen=True):
+    """A checkpoint, and whether it was to be synced."""
+
+    generation: int
+    first: int
+    end: int
+    data_crc: int
+    durable: bool
 
 
 class LeftBehind(Struct, frozen=True):
@@ -52,8 +98,8 @@ def left_behind(content: bytes, *, same_boot: Callable[[str], bool]) -> LeftBehi
     """What is to be had from a dead process's journal file; nothing if it never became a journal.
 
     `same_boot` tells of the boot id under which the journal was written whether the machine has run on since (`end`
-    counts) or not (checkpoints do). Damage costs at most the half that it belongs to. Raises `SegmentError` for a
-    journal of a version to come.
+    counts) or not (checkpoints do). Damage costs at most the half that it belongs to, and is told. Raises
+    `SegmentError` for a journal of a version to come.
     """
     if len(content) < HEAD_SIZE:
         return LeftBehind()
@@ -64,29 +110,154 @@ def left_behind(content: bytes, *, same_boot: Callable[[str], bool]) -> LeftBehi
     if version != VERSION and crc32(content[: HEAD.size]) == crc:  # it means to say so; else it is damaged
         raise SegmentError(f"the journal has version {version}, this mailboat reads {VERSION}: update it")
     running_on = same_boot(boot.rstrip(b"\0").decode(errors="replace"))
-    found = (_left(content, index, running_on=running_on) for index in range(MAX_HALVES))
+    certain = crc32(content[: HEAD.size]) == crc
+    marks = [_marks(content, index) for index in range(MAX_HALVES)]
+    settled = max((generation for each in marks for generation in _proven(each)), default=0)
+    found = (
+        _left(content, index, each, settled, running_on=running_on, certain=certain) for index, each in enumerate(marks)
+    )
     halves = sorted((left for left in found if left is not None), key=lambda left: left.generation)
-    return LeftBehind(tuple(halves), LOST.unpack_from(content, LOST_AT), in_order=bool(content[LEAVING_AT]))
+    lost = tuple(count if count <= MAX_SEQUENCE else 0 for count in LOST.unpack_from(content, LOST_AT))
+    return LeftBehind(tuple(halves), lost, in_order=bool(content[LEAVING_AT]))
 
 
-def _left(content: bytes, index: int, *, running_on: bool) -> Left | None:
-    at = descriptor(index)
-    generation, first, offset, size, end = WORDS.unpack_from(content, at)
-    if not size or offset < HEAD_SIZE or offset + size > len(content) or first > MAX_SEQUENCE:
+def _left(
+    content: bytes, index: int, marks: list[_Mark], settled: int, *, running_on: bool, certain: bool
+) -> Left | None:
+    """What is left of one half. `certain`: the head of the journal, which names the machine's run, is not damaged."""
+    words = _Words(*WORDS.unpack_from(content, descriptor(index)))
+    if not (words.offset or words.size):
         return None
-    if running_on and end <= size:
-        return Left(generation, first, content[offset : offset + end]) if generation and end else None
-    vouched = (_vouched(content, at + place, offset, size) for place in (*DURABLE_AT, *PASSING_AT))
-    sound = (found for found in vouched if found and (not running_on or found.generation == generation))
-    return max(sound, key=lambda found: (found.generation, len(found.raw)), default=None)
+    if not words.possible(len(content)):
+        return _unknown(words, marks, running_on=running_on)
+    raw = content[words.offset : words.offset + words.size]
+    if running_on:
+        return _as_it_ended(raw, words, marks)
+    left = _as_vouched(raw, marks, settled)
+    if (certain and words.generation >= settled) or not words.generation or words.end > words.size:
+        return left
+    # It had ended before something was synced, or the machine has run on after all: then `end` counts.
+    left = left or Left(words.generation, words.first, b"")
+    behind = raw[len(left.raw) : words.end]
+    return replace(left, damaged=_records_in(behind)) if behind and not left.damaged else left
 
 
-def _vouched(content: bytes, at: int, offset: int, size: int) -> Left | None:
-    generation, first, end, data_crc, crc = CHECKPOINT.unpack_from(content, at)
-    body = content[at : at + CHECKPOINT.size - 4]
-    if not generation or end > size or crc32(body) != crc:
-        return None
-    raw = content[offset : offset + end]
-    if crc32(raw, generation & 0xFFFF_FFFF) != data_crc:
-        return None
-    return Left(generation, first, raw)
+def _unknown(words: _Words, marks: list[_Mark], *, running_on: bool) -> Left | None:
+    """Of a half that nobody can find any more, that there was one."""
+    newest = max(marks, key=lambda mark: (mark.generation, mark.end), default=None)
+    if newest is not None:
+        return Left(newest.generation, newest.first, b"", damaged=1)
+    return Left(words.generation, MAX_SEQUENCE, b"", damaged=1) if running_on and words.generation else None
+
+
+def _as_it_ended(raw: bytes, words: _Words, marks: list[_Mark]) -> Left | None:
+    """The machine has run on: all up to `end` is there, and anything else is damage."""
+    if not words.generation:
+        # It is free, so a block has its records; if none has, it is not free.
+        return Left(0, words.first, b"", damaged=_records_in(raw[: words.end])) if words.end <= words.size else None
+    of_this = sorted((mark for mark in marks if mark.generation == words.generation), key=lambda mark: mark.end)
+    vouched = of_this[-1].end if of_this else 0
+    kept, damaged, _ = _stretches(raw, words.generation, of_this, vouched)
+    if not vouched <= words.end <= words.size:
+        return Left(words.generation, words.first, kept, damaged + 1)
+    tail, breaks = _whole_pieces(raw[vouched : words.end])
+    return Left(words.generation, words.first, kept + tail, damaged + breaks) if words.end else None
+
+
+def _as_vouched(raw: bytes, marks: list[_Mark], settled: int) -> Left | None:
+    """The machine has not run on: nothing but checkpoints proves what is there. Those of the newest use that proves
+    anything; an earlier one is in the segment.
+
+    What only the last durable checkpoint vouches for may never have reached the disk. What the one before it vouches
+    for, and is not there, is damage, and so it is with all of halves that had ended before one that is `settled`.
+    """
+    for generation in sorted({mark.generation for mark in marks}, reverse=True):
+        of_this = sorted((mark for mark in marks if mark.generation == generation), key=lambda mark: mark.end)
+        durable = [mark.end for mark in of_this if mark.durable]
+        promised = max(durable, default=0) if generation < settled else _proven(of_this).get(generation, 0)
+        kept, damaged, first = _stretches(raw, generation, of_this, promised)
+        if kept or damaged:
+            return Left(generation, first, kept, damaged)
+    return None
+
+
+def _proven(marks: list[_Mark]) -> dict[int, int]:
+    """The uses of a half of which something was synced for certain, and how much: since the next checkpoint takes the
+    other place only then, the older of two.
+    """
+    durable = [mark for mark in marks if mark.durable]
+    if len(durable) < len(DURABLE_AT) or durable[0].generation != durable[1].generation:
+        return {}
+    return {durable[0].generation: min(mark.end for mark in durable)}
+
+
+def _stretches(raw: bytes, generation: int, marks: list[_Mark], promised: int) -> tuple[bytes, int, int]:
+    """What checkpoints prove, stretch by stretch between one and the next, so that damage costs the stretch that it is
+    in; how many records of what was `promised` are lost by it; and the first one's number. Ends where something is
+    missing that was not promised.
+    """
+    kept, damaged, at, crc, first = list[bytes](), 0, 0, generation & 0xFFFF_FFFF, 0
+    for mark in marks:
+        stretch = raw[at : mark.end]
+        if len(stretch) == mark.end - at and crc32(stretch, crc) == mark.data_crc:
+            kept.append(stretch)
+        elif mark.end <= promised:
+            damaged += _records_in(stretch)
+        else:
+            break
+        at, crc, first = mark.end, mark.data_crc, mark.first
+    return b"".join(kept), damaged, first
+
+
+def _records_in(damaged: bytes) -> int:
+    """How many records there were, at least."""
+    records, end = whole_records(damaged)
+    return len([record for record in records if record[0] != Kind.SCHEMA]) + (end < len(damaged))
+
+
+def _whole_pieces(raw: bytes) -> tuple[bytes, int]:
+    """The whole records of `raw`, also behind what is none; and how many times there was such, each at least a record
+    lost.
+    """
+    pieces, breaks, at = list[bytes](), 0, 0
+    last: int | None = None
+    for found in _beginnings(raw):
+        if found < at:
+            continue
+        records, length = whole_records(raw[found:])
+        if found and not (records and _follows(records[0], last)):
+            continue
+        breaks += found > at
+        if records:
+            last = next((record[1] for record in reversed(records) if isinstance(record[1], int)), last)
+        pieces.append(raw[found : found + length])
+        at = found + length
+        if at == len(raw):
+            break
+    return b"".join(pieces), breaks + (at < len(raw))
+
+
+def _beginnings(raw: bytes) -> Iterator[int]:
+    yield 0
+    yield from (found.start() for found in islice(_BEGINNING.finditer(raw), _TRIES))
+
+
+def _follows(record: list[Any], last: int | None) -> bool:
+    """Whether what was found behind damage is a record, and no list within one that looks alike."""
+    kind, time, name, *rest = record
+    if kind == Kind.POSITIONAL:
+        formed = isinstance(name, int)
+    else:
+        formed = isinstance(name, str) and isinstance(next(iter(rest), None), list if kind == Kind.SCHEMA else dict)
+    return formed and isinstance(time, int) and (last is None or abs(time - last) < _FAR)
+
+
+def _marks(content: bytes, index: int) -> list[_Mark]:
+    """The checkpoints of a half that are intact."""
+    marks = []
+    for place in (*DURABLE_AT, *PASSING_AT):
+        at = descriptor(index) + place
+        generation, first, end, data_crc, crc = CHECKPOINT.unpack_from(content, at)
+        if generation and crc32(content[at : at + CHECKPOINT.size - 4]) == crc:
+            marks.append(_Mark(generation, first, end, data_crc, place in DURABLE_AT))
+    return marks

@@ -26,7 +26,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
@@ -44,6 +45,7 @@ from mailboat.agent.leftovers import Left, LeftBehind, left_behind
 from mailboat.agent.segment_file import SegmentFile, has_set_aside, segment_paths, set_aside
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.protocol.errors import ConfigError, SegmentError
+from mailboat.protocol.limits import JOURNAL_GROWTH
 from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records, unpack, whole_records
 from mailboat.protocol.records import (
     COUNTERS,
@@ -63,6 +65,12 @@ log = logging.getLogger("mailboat")
 
 _ENDINGS: Final = (SealReason.STOPPED, SealReason.CRASHED)
 """Seals after which nothing of a session can follow."""
+
+DAMAGED_JOURNAL: Final = "journal_damaged"
+"""Under which reason a session's records are lost that a damaged part of its journal held."""
+
+_NEVER: Final = 2**62
+"""Nanoseconds of a clock that no machine has seen: a damaged time, which with another added would fit into no seal."""
 
 _PROPERTIES: Final = 3
 """Where an INSTALLATION record holds its map."""
@@ -91,7 +99,7 @@ def recover(
             work.learn(left.halves, read_declared(files, session.path))
         work.drain(left.halves)
         died = work.conclude(session.path)
-        work.seal(SealReason.STOPPED if left.in_order and not died else SealReason.CRASHED, _lost(left))
+        work.seal(SealReason.STOPPED if left.in_order and not died else SealReason.CRASHED, _lost(left, work.damaged))
     finally:
         work.close()
     return store.retire_folder(session.path)
@@ -135,6 +143,9 @@ class _Recovery:
         self._clock: int | None = None
         self._closed: int | None = None
         self._boxed = b""
+        self._lengths: dict[int, int] = {}
+        self.damaged = 0
+        """Records that are lost with damaged parts of the journal, at least."""
 
     @property
     def sealed(self) -> bool:
@@ -143,7 +154,7 @@ class _Recovery:
 
     # -- 1. read -------------------------------------------------------------------------------------------------
 
-    def read(self, paths: list[Path], halves: Iterable[Left]) -> None:
+    def read(self, paths: list[Path], halves: Sequence[Left]) -> None:
         """Read the segments in order. One that was abandoned is cut back to where the next one begins, and the last one
         to where damage begins which the journal's `halves` make good: its last block never reached the disk as a whole.
         """
@@ -153,7 +164,7 @@ class _Recovery:
         following = [*(preamble.first for _, preamble in preambles[1:]), None]
 
         def in_journal(first: int, end: int) -> bool:
-            return any(first <= half.first < end for half in halves)
+            return any(first <= half.first < end for half in halves if half.raw)
 
         for (path, _), before in zip(preambles, following, strict=True):
             elsewhere = in_journal if before is None else None
@@ -179,6 +190,7 @@ class _Recovery:
         self._clock = block.header.clock
         if block.header.records:
             self._last_block = block
+            self._lengths[block.header.first] = block.header.raw_length
         if block.header.encoding == ENCODING_SEALED:
             with contextlib.suppress(SegmentError):  # it will show as a gap
                 told = SealedPayload.read(block.payload)
@@ -197,19 +209,21 @@ class _Recovery:
         for records in (declared, *(whole_records(half.raw)[0] for half in halves)):
             self._schemas.update((schema.number, schema) for schema in _schemas(records))
 
-    def drain(self, halves: Iterable[Left]) -> None:
+    def drain(self, halves: Sequence[Left]) -> None:
         """Append what no block holds yet. Of a half that does not hold whole records, those before that place.
 
         Halves became blocks in the order in which they were filled: once one is missing, so are all after it.
         """
         missing = False
-        for half in halves:
-            if not missing and half.first < self._next:
+        for half, following in zip_longest(halves, halves[1:]):
+            in_segment = not missing and half.first < self._next
+            if in_segment and half.first in self._lengths and not half.damaged:
                 continue
             records, end = whole_records(half.raw)
             declared = {schema.number: schema for schema in _schemas(records)}
             counts = self._count(records, declared)
-            if not records_counted(counts) and declared.items() <= self._schemas.items():
+            self._count_damaged(half, end, records_counted(counts), following, in_segment=in_segment)
+            if in_segment or (not records_counted(counts) and declared.items() <= self._schemas.items()):
                 continue
             self._schemas.update(declared)
             if records_counted(counts):
@@ -218,6 +232,22 @@ class _Recovery:
             named = self._installation if counts[counter(Kind.INSTALLATION)] else None
             note = Note(self._last_time or 0, named)
             self._open_segment().block(half.raw[:end], counts, self._offset, max(half.first, self._next), note)
+
+    def _count_damaged(self, half: Left, end: int, kept: int, following: Left | None, *, in_segment: bool) -> None:
+        """Count what is lost of a half of which `kept` records, `end` bytes, are to be had; the same in each recovery.
+
+        A block that begins with its first record was made of it by the writer, before it was damaged, or by an earlier
+        recovery of it as it is now: then it is as long. Where there is no such block though others follow, the number
+        is wrong by which the half would be found, and nobody can tell where its records belong.
+        """
+        written = self._lengths.get(half.first)
+        if written is not None and written != end:
+            return
+        if in_segment and written is None:
+            self.damaged += kept
+        if half.damaged:
+            missing = following.first - half.first - kept if following is not None else -1
+            self.damaged += missing if 0 <= missing <= JOURNAL_GROWTH else half.damaged
 
     @property
     def _next(self) -> int:
@@ -246,7 +276,7 @@ class _Recovery:
 
     def _note(self, records: Iterable[list[Any]]) -> None:
         """Remember the newest time and installation among `records`, which are newer than those noted before."""
-        times = [raw[1] for raw in records if raw[0] != Kind.SCHEMA and isinstance(raw[1], int)]
+        times = [raw[1] for raw in records if raw[0] != Kind.SCHEMA and isinstance(raw[1], int) and raw[1] < _NEVER]
         self._last_time = max(times, default=self._last_time)
         for raw in records:
             if raw[0] == Kind.INSTALLATION:
@@ -328,6 +358,7 @@ def _schemas(records: Iterable[list[Any]]) -> Iterator[Schema]:
                 yield schema_of(raw)
 
 
-def _lost(left: LeftBehind) -> dict[str, int]:
-    """What the dead process counted as lost, by reason."""
-    return {reason.value: count for reason, count in zip(Lost, left.lost, strict=False) if count}
+def _lost(left: LeftBehind, damaged: int) -> dict[str, int]:
+    """What the dead process counted as lost, by reason, and what its journal has lost since."""
+    counted = {reason.value: count for reason, count in zip(Lost, left.lost, strict=False) if count}
+    return counted | ({DAMAGED_JOURNAL: damaged} if damaged else {})

@@ -230,8 +230,9 @@ def test_a_descriptor_that_says_the_impossible_costs_its_half_alone(journal: Jou
     content = content_of(journal, path)
     at = descriptor(first.index) + 8 * word
     content[at : at + 8] = b"\xff" * 8
-    (left,) = left_behind(bytes(content), same_boot=same).halves
-    assert left.first == 1
+    damaged, left = left_behind(bytes(content), same_boot=same).halves
+    assert (damaged.raw, damaged.damaged) == (b"", 1), "nobody knows how many, but that there was one"
+    assert (left.first, left.damaged) == (1, 0)
 
 
 def test_where_the_end_of_a_half_is_damaged_its_last_checkpoint_counts(journal: Journal, path: Path) -> None:
@@ -245,7 +246,8 @@ def test_where_the_end_of_a_half_is_damaged_its_last_checkpoint_counts(journal: 
     content = content_of(journal, path)
     end = slice(descriptor(half.index) + 8 * END, descriptor(half.index) + 8 * END + 8)
     content[end] = b"\xff" * 8
-    assert left_behind(bytes(content), same_boot=same).halves == ()
+    (left,) = left_behind(bytes(content), same_boot=same).halves
+    assert (left.raw, left.damaged) == (b"", 1)
     half.memory.write(RECORD)
     half.end_here()
     assert journal.checkpoint(durable=False)
@@ -254,7 +256,7 @@ def test_where_the_end_of_a_half_is_damaged_its_last_checkpoint_counts(journal: 
     content = content_of(journal, path)
     content[end] = b"\xff" * 8
     (left,) = left_behind(bytes(content), same_boot=same).halves
-    assert (left.first, left.raw) == (3, RECORD)
+    assert (left.first, left.raw, left.damaged) == (3, RECORD, 1)
 
 
 def test_a_forked_child_lets_go_and_changes_nothing(journal: Journal, path: Path) -> None:
