@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from msgspec import Struct, field
 
@@ -51,6 +51,9 @@ ABOUT_OFFERS: Final = frozenset({400, 413, 422})
 """The refusals of a negotiation that one of its offers may have caused."""
 
 T = TypeVar("T")
+
+Reading: TypeAlias = asyncio.Future[tuple[Rider, ...]]
+"""The segments of one request, on their way from the disk."""
 
 
 class LinkDown(Exception):
@@ -233,7 +236,8 @@ class Rounds(Struct):
                 continue
             match self.planner.next(self.clocks.now()):
                 case Negotiate() as task if task.aboard:
-                    group.create_task(self._negotiate(task, window)).add_done_callback(lambda _: self._landed.set())
+                    negotiating = group.create_task(self._negotiate(task, window, self._riders(task)))
+                    negotiating.add_done_callback(lambda _: self._landed.set())
                 case Negotiate() as task:
                     await self._negotiate(task, window)
                 case Send() as task:
@@ -249,12 +253,13 @@ class Rounds(Struct):
                 case _:
                     await self._landed.wait()
 
-    async def _negotiate(self, task: Negotiate, window: Window) -> None:
+    async def _negotiate(self, task: Negotiate, window: Window, reading: Reading | None = None) -> None:
         outcome: Answered | Held
         if self.sink is not None:
             outcome = await self.sink.negotiate(task.offers, self._homes)
         else:
-            ledger, riders = self.backlog.account(task.owner), await self._riders(task)
+            riders = await reading if reading is not None else ()
+            ledger = self.backlog.account(task.owner)
             outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, ledger, self.traffic, riders)
             if isinstance(outcome, Replied):
                 self._count_riders(riders, window)
@@ -277,12 +282,14 @@ class Rounds(Struct):
         await self._finish(ended, window)
         window.tell(self.planner)
 
-    async def _riders(self, task: Negotiate) -> tuple[Rider, ...]:
-        """The segments that ride along."""
-        if not task.aboard:
-            return ()
+    def _riders(self, task: Negotiate) -> Reading:
+        """The segments that ride along, being read. Asked for before anything is awaited: the store's thread does one
+        thing after the other, and what follows from the answer that made room for this request can wait, but not the
+        server.
+        """
         aboard = [offer for offer in task.offers if offer.session_id in task.aboard]
-        return await self._on_disk(riding.read, self.sources.stores.own.files, self._homes, aboard)
+        loop, files = asyncio.get_running_loop(), self.sources.stores.own.files
+        return loop.run_in_executor(self.sources.disk, riding.read, files, self._homes, aboard)
 
     def _count_riders(self, riders: Iterable[Rider], window: Window) -> None:
         for rider in riders:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -12,13 +13,30 @@ import pytest
 from mailboat.agent.backlog import Backlog, read
 from mailboat.agent.ended import Waiting
 from mailboat.agent.entries import Entry, Fate
+from mailboat.agent.http import Answer
 from mailboat.agent.ledger import FILE_NAME
+from mailboat.agent.planner import BESIDE
 from mailboat.agent.report import SessionOutcome, SessionState
 from mailboat.agent.rounds import Rounds
+from mailboat.agent.segment_file import SUFFIX
 from mailboat.agent.sources import Sources
 from mailboat.agent.store import SENT, WAITING, Store
 from mailboat.agent.stores import Stores
+from mailboat.agent.traffic import Traffic
 from mailboat.agent.window import Window
+from mailboat.protocol import wire
+from mailboat.protocol.limits import MAX_RIDER
+from mailboat.protocol.negotiation import (
+    SERVER_HEADER,
+    Decision,
+    Policy,
+    Reply,
+    Request,
+    Riding,
+    SegmentDecision,
+    Verdict,
+)
+from mailboat.protocol.summary import Summary
 from testkit.disk import Unsynced
 from testkit.recording import Rig, Time
 
@@ -31,9 +49,16 @@ class Watched(Unsynced):
     def __init__(self) -> None:
         self.written = 0
         self.full = False
+        self.order: list[str] = []
+
+    def read(self, path: Path) -> bytes:
+        if path.suffix == SUFFIX:
+            self.order.append("read")
+        return super().read(path)
 
     def replace_content(self, path: Path, content: bytes) -> None:
         if path.name == FILE_NAME:
+            self.order.append("enter")
             self.written += 1
             if self.full:
                 raise OSError("the disk is full")
@@ -43,7 +68,8 @@ class Watched(Unsynced):
 class Ends:
     """Rounds whose server has answered."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, http: object = None) -> None:
+        """`http` takes the requests, where there are any."""
         self.files, time = Watched(), Time(1)
         for _ in range(SESSIONS):
             rig = Rig(root, files=self.files, time=time)
@@ -51,11 +77,11 @@ class Ends:
             rig.end()
         self.store = Store(self.files, root, "product", "application")
         self.stores = Stores(self.store)
-        self.stores.become_sender()
+        self.stores.become_sender(time.clocks.new_id)
         self.told: list[SessionOutcome] = []
         unused = cast("Any", None)
         self.rounds = Rounds(
-            http=unused,
+            http=cast("Any", http),
             sources=Sources(self.stores, unused, ThreadPoolExecutor(1)),
             clocks=time.clocks,
             uploader=unused,
@@ -63,8 +89,8 @@ class Ends:
             agent="test",
             concurrency=1,
             purge=False,
-            traffic=unused,
-            reached=unused,
+            traffic=Traffic(time.clocks),
+            reached=lambda: None,
             told=self.told.append,
         )
         look = read(self.stores)
@@ -113,3 +139,44 @@ async def test_who_is_cancelled_waits_until_his_ends_are_entered(tmp_path: Path)
     assert len(ends.told) == SESSIONS
     with pytest.raises(FileNotFoundError):
         ends.files.read(ends.store.folder / WAITING / ends.told[0].session_id / "000000.zst")
+
+
+class Takes:
+    """Stands for the line to a server that wants all sessions, one in a request, and has those that came along."""
+
+    def __init__(self) -> None:
+        self.riders: list[int] = []
+
+    def url(self, path: str) -> str:
+        return path
+
+    async def request(
+        self, _method: str, _url: str, _headers: object, body: AsyncIterator[bytes | memoryview], _limit: int
+    ) -> Answer:
+        request = Request.decode(wire.decompress(b"".join([bytes(piece) async for piece in body])))
+        came = {rider.session_id for rider in request.riders}
+        self.riders.append(len(came))
+        size = max(offer.size for offer in request.offers)
+        decisions = tuple(_decided(offer, here=offer.session_id in came) for offer in request.offers)
+        reply = Reply(decisions, policy=Policy(riding=Riding(MAX_RIDER, size)))
+        headers = {SERVER_HEADER.lower(): "1", "content-type": wire.MSGPACK_MEDIA_TYPE}
+        return Answer(200, headers, reply.encode())
+
+
+def _decided(offer: Summary, *, here: bool) -> Decision:
+    states = tuple(
+        SegmentDecision(each.index, "/u", each.size if here else 0, here, each.sha256 if here else "")
+        for each in offer.segments
+    )
+    return Decision(offer.session_id, Verdict.HAVE if here else Verdict.SEND, segments=states)
+
+
+async def test_the_next_request_is_read_before_the_ends_of_the_last_one_are_entered(tmp_path: Path) -> None:
+    """The server waits for the one, and nobody for the other."""
+    line = Takes()
+    ends = Ends(tmp_path, line)
+    ends.files.order.clear()
+    await ends.rounds.run(Window())
+    assert line.riders == [0] + [1] * SESSIONS
+    assert [each.state for each in ends.told] == [SessionState.ACCEPTED] * SESSIONS
+    assert ends.files.order.index("enter") > BESIDE, ends.files.order
