@@ -53,10 +53,10 @@ WORKER_THREADS: Final = 8
 """Threads that open, sync and decode; most of them wait for the disk."""
 
 VERIFIER_THREADS: Final = 2
+"""Threads that verify: bound by the processor, so more would only take it from the event loop."""
 
 RECEIVER_THREADS: Final = 4
-"""Each holds a MiB, and is held by a body for eight at a time."""
-"""Threads that verify: bound by the processor, so more would only take it from the event loop."""
+"""Threads that take large bodies: each holds a MiB, and is held by a body for eight at a time."""
 
 BURST: Final = 10.0
 """Seconds' worth of requests that a key may ask at once: a backlog of small sessions comes in thousands."""
