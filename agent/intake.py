@@ -291,7 +291,7 @@ class Intake:
             self._around.commit()
             raise error
         try:
-            if self._forked and not self._revived():
+            if self._forked and not self.revive():
                 self._lose(Lost.FORKED)
                 return
             if len(packed) > MAX_RECORD:
@@ -365,7 +365,7 @@ class Intake:
     def drop(self, reason: Lost) -> None:
         """Count a record that somebody else could not let through."""
         if self._forked:
-            self._revived()  # so that it is counted in the child's own session
+            self.revive()  # so that it is counted in the child's own session
         self._lose(reason)
 
     # -- for the writer ------------------------------------------------------------------------------------------
@@ -425,10 +425,10 @@ class Intake:
         self.journal.forget()
 
     def revive(self) -> bool:
-        """In a forked child: have it record for itself, as its first record does; whether it does now."""
-        return not self._forked or self._revived()
+        """In a forked child: have it record for itself, as its first record does; whether it does now.
 
-    def _revived(self) -> bool:
+        Waits for another thread that is just doing that.
+        """
         with self.lock:
             revive, self._revive = self._revive, None
             if self._forked and revive is not None:

@@ -79,6 +79,14 @@ async def test_a_server_that_preloads_the_application_and_forks_its_workers(tmp_
     assert of(sessions, "killed").reason == "crashed"
 
 
+async def test_a_child_is_started_while_its_first_record_begins_a_session(tmp_path: Path) -> None:
+    family, sessions = await played("start_in_a_child_whose_thread_begins", tmp_path)
+    assert family.status == 0, family.errors
+    assert of(sessions, "child") == of(sessions, "thread")
+    assert of(sessions, "child").parent == of(sessions, "parent").session_id
+    assert of(sessions, "child").reason == "stopped"
+
+
 async def test_workers_that_start_what_their_parent_has_only_made(tmp_path: Path) -> None:
     _, sessions = await played("preload_before_start", tmp_path)
     assert {frozenset(each.counts.items()) for each in sessions} == {

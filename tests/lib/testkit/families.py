@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -28,7 +29,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from mailboat.agent import Agent
-from mailboat.agent.files import OsFileSystem
+from mailboat.agent.files import FileSystem, OsFileSystem
+from mailboat.agent.last_words import LastWords
+from mailboat.agent.locks import LOCK
 from mailboat.agent.segment_file import segment_paths
 from mailboat.protocol import SegmentReader
 from mailboat.protocol.sealing import Keyring, PrivateKey
@@ -183,6 +186,38 @@ def signalled_as_it_is_born(teller: Teller) -> None:
         waited(pid)
     loop.run_until_complete(agent.stop())
     loop.close()
+
+
+@scenario
+def start_in_a_child_whose_thread_begins(teller: Teller) -> None:
+    """A child's thread makes the first record, and is held up while it begins the session: until the child has started
+    its agent, or as long as that waits for it.
+    """
+    agent, loop = teller.agent(), asyncio.new_event_loop()
+    loop.run_until_complete(agent.start())
+    teller.record(agent, "parent", 20)
+
+    def child() -> None:
+        begun, started, prepare = threading.Event(), threading.Event(), LastWords.prepare
+
+        def prepare_late(files: FileSystem, folder: Path) -> LastWords | None:
+            begun.set()
+            started.wait(0.3)
+            return prepare(files, folder)
+
+        LastWords.prepare = prepare_late  # type: ignore[method-assign]
+        thread = threading.Thread(target=teller.record, args=(agent, "thread", 20))
+        thread.start()
+        begun.wait()
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(agent.start())
+        started.set()
+        teller.record(agent, "child", 20)
+        thread.join()
+        loop.run_until_complete(agent.stop())
+
+    waited(forked(child))
+    loop.run_until_complete(agent.stop())
 
 
 @scenario
@@ -645,6 +680,7 @@ class Play:
             start_new_session=True,
         )
         os.close(writing)
+        self._store = store
         self.pipe = os.fdopen(reading, "rb")
         self.family = Family(0)
 
@@ -674,10 +710,19 @@ class Play:
             assert line, f"it ended before {who} had recorded {count}: {self.process.wait()}"
             self.family.take([line])
 
+    def _let_the_dead_let_go(self) -> None:
+        """Wait until no session is locked any more: a process that dies closes the pipe before its locks, and would be
+        taken for one that lives in between.
+        """
+        for lock in (self._store / PRODUCT / APPLICATION / "live").glob(f"*/{LOCK}"):
+            with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+
     def to_the_end(self) -> Family:
         """Read until all of the family have ended."""
         self.family.take(self.pipe)
         self.family.status = self.process.wait()
+        self._let_the_dead_let_go()
         self.errors.seek(0)
         self.family.errors = self.errors.read().decode()
         return self.family
