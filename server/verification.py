@@ -1,4 +1,9 @@
-"""Is a complete upload the segment it should be? Answered once, before its completion is acknowledged."""
+"""Is a complete upload the segment it should be? Answered once, before its completion is acknowledged.
+
+What counts is whether the bytes are those that were sealed. An agent that finds its disk damaged when it recovers a
+crashed session seals what is left, damage and all: then the digest is right, what is missing shows as a gap, and the
+rest is loaded. Bytes that changed after they were sealed are rejected.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +30,7 @@ from mailboat.protocol.uploads.digests import Algorithm
 from mailboat.protocol.wire import Fields
 from mailboat.server.blobs import Readable
 from mailboat.server.catalog import UploadRow, Verification
+from mailboat.server.decoder import MAX_GAPS
 from mailboat.server.following import RunningDigest
 
 _READ: Final = MIB
@@ -63,8 +69,9 @@ def verify(blobs: Readable, row: UploadRow, running: RunningDigest | None = None
     if whole is not None:
         return _found(row, *whole)
     # Anything amiss: read it block by block, to tell what it is.
-    reader = _read(blobs, row.id, row.state.offset)
-    fault = _newer(blobs.read(row.id, 0, _HEAD)) or _fault(reader)
+    sealed = _as_sealed(blobs, row.id, row.state.offset, running)
+    reader = _read(blobs, row.id, row.state.offset, MAX_GAPS if sealed else 0)
+    fault = _newer(blobs.read(row.id, 0, _HEAD)) or _fault(reader) or _contradiction(blobs, row.id, reader)
     if fault is not None:
         return _refused(row, *fault)
     if reader.preamble is None or reader.seal is None:
@@ -77,29 +84,50 @@ def _whole(blobs: Readable, blob_id: str, size: int, running: RunningDigest | No
 
     The digest vouches for every byte before the seal, so the blocks' own checksums need not be computed as well, which
     would cost a third more; the headers are followed from the first to the last, so that nothing stands between them.
+    Numbers may be missing between blocks: of records that were lost before they came into one.
     """
     try:
-        sealed = Seal.at_end_of(blobs.read(blob_id, max(0, size - MAX_SEAL), min(size, MAX_SEAL)))
+        sealed = _seal_of(blobs, blob_id, size)
         at = _first_frame(blobs, blob_id)
         preamble = Preamble.decode(blobs.read(blob_id, 0, at))
     except SegmentError:
         return None
     if sealed is None:
         return None
-    seal, length = sealed
-    following, end = preamble.first, size - length
+    seal, end = sealed
+    following = preamble.first
     while at < end:
         header = BlockHeader.decode(blobs.read(blob_id, at, BLOCK_HEADER_SIZE))
-        if header is None or header.salt != preamble.salt or header.first != following:
+        if header is None or header.salt != preamble.salt or header.first < following:
             return None
         at += BLOCK_HEADER_SIZE + header.length
-        following += header.records
-    if (at, following) != (end, seal.next):
+        following = header.first + header.records
+    if at != end or following > seal.next:
         return None
+    return (preamble, seal) if _matches(blobs, blob_id, seal, end, running) else None
+
+
+def _seal_of(blobs: Readable, blob_id: str, size: int) -> tuple[Seal, int] | None:
+    """The seal at the end of a blob, and where it begins. Raises `SegmentError` for one that contradicts itself."""
+    sealed = Seal.at_end_of(blobs.read(blob_id, max(0, size - MAX_SEAL), min(size, MAX_SEAL)))
+    return (sealed[0], size - sealed[1]) if sealed is not None else None
+
+
+def _matches(blobs: Readable, blob_id: str, seal: Seal, end: int, running: RunningDigest | None) -> bool:
+    """Whether the bytes before `end`, where the seal begins, are those that were sealed."""
     digest = None if running is None else running.digest(blobs, blob_id, end)
     if digest is None:
         digest = digest_of(blobs, blob_id, end, Algorithm.SHA256)
-    return (preamble, seal) if digest == seal.sha256 else None
+    return digest == seal.sha256
+
+
+def _as_sealed(blobs: Readable, blob_id: str, size: int, running: RunningDigest | None) -> bool:
+    """Whether the bytes are those that were sealed, damage and all."""
+    try:
+        sealed = _seal_of(blobs, blob_id, size)
+    except SegmentError:
+        return False
+    return sealed is not None and _matches(blobs, blob_id, *sealed, running)
 
 
 def _first_frame(blobs: Readable, blob_id: str) -> int:
@@ -125,13 +153,15 @@ def whole_frames(blobs: Readable, blob_id: str, size: int) -> int:
     return reader.gaps[0].offset if reader.gaps else reader.offset
 
 
-def _read(blobs: Readable, blob_id: str, size: int) -> SegmentReader:
-    """Read up to the first damage: a second one tells nothing more, and there may be hundreds of thousands."""
+def _read(blobs: Readable, blob_id: str, size: int, most: int = 0) -> SegmentReader:
+    """Read up to the first damage, or past so many places of it as `most`, which are as many as can be shown: there may
+    be hundreds of thousands.
+    """
     reader = SegmentReader()
     for offset in range(0, size, _READ):
         reader.feed(blobs.read(blob_id, offset, min(_READ, size - offset)))
         _pass_over(reader)
-        if reader.gaps:
+        if len(reader.gaps) > most:
             return reader
     reader.close()
     _pass_over(reader)
@@ -155,13 +185,26 @@ def _newer(head: bytes) -> tuple[Reason, str] | None:
 def _fault(reader: SegmentReader) -> tuple[Reason, str] | None:
     if reader.preamble is None:
         return Reason.CORRUPTED, "the bytes do not begin with an intact preamble: they are no segment"
-    if reader.gaps:
+    if reader.gaps and (not reader.ends_sealed or len(reader.gaps) > MAX_GAPS):
         gap = reader.gaps[0]
         return Reason.CORRUPTED, f"damaged at byte {gap.offset}: {gap.reason}"
     if reader.seal is None:
         return Reason.CORRUPTED, "the segment is not sealed"
-    if not reader.intact:
+    if not reader.ends_sealed:
         return Reason.CORRUPTED, "the bytes do not match the digest in the seal"
+    if reader.next > reader.seal.next:
+        return Reason.CORRUPTED, "the seal ends before the last record"
+    return None
+
+
+def _contradiction(blobs: Readable, blob_id: str, reader: SegmentReader) -> tuple[Reason, str] | None:
+    """A block among what reading passed over as damage that is intact, and whose numbers go back: no agent seals that,
+    and no damage makes it.
+    """
+    for gap in reader.gaps:
+        header = BlockHeader.decode(blobs.read(blob_id, gap.offset, BLOCK_HEADER_SIZE))
+        if header is not None and reader.preamble and header.salt == reader.preamble.salt and header.first < gap.first:
+            return Reason.CORRUPTED, f"the block at byte {gap.offset} goes back to record {header.first}"
     return None
 
 

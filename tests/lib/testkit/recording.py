@@ -69,11 +69,12 @@ class Rig:
         journal_bytes: int = MIN_JOURNAL,
         boot: str = BOOT,
         seal_to: PublicKey | None = None,
+        product: str = "product",
     ) -> None:
         self.time = time or Time()
         clocks = self.time.clocks
-        self.store = Store(files or OsFileSystem(), root, "product", "application")
-        session_id, info, sealed = clocks.new_id(), Info(product="product"), None
+        self.store = Store(files or OsFileSystem(), root, product, "application")
+        session_id, info, sealed = clocks.new_id(), Info(product=product), None
         place: JournalPlace = OnDisk(self.store.files)
         if seal_to is not None:
             info, sealed = sealed_info(info, seal_to, session_id)

@@ -1,0 +1,145 @@
+"""Segments whose seal is right about their bytes, whatever those are: what an agent seals over the damage that it found
+is taken, gaps and all; what no agent seals is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from mailboat.protocol.limits import MAX_SEQUENCE
+from mailboat.protocol.reader import SegmentReader
+from mailboat.protocol.segment import BLOCK_HEADER_SIZE, Seal
+from mailboat.protocol.uploads.state import Phase, UploadState
+from mailboat.server.catalog import UploadRow, Verification
+from mailboat.server.decoder import MAX_GAPS
+from mailboat.server.following import RunningDigest
+from mailboat.server.verification import Finding, verify
+from testkit.segments import SESSION, Segment, feature
+from testkit.serverkit import PRODUCT, fresh_session_id
+
+
+class Blob:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def read(self, _: str, offset: int, length: int) -> bytes:
+        return self.content[offset : offset + length]
+
+
+def found(content: bytes, *, followed: bool = False) -> Finding:
+    """What the server finds, the digest having been computed as the bytes came or not."""
+    running = RunningDigest(len(content)) if followed else None
+    if running is not None:
+        running.take(content)
+    row = UploadRow(UploadState(fresh_session_id(), len(content), len(content), Phase.COMPLETE), PRODUCT, SESSION, 0)
+    return verify(Blob(content), row, running)
+
+
+class Sealing(Segment):
+    """A segment that is sealed as it is, whatever stands in it."""
+
+    def between(self, content: bytes) -> None:
+        """Append bytes that are no block of the writer's."""
+        self._keep(content)
+
+    def named(self, name: str, first: int | None = None) -> None:
+        """Append a block of one record, which is to have the number `first`."""
+        if first is not None:
+            self.writer.next = first
+        self.block([feature(name)])
+
+    def lost(self, at: int) -> None:
+        """Append a block of one record, one byte of which is wrong."""
+        number = self.writer.next
+        self.between(flipped(Segment(first=number).block([feature("lost")]), at))
+        self.writer.next = number + 1
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
+def over(fill: Callable[[Sealing], object]) -> bytes:
+    """A segment of what `fill` appends between two blocks of one record each."""
+    made = Sealing()
+    made.named("first")
+    fill(made)
+    made.named("last")
+    return made.seal()
+
+
+def many(places: int) -> Callable[[Sealing], None]:
+    def fill(made: Sealing) -> None:
+        for _ in range(places):
+            made.between(b"x")
+            made.named("between")
+
+    return fill
+
+
+TAKEN: Mapping[str, tuple[bytes, int]] = {
+    "nothing": (over(lambda made: made.named("second")), 0),
+    "a hole": (over(lambda made: made.named("far", 3)), 2),
+    "the largest hole": (over(lambda made: made.named("far", MAX_SEQUENCE - 2)), MAX_SEQUENCE - 3),
+    "a damaged header": (over(lambda made: made.lost(20)), 1),
+    "a damaged payload": (over(lambda made: made.lost(BLOCK_HEADER_SIZE + 5)), 1),
+    "a damaged length": (over(lambda made: made.lost(36)), 1),
+    "bytes that are no frame": (over(lambda made: made.between(random.Random(1).randbytes(5000))), 0),
+    "as many places as are shown": (over(many(MAX_GAPS)), 0),
+}
+
+
+@pytest.mark.parametrize("followed", [False, True])
+@pytest.mark.parametrize("what", TAKEN)
+def test_what_was_sealed_over_damage_is_taken_and_its_gaps_are_told(what: str, followed: bool) -> None:
+    content, missing = TAKEN[what]
+    finding = found(content, followed=followed)
+    assert finding.verification is Verification.VERIFIED, finding
+    reader = SegmentReader(content)
+    names = [record.name for record in reader]
+    assert (names[0], names[-1], len(names)) == ("first", "last", finding.records)
+    assert sum(gap.records or 0 for gap in reader.gaps) == missing
+    assert bool(reader.gaps) == (what != "nothing")
+
+
+def resealed(content: bytes, **said: Any) -> bytes:  # noqa: ANN401 - what the seal is to say
+    """The segment with a seal that says something else; by itself, the digest of what stands before it."""
+    ending = Seal.at_end_of(content)
+    assert ending is not None
+    before = content[: -ending[1]]
+    return before + replace(ending[0], **({"sha256": hashlib.sha256(before).digest()} | said)).encode()
+
+
+def twice(made: Sealing) -> None:
+    made.lost(BLOCK_HEADER_SIZE + 5)
+    made.named("again", 1)
+
+
+HOLE = TAKEN["a hole"][0]
+REFUSED: Mapping[str, tuple[bytes, str]] = {
+    "a number once more": (over(lambda made: made.named("again", 0)), "goes back to record 0"),
+    "the number of a damaged block once more": (over(twice), "goes back to record 1"),
+    "a number beyond all": (over(lambda made: made.named("far", MAX_SEQUENCE + 1)), "damaged at byte"),
+    "a seal that ends before the last record": (resealed(HOLE, next=4), "ends before the last record"),
+    "more places than are shown": (over(many(MAX_GAPS + 1)), "damaged at byte"),
+    "a damaged preamble": (resealed(flipped(HOLE, 40)), "intact preamble"),
+    "a hole, and a byte changed after it was sealed": (flipped(HOLE, len(HOLE) // 2), "damaged at byte"),
+    "a hole, and a byte behind the seal": (HOLE + b"x", "damaged at byte"),
+    "a hole, and another digest": (resealed(HOLE, sha256=bytes(32)), "damaged at byte"),
+    "a hole, and no seal": (HOLE[:-5], "damaged at byte"),
+}
+
+
+@pytest.mark.parametrize("followed", [False, True])
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_no_agent_seals_is_refused(what: str, followed: bool) -> None:
+    content, why = REFUSED[what]
+    finding = found(content, followed=followed)
+    assert (finding.verification, finding.reason) == (Verification.REJECTED, "corrupted"), finding
+    assert why in finding.detail
