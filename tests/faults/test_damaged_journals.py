@@ -162,6 +162,19 @@ def test_behind_the_last_checkpoint_reading_goes_on_after_the_damage(scene: Scen
     assert story.lost == {DAMAGED_JOURNAL: 1}
 
 
+def test_what_an_emitter_recorded_is_found_behind_damage(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "store", files=Unsynced())
+    placed = rig.recorder.emitter("placed", ("at",))
+    for at in ("first", "second", "third"):
+        placed(at)
+    rig.let_go()
+    journal = rig.store.folder / LIVE / rig.id / JOURNAL
+    content = journal.read_bytes()
+    journal.write_bytes(changed(content, content.index(b"\xa6second"), b"\xc1"))
+    story = only(recovered(tmp_path / "store"))
+    assert (story.names, story.lost) == (["placed", "placed"], {DAMAGED_JOURNAL: 1})
+
+
 def test_a_list_that_looks_like_a_record_is_none(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "store", files=Unsynced())
     rig.recorder.feature("first")

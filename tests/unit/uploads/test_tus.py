@@ -238,6 +238,7 @@ def test_what_a_server_offers_is_told_by_a_tus_server_alone() -> None:
 
 def test_tus_has_no_answers_in_between() -> None:
     assert TusServer().announce(OPEN, TUS, location="/v1/uploads/u", now=0.0) is None
+    assert TusServer().progress(OPEN, TUS) is None
 
 
 def test_a_checksum_in_a_trailer_of_an_algorithm_that_nobody_knows_is_none() -> None:
