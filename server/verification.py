@@ -65,12 +65,12 @@ def verify(blobs: Readable, row: UploadRow, running: RunningDigest | None = None
     """
     if row.state.offset > MAX_SEGMENT:
         return _refused(row, Reason.CORRUPTED, f"{row.state.offset} bytes are more than a segment may have")
-    whole = _whole(blobs, row.id, row.state.offset, running)
-    if whole is not None:
-        return _found(row, *whole)
+    sealed = _sealed(blobs, row.id, row.state.offset, running)
+    preamble = None if sealed is None else _followed(blobs, row.id, *sealed)
+    if sealed is not None and preamble is not None:
+        return _found(row, preamble, sealed[0])
     # Anything amiss: read it block by block, to tell what it is.
-    sealed = _as_sealed(blobs, row.id, row.state.offset, running)
-    reader = _read(blobs, row.id, row.state.offset, MAX_GAPS if sealed else 0)
+    reader = _read(blobs, row.id, row.state.offset, 0 if sealed is None else MAX_GAPS)
     fault = _newer(blobs.read(row.id, 0, _HEAD)) or _fault(reader) or _contradiction(blobs, row.id, reader)
     if fault is not None:
         return _refused(row, *fault)
@@ -79,22 +79,36 @@ def verify(blobs: Readable, row: UploadRow, running: RunningDigest | None = None
     return _found(row, reader.preamble, reader.seal)
 
 
-def _whole(blobs: Readable, blob_id: str, size: int, running: RunningDigest | None) -> tuple[Preamble, Seal] | None:
-    """Preamble and seal of a segment whose bytes are those that were sealed; None when anything at all is amiss.
+def _sealed(blobs: Readable, blob_id: str, size: int, running: RunningDigest | None) -> tuple[Seal, int] | None:
+    """The seal at the end of a blob, and where it begins, if the bytes before it are those that were sealed, damage and
+    all.
+    """
+    try:
+        found = Seal.at_end_of(blobs.read(blob_id, max(0, size - MAX_SEAL), min(size, MAX_SEAL)))
+    except SegmentError:
+        return None
+    if found is None:
+        return None
+    seal, end = found[0], size - found[1]
+    digest = None if running is None else running.digest(blobs, blob_id, end)
+    if digest is None:
+        digest = digest_of(blobs, blob_id, end, Algorithm.SHA256)
+    return (seal, end) if digest == seal.sha256 else None
+
+
+def _followed(blobs: Readable, blob_id: str, seal: Seal, end: int) -> Preamble | None:
+    """The preamble of a segment whose frames follow one another up to its `seal`, at `end`; None when anything at all
+    is amiss.
 
     The digest vouches for every byte before the seal, so the blocks' own checksums need not be computed as well, which
     would cost a third more; the headers are followed from the first to the last, so that nothing stands between them.
     Numbers may be missing between blocks: of records that were lost before they came into one.
     """
     try:
-        sealed = _seal_of(blobs, blob_id, size)
         at = _first_frame(blobs, blob_id)
         preamble = Preamble.decode(blobs.read(blob_id, 0, at))
     except SegmentError:
         return None
-    if sealed is None:
-        return None
-    seal, end = sealed
     following = preamble.first
     while at < end:
         header = BlockHeader.decode(blobs.read(blob_id, at, BLOCK_HEADER_SIZE))
@@ -102,32 +116,7 @@ def _whole(blobs: Readable, blob_id: str, size: int, running: RunningDigest | No
             return None
         at += BLOCK_HEADER_SIZE + header.length
         following = header.first + header.records
-    if at != end or following > seal.next:
-        return None
-    return (preamble, seal) if _matches(blobs, blob_id, seal, end, running) else None
-
-
-def _seal_of(blobs: Readable, blob_id: str, size: int) -> tuple[Seal, int] | None:
-    """The seal at the end of a blob, and where it begins. Raises `SegmentError` for one that contradicts itself."""
-    sealed = Seal.at_end_of(blobs.read(blob_id, max(0, size - MAX_SEAL), min(size, MAX_SEAL)))
-    return (sealed[0], size - sealed[1]) if sealed is not None else None
-
-
-def _matches(blobs: Readable, blob_id: str, seal: Seal, end: int, running: RunningDigest | None) -> bool:
-    """Whether the bytes before `end`, where the seal begins, are those that were sealed."""
-    digest = None if running is None else running.digest(blobs, blob_id, end)
-    if digest is None:
-        digest = digest_of(blobs, blob_id, end, Algorithm.SHA256)
-    return digest == seal.sha256
-
-
-def _as_sealed(blobs: Readable, blob_id: str, size: int, running: RunningDigest | None) -> bool:
-    """Whether the bytes are those that were sealed, damage and all."""
-    try:
-        sealed = _seal_of(blobs, blob_id, size)
-    except SegmentError:
-        return False
-    return sealed is not None and _matches(blobs, blob_id, *sealed, running)
+    return preamble if at == end and following <= seal.next else None
 
 
 def _first_frame(blobs: Readable, blob_id: str) -> int:

@@ -221,7 +221,7 @@ def yesterdays() -> Iterator[Callable[[], None]]:
     """A server that does not read the segments of today yet; the call updates it."""
     patch = pytest.MonkeyPatch()
     patch.setattr(verification, "SEALED_VERSION", 0)
-    patch.setattr(verification, "_whole", lambda *_: None)
+    patch.setattr(verification, "_followed", lambda *_: None)
     yield patch.undo
     patch.undo()
 
