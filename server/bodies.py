@@ -10,7 +10,6 @@ from aiohttp import StreamReader, web
 
 from mailboat.protocol.errors import Code
 from mailboat.protocol.uploads.decisions import BodyEnd
-from mailboat.protocol.uploads.digests import Algorithm
 from mailboat.server.blobs import BlobWriter
 from mailboat.server.context import ProblemError
 from mailboat.server.taps import Tap, WriteFailed
@@ -167,37 +166,6 @@ class Transfer:
             if error is not None:
                 self._content.set_exception(error)
         return BodyEnd.WHOLE if self._content.at_eof() else BodyEnd.CUT
-
-
-class Hashed:
-    """A `BlobWriter` that computes a digest of what goes through it into another one."""
-
-    def __init__(self, writer: BlobWriter, algorithm: Algorithm) -> None:
-        """`writer` is used, and closed, by whoever holds this one."""
-        self._writer = writer
-        self._hasher = algorithm.hasher()
-
-    @property
-    def offset(self) -> int:
-        """See `BlobWriter.offset`."""
-        return self._writer.offset
-
-    def write(self, piece: bytes | memoryview) -> None:
-        """See `BlobWriter.write`; a piece that was refused makes the digest worthless."""
-        self._writer.write(piece)
-        self._hasher.update(piece)
-
-    def sync(self) -> int:
-        """See `BlobWriter.sync`."""
-        return self._writer.sync()
-
-    def close(self) -> None:
-        """See `BlobWriter.close`."""
-        self._writer.close()
-
-    def digest(self) -> bytes:
-        """The digest of what was written."""
-        return self._hasher.digest()
 
 
 def _write(writer: BlobWriter, piece: bytes, last: int | None) -> bool:

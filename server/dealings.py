@@ -55,11 +55,12 @@ from mailboat.protocol.uploads.decisions import (
     record_bytes,
 )
 from mailboat.protocol.uploads.detect import ServerDialect
+from mailboat.protocol.uploads.digests import Hasher
 from mailboat.protocol.uploads.joining import decide_joining
 from mailboat.protocol.uploads.messages import HttpAnswer
 from mailboat.protocol.uploads.state import Event, UploadState
 from mailboat.server.blobs import BlobLost, Blobs, BlobWriter
-from mailboat.server.bodies import Hashed, Stopping, Superseded, SyncFailed, Transfer
+from mailboat.server.bodies import Stopping, Superseded, SyncFailed, Transfer
 from mailboat.server.catalog import CatalogError, UploadRow
 from mailboat.server.completion import complete, copy_parts, held_to_digest
 from mailboat.server.connections import trailers
@@ -141,7 +142,7 @@ class Dealings:
         """Take the body, make it durable, finish, answer."""
         app = self.request.app
         try:
-            writer, hashed = await self._open(accepted)
+            writer, hasher = await self._open(accepted)
         except BlobLost as error:
             return await self._lost(accepted.state, error)
         transfer = Transfer(self.request.content, tap_of(self.request, accepted, app[RECEIVERS]))
@@ -150,7 +151,7 @@ class Dealings:
         self._count("bytes_received", durable - accepted.from_offset)
         if failure is not None:
             end = BodyEnd.CUT
-        accepted, digest = await self._digest(accepted, hashed, durable, end)
+        accepted, digest = await self._digest(accepted, hasher, durable, end)
         stored = self.noted or accepted.state
         verdict = finish_append(stored, accepted, offset=durable, end=end, now=app[CLOCK](), digest=digest)
         response = await self._finish(verdict)
@@ -163,8 +164,8 @@ class Dealings:
             return await self._hang_up(transfer.ended, response, verdict)
         return response
 
-    async def _open(self, accepted: Accepted) -> tuple[BlobWriter, Hashed | None]:
-        """What the body is written to; the second is the same, if it computes a digest on the way."""
+    async def _open(self, accepted: Accepted) -> tuple[BlobWriter, Hasher | None]:
+        """What the body is written to, and what computes its digest on the way, if that is held to one."""
         app, declared = self.request.app, accepted.request.digest
         if not accepted.tentative:
             writer = await run_in_worker(app, app[BLOBS].append, self.row.id, accepted.from_offset)
@@ -172,8 +173,8 @@ class Dealings:
         writer = await run_in_worker(app, app[BLOBS].append_tentatively, self.row.id, accepted.from_offset)
         if declared is None:
             return writer, None  # the algorithm follows with the digest
-        hashed = Hashed(writer, declared.algorithm)
-        return hashed, hashed
+        hasher = declared.algorithm.hasher()
+        return Followed(writer, hasher.update), hasher
 
     def _followed(self, writer: BlobWriter, accepted: Accepted) -> BlobWriter:
         """The same, having the digest computed meanwhile of what is promised as a segment and comes whole."""
@@ -181,14 +182,14 @@ class Dealings:
         if self.row.session_id is None or size is None or accepted.from_offset or length != size:
             return writer
         self.running = RunningDigest(size)
-        return Followed(writer, self.running)
+        return Followed(writer, self.running.take)
 
     async def _digest(
-        self, accepted: Accepted, hashed: Hashed | None, durable: int, end: BodyEnd
+        self, accepted: Accepted, hasher: Hasher | None, durable: int, end: BodyEnd
     ) -> tuple[Accepted, bytes | None]:
         """The digest of what came, by the algorithm that was declared, be it after the body."""
-        if hashed is not None or not accepted.tentative:
-            return accepted, None if hashed is None else hashed.digest()
+        if hasher is not None or not accepted.tentative:
+            return accepted, None if hasher is None else hasher.digest()
         declared = self.dialect.read_trailers(trailers(self.request)) if end is BodyEnd.WHOLE else None
         if declared is None:
             return accepted, None

@@ -6,11 +6,14 @@ when it is complete.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 from mailboat.protocol.limits import MAX_SEAL, MIB
 from mailboat.protocol.uploads.digests import Algorithm
 from mailboat.server.blobs import BlobWriter, Readable
 
-_READ = MIB // 2
+_READ: Final = MIB // 2
 """Bytes read at a time: they are hashed while they are in the processor's cache."""
 
 
@@ -46,11 +49,11 @@ class RunningDigest:
 
 
 class Followed:
-    """A `BlobWriter` of a whole segment whose digest is computed as it grows."""
+    """A `BlobWriter` that hands on what was written through it into another one: to what computes a digest."""
 
-    def __init__(self, writer: BlobWriter, running: RunningDigest) -> None:
-        """`writer` is used, and closed, by whoever holds this one."""
-        self._writer, self._running = writer, running
+    def __init__(self, writer: BlobWriter, take: Callable[[bytes | memoryview], object]) -> None:
+        """`writer` is used, and closed, by whoever holds this one; `take` is given each piece after it was written."""
+        self._writer, self._take = writer, take
 
     @property
     def offset(self) -> int:
@@ -60,7 +63,7 @@ class Followed:
     def write(self, piece: bytes | memoryview) -> None:
         """See `BlobWriter.write`; a piece that was refused makes the digest worthless."""
         self._writer.write(piece)
-        self._running.take(piece)
+        self._take(piece)
 
     def sync(self) -> int:
         """See `BlobWriter.sync`."""

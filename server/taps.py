@@ -49,9 +49,8 @@ class WriteFailed(Exception):
 
 
 class Drawn(Struct, frozen=True):
-    """What a thread has taken: bytes; whether nothing more was there; whether nothing will come any more."""
+    """Why a thread has ceased to take: nothing more was there; or nothing will come any more."""
 
-    taken: int
     dry: bool = False
     gone: bool = False
 
@@ -128,18 +127,18 @@ def _draw(fd: int, most: int, writer: BlobWriter) -> Drawn:
             poll = select.poll()
             poll.register(fd, select.POLLIN)
             if not poll.poll(_PATIENCE):
-                return Drawn(taken, dry=True)
+                return Drawn(dry=True)
             continue
         except OSError:  # the connection's; the writer's are told apart below
-            return Drawn(taken, gone=True)
+            return Drawn(gone=True)
         if not length:
-            return Drawn(taken, gone=True)
+            return Drawn(gone=True)
         try:
             writer.write(piece[:length])
         except OSError as error:
             raise WriteFailed from error
         taken += length
-    return Drawn(taken)
+    return Drawn()
 
 
 def _memory() -> memoryview:

@@ -189,13 +189,7 @@ def digest_field(fields: Mapping[str, str], name: str) -> Digest | None:
     What cannot be read, or is of an algorithm that nobody should rely on any more (RFC 9530, 5), is as if it were
     absent: a recipient may ignore any digest.
     """
-    text = fields.get(name.lower())
-    if text is None:
-        return None
-    try:
-        members = parse_dictionary(text)
-    except FieldError:
-        return None
+    members = _members(fields, name)
     for key, algorithm in _ALGORITHMS.items():
         value = members.get(key)
         if isinstance(value, bytes) and len(value) == algorithm.size:
@@ -217,13 +211,15 @@ def wanted_algorithm(fields: Mapping[str, str]) -> Algorithm | None:
     A weight is an integer from 1 to 10, the greater the better, and 0 says that the algorithm is not wanted; of equals
     ours is the first in `_ALGORITHMS`. What cannot be read is as if it were absent: to tell a digest is no duty.
     """
-    text = fields.get(WANT_REPR_DIGEST.lower())
-    if text is None:
-        return None
-    try:
-        members = parse_dictionary(text)
-    except FieldError:
-        return None
+    members = _members(fields, WANT_REPR_DIGEST)
     weights = {algorithm: members.get(key) for key, algorithm in _ALGORITHMS.items()}
     sound = {each: weight for each, weight in weights.items() if type(weight) is int and 0 < weight <= _MOST_WANTED}
     return max(sound, key=lambda each: sound[each], default=None)
+
+
+def _members(fields: Mapping[str, str], name: str) -> Mapping[str, object]:
+    """The members of a dictionary field; none where it is absent, or cannot be read."""
+    try:
+        return parse_dictionary(fields.get(name.lower(), ""))
+    except FieldError:
+        return {}

@@ -162,16 +162,21 @@ def test_behind_the_last_checkpoint_reading_goes_on_after_the_damage(scene: Scen
     assert story.lost == {DAMAGED_JOURNAL: 1}
 
 
+def spoilt(rig: Rig, root: Path, where: bytes) -> Story:
+    """The session taken up after its journal was spoilt where it says `where`."""
+    rig.let_go()
+    journal = rig.store.folder / LIVE / rig.id / JOURNAL
+    content = journal.read_bytes()
+    journal.write_bytes(changed(content, content.index(where), b"\xc1"))
+    return only(recovered(root))
+
+
 def test_what_an_emitter_recorded_is_found_behind_damage(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "store", files=Unsynced())
     placed = rig.recorder.emitter("placed", ("at",))
     for at in ("first", "second", "third"):
         placed(at)
-    rig.let_go()
-    journal = rig.store.folder / LIVE / rig.id / JOURNAL
-    content = journal.read_bytes()
-    journal.write_bytes(changed(content, content.index(b"\xa6second"), b"\xc1"))
-    story = only(recovered(tmp_path / "store"))
+    story = spoilt(rig, tmp_path / "store", b"\xa6second")
     assert (story.names, story.lost) == (["placed", "placed"], {DAMAGED_JOURNAL: 1})
 
 
@@ -180,11 +185,7 @@ def test_a_list_that_looks_like_a_record_is_none(tmp_path: Path) -> None:
     rig.recorder.feature("first")
     rig.recorder.feature("second", rows=[1, 1_790_000_000 * SECOND, "forged", {}])
     rig.recorder.feature("third")
-    rig.let_go()
-    journal = rig.store.folder / LIVE / rig.id / JOURNAL
-    content = journal.read_bytes()
-    journal.write_bytes(changed(content, content.index(b"\xa6second"), b"\xc1"))
-    story = only(recovered(tmp_path / "store"))
+    story = spoilt(rig, tmp_path / "store", b"\xa6second")
     assert (story.names, story.lost) == (["first", "third"], {DAMAGED_JOURNAL: 1})
 
 

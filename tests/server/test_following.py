@@ -42,7 +42,7 @@ def test_it_is_that_of_the_bytes_and_little_is_left_to_do_at_the_end(tmp_path: P
     content = draw.randbytes(size)
     blobs, blob_id = LocalBlobs(tmp_path), fresh_session_id()
     running = RunningDigest(size)
-    writer = Followed(blobs.append(blob_id, 0), running)
+    writer = Followed(blobs.append(blob_id, 0), running.take)
     memory = bytearray(300_000)  # the same for all pieces, as a thread has it
     at = 0
     while at < size:
@@ -64,7 +64,7 @@ def test_it_is_that_of_the_bytes_and_little_is_left_to_do_at_the_end(tmp_path: P
 def test_a_store_that_gives_back_less_has_no_digest(tmp_path: Path) -> None:
     blobs, blob_id = LocalBlobs(tmp_path), fresh_session_id()
     running = RunningDigest(1000)
-    writer = Followed(blobs.append(blob_id, 0), running)
+    writer = Followed(blobs.append(blob_id, 0), running.take)
     writer.write(b"x" * 500)
     writer.close()
     assert running.digest(blobs, blob_id, 1000) is None
