@@ -148,6 +148,17 @@ STEPS: Final = (
     """
     CREATE INDEX uploads_of_no_session ON uploads (product, "offset") WHERE phase = 'complete' AND session_id IS NULL
     """,
+    # What is made of an upload, asked whenever one is complete or has expired. A row of an upload goes with it.
+    """
+    CREATE TABLE parts (
+        part   TEXT NOT NULL,
+        upload TEXT NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,
+        PRIMARY KEY (part, upload)
+    ) WITHOUT ROWID;
+    CREATE INDEX parts_of_upload ON parts (upload);
+    INSERT OR IGNORE INTO parts SELECT part.value, uploads.id FROM uploads, json_each(uploads.creation, '$.parts') part
+        WHERE uploads.creation != ''
+    """,
 )
 
 

@@ -55,6 +55,8 @@ _TO_LOAD: Final = f"""
 def insert_uploads(db: sqlite3.Connection, rows: Sequence[UploadRow]) -> None:
     """Keep new uploads."""
     db.executemany(_INSERT, [upload_columns(row) for row in rows])
+    made = [(part, row.id) for row in rows for part in set(row.state.creation.parts)]
+    db.executemany("INSERT INTO parts (part, upload) VALUES (?, ?)", made)
 
 
 def upload(db: sqlite3.Connection, upload_id: str) -> UploadRow | None:
@@ -82,9 +84,8 @@ def all_uploads(db: sqlite3.Connection, after: str, limit: int) -> tuple[UploadR
 
 def made_of(db: sqlite3.Connection, part_id: str) -> tuple[UploadRow, ...]:
     """See `Catalog.made_of`."""
-    sql = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE phase = 'open' AND instr(creation, ?)"
-    found = (upload_row(columns) for columns in fetch(db, sql, part_id))
-    return tuple(row for row in found if part_id in row.state.creation.parts)
+    sql = f"SELECT {UPLOAD_COLUMNS} FROM parts JOIN uploads ON id = upload WHERE part = ? AND phase = 'open'"
+    return tuple(upload_row(columns) for columns in fetch(db, sql, part_id))
 
 
 def store(db: sqlite3.Connection, state: UploadState, now: float) -> bool:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from mailboat.protocol.uploads.state import UploadState
+from mailboat.protocol.uploads.state import Creation, UploadState
 from mailboat.server.catalog import (
     CatalogError,
 )
 from mailboat.server.catalog_schema import STEPS
 from mailboat.server.sqlite_catalog import SqliteCatalog
 from mailboat.server.sqlite_engine import Engine
+from mailboat.server.sqlite_rows import creation_text
 from testkit.serverkit import fresh_session_id
 
 
@@ -181,5 +182,29 @@ async def test_a_catalog_of_the_first_layout_is_brought_up_to_date(tmp_path: Pat
         row = await catalog.upload(upload_id)
         assert row is not None
         assert (row.state, row.created, row.updated) == (UploadState(upload_id, 3, epoch=1, dialect="rufh-9"), 1.0, 2.0)
+    finally:
+        await catalog.close()
+
+
+async def test_what_was_made_of_parts_before_they_were_listed_is_found(tmp_path: Path) -> None:
+    file, listed = tmp_path / "catalog.sqlite", next(n for n, step in enumerate(STEPS) if "TABLE parts" in step)
+    db = sqlite3.connect(file)
+    for statement in ";".join(STEPS[:listed]).split(";"):
+        db.execute(statement)
+    part, plain, whole = (fresh_session_id() for _ in range(3))
+    for upload_id, creation in ((plain, ""), (whole, creation_text(Creation(parts=("another", part, part))))):
+        db.execute(
+            "INSERT INTO uploads VALUES (?, 'p', NULL, NULL, 3, NULL, 'open', 1, '[null, null, null, null, null]', "
+            "NULL, 'tus', 'pending', '', '', '', 0, 0, 1.0, 2.0, ?)",
+            (upload_id, creation),
+        )
+    db.execute(f"PRAGMA user_version = {listed}")
+    db.commit()
+    db.close()
+    catalog = SqliteCatalog(file)
+    await catalog.open()
+    try:
+        assert [row.id for row in await catalog.made_of(part)] == [whole]
+        assert await catalog.made_of(plain) == ()
     finally:
         await catalog.close()

@@ -431,12 +431,16 @@ class CatalogContract:
 
     async def test_parts_know_what_is_made_of_them(self, catalog: Catalog) -> None:
         part = UploadRow(UploadState(fresh_session_id()), PRODUCT)
-        whole = UploadRow(UploadState(fresh_session_id(), creation=Creation(parts=(part.id,))), PRODUCT)
+        whole = UploadRow(UploadState(fresh_session_id(), creation=Creation(parts=(part.id, part.id))), PRODUCT)
         for row in (part, whole):
             await catalog.make_upload(row)
         assert await catalog.made_of(part.id) == (whole,)
         assert await catalog.made_of(whole.id) == ()
         assert {row.id for row in await catalog.open_uploads()} == {part.id, whole.id}
+        assert await catalog.store(whole.state.after(Event.EXPIRE), 20.0)
+        assert await catalog.made_of(part.id) == ()
+        await catalog.forget_uploads([whole.id, part.id])
+        assert await catalog.all_uploads() == ()
 
     async def test_what_is_old_goes_and_is_counted_unless_it_changed(self, catalog: Catalog, summary: Summary) -> None:
         old, changed, young = (offered(summary, started=started) for started in (10.0, 20.0, 30.0))
