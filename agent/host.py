@@ -32,7 +32,7 @@ def describe(config: AgentConfig) -> Info:
         "agent": f"mailboat-python/{__version__}",
         "user": _told(_user),
         "host": _told(socket.gethostname),
-        "command": without_secrets(list(map(str, getattr(sys, "argv", ())))),
+        "command": without_secrets(list(map(str, getattr(sys, "argv", ()))), config.api_key),
         "os": f"{platform.system()} {platform.release()}",
         "runtime": f"{platform.python_implementation()} {platform.python_version()}",
         "time_zone": time.strftime("%z"),

@@ -119,9 +119,9 @@ def _end_of_value(text: str, begin: int) -> int:
     return at
 
 
-def without_secrets(command: Sequence[str]) -> str:
+def without_secrets(command: Sequence[str], key: str = "") -> str:
     """A command line as one text: the values of options that name secrets are taken out (``--api-key=x``,
-    ``--password x``), and so is what a URL says of its user.
+    ``--password x``), and so are what a URL says of its user, and `key`, under whatever name it is given.
     """
     said, secret = [], False
     for word in command:
@@ -132,4 +132,5 @@ def without_secrets(command: Sequence[str]) -> str:
         else:
             said.append(f"{option}={REDACTED}" if names and sign else _USER_OF_URL.sub(REDACTED + "@", word))
         secret = names and not sign
-    return " ".join(said)
+    text = " ".join(said)
+    return text.replace(key, REDACTED) if key else text

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mailboat.cli.extras import Failure, Misuse, needing, told_plainly
-from mailboat.cli.output import json_line, moment, rows
+from mailboat.cli.output import json_line, moment, rows, warn
 
 ADMIN = "admin"
 
@@ -39,9 +39,13 @@ def create(data: Path, product: str | None, role: str) -> None:
         raise click.UsageError(f"--product is needed for a key of role {role}")
     with needing("server"):
         from mailboat.server.catalog import Role
+        from mailboat.server.folder import has_catalog
         from mailboat.server.keys import create_key
     with told_plainly():
+        begun = not has_catalog(data)
         key = create_key(data, product, Role(role))
+    if begun:
+        warn(f"{data} had no server's data in it: it is begun, and the key is for a server with --data {data}")
     click.echo(key)
 
 

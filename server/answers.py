@@ -313,9 +313,7 @@ ACCOUNTS: Final = made_of(
         )
     }
 )
-TRIAGE: Final = made_of(
-    {"product": TEXT, "group": TEXT, "standing": one_of(*Standing), "version": TEXT, "changed": TIME}
-)
+TRIAGE: Final = made_of({"product": TEXT, "group": TEXT, "state": one_of(*Standing), "version": TEXT, "changed": TIME})
 WANTED_SESSION: Final = made_of({"product": TEXT, "session": TEXT})
 SAID_OF_EXCEPTION: Final = made_of({"state": one_of(*Standing)}, {"version": TEXT})
 LEDGER: Final = made_of(

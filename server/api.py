@@ -237,7 +237,8 @@ async def put_exception(asked: Asked) -> web.StreamResponse:
         raise ProblemError(Code.NOT_FOUND, f"group: no exception of {product!r:.80} has the group {group!r:.80}")
     row = TriageRow(product, group, Standing(state), version, asked.app[CLOCK]())
     await asked.app[CATALOG].put_triage(row)
-    return answered(structs.asdict(row))
+    said_now = structs.asdict(row)
+    return answered({"state": said_now.pop("standing"), **said_now})
 
 
 async def show_delivery(asked: Asked) -> web.StreamResponse:

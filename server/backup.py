@@ -190,7 +190,8 @@ def _digest(file: Path) -> str:
 
 def _write_durably(file: Path, content: bytes) -> None:
     coming = file.with_name(f"{file.name}.coming")
-    with coming.open("wb") as stream:
+    fd = os.open(coming, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(fd, "wb") as stream:  # noqa: PTH123 - with its mode from the start
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,25 @@ from typing import Final
 
 from mailboat.protocol.errors import ConfigError
 from mailboat.protocol.limits import MAX_SEGMENT, MIB
+from mailboat.server.products import MAX_PRODUCT, product_name
 
 MAX_PORT: Final = 65_535
 ANALYTICS_MEMORY: Final = 512 * MIB
 MIN_ANALYTICS_MEMORY: Final = 256 * MIB
 """With less, a batch of records may not find room, and none could be loaded any more."""
 LOG_FORMATS: Final = ("json", "text")
+
+
+class ImpossibleSetting(ConfigError):
+    """A setting has a value of the right type with which nothing can work; `field` is its name."""
+
+    def __init__(self, field: str, value: object, needed: str) -> None:
+        self.field = field
+        self.value = value
+        self.needed = needed
+        super().__init__(f"{field}={value!r:.80}: {needed} is needed")
+
+
 _ORIGIN: Final = re.compile(r"https?://[^/?#@\s]+")
 _ABOVE_ZERO: Final = (
     "body_timeout",
@@ -36,7 +50,7 @@ _ABOVE_ZERO: Final = (
 class ServerConfig:
     """Settings of one server. Sizes are bytes, times seconds.
 
-    Unknown or impossible values raise `ConfigError`, naming the field, its value and what would do.
+    Impossible values raise `ImpossibleSetting`, naming the field, its value and what would do.
     """
 
     data: Path
@@ -95,20 +109,23 @@ class ServerConfig:
         """Refuse what cannot work."""
         object.__setattr__(self, "data", Path(self.data))
         if not 0 <= self.port <= MAX_PORT:
-            raise ConfigError(f"port={self.port!r}: a number from 0 to {MAX_PORT} is needed")
+            raise ImpossibleSetting("port", self.port, f"a number from 0 to {MAX_PORT}")
         for name in _ABOVE_ZERO:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: a number above zero is needed")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ImpossibleSetting(name, getattr(self, name), "a number above zero")
         for name in ("min_free_bytes", "min_body_bytes", "key_cache"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: zero or more is needed")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ImpossibleSetting(name, getattr(self, name), "zero or more")
         if self.analytics_memory < MIN_ANALYTICS_MEMORY:
-            raise ConfigError(f"analytics_memory={self.analytics_memory!r}: {MIN_ANALYTICS_MEMORY} or more is needed")
+            raise ImpossibleSetting("analytics_memory", self.analytics_memory, f"{MIN_ANALYTICS_MEMORY} or more")
         object.__setattr__(self, "cors_origins", tuple(self.cors_origins))
         for origin in self.cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ConfigError(f"cors_origins: {origin!r} is no origin such as https://app.example.com, nor *")
+                raise ImpossibleSetting("cors_origins", origin, "an origin such as https://app.example.com, or *,")
         if self.log_format not in LOG_FORMATS:
-            raise ConfigError(f"log_format={self.log_format!r}: one of {', '.join(LOG_FORMATS)} is needed")
-        if not self.first_product:
-            raise ConfigError("first_product='': a name is needed")
+            raise ImpossibleSetting("log_format", self.log_format, f"one of {', '.join(LOG_FORMATS)}")
+        try:
+            product_name(self.first_product)
+        except ConfigError as error:
+            needed = f"a name of 1 to {MAX_PRODUCT} printable characters without blanks at its ends"
+            raise ImpossibleSetting("first_product", self.first_product, needed) from error

@@ -31,7 +31,12 @@ def hold(data: Path) -> portalocker.Lock:
     return lock
 
 
+def has_catalog(data: Path) -> bool:
+    """Whether `data` is a server's folder."""
+    return (data / CATALOG_FILE).is_file()
+
+
 def served(data: Path) -> None:
     """`ConfigError` unless `data` is a server's folder."""
-    if not (data / CATALOG_FILE).is_file():
+    if not has_catalog(data):
         raise ConfigError(f"{data}: there is no server's data here (no {CATALOG_FILE}); name the folder it serves from")

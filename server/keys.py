@@ -13,6 +13,7 @@ from typing import Final
 
 from aiohttp import web
 
+from mailboat.protocol.errors import ConfigError
 from mailboat.server.catalog import Catalog, KeyRow, Role
 from mailboat.server.catalog_schema import bring_up_to_date
 from mailboat.server.context import Principal
@@ -34,8 +35,14 @@ def digest_of(key: str) -> bytes:
 
 
 def make_key(product: str | None, role: Role, now: float) -> tuple[str, KeyRow]:
-    """A new key and the row to be kept of it; an admin's key has no product. `ConfigError` when a product is needed."""
-    product = None if role is Role.ADMIN else product_name(product)
+    """A new key and the row to be kept of it. An admin's key has no product, all others need one: `ConfigError`.
+
+    Who names a product with it means a key that reaches that product only, and is not to get one that reaches all.
+    """
+    if role is not Role.ADMIN:
+        product = product_name(product)
+    elif product is not None:
+        raise ConfigError(f"product={product!r:.100}: a key of role admin reaches all products, so name none with it")
     key = PREFIX + secrets.token_urlsafe(_ENTROPY)
     digest = digest_of(key)
     return key, KeyRow(f"key-{digest.hex()[:_ID_DIGITS]}", digest, product, role, now)

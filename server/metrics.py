@@ -19,6 +19,18 @@ from mailboat.server.operations import Asked
 from mailboat.server.reports import Scope, TooSlow, holdings
 from mailboat.server.turns import TURNS
 
+ALARMING: Final = (
+    "ingest_failures",
+    "problems_internal",
+    "retention_failures",
+    "storage_sync_failed",
+    "sweeps_failed",
+    "uploads_lost",
+)
+"""Counters that are told before they have counted anything: of one that comes up with its first count, Prometheus sees
+no growth. The page on deployment names them as worth an alert.
+"""
+
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _ODD: Final = re.compile(r"[^a-zA-Z0-9_]")
 
@@ -67,8 +79,7 @@ async def metrics(asked: Asked) -> web.StreamResponse:
             f"# HELP mailboat_{name} {text}.\n# TYPE mailboat_{name} gauge\nmailboat_{name} {standing[name]}\n"
             for name, text in _OF_SERVER.items()
         ]
-        counts = asked.app[COUNTERS]
-        lines += counters(counts)
+        lines += counters(dict.fromkeys(ALARMING, 0) | asked.app[COUNTERS])
     return web.Response(body="".join(lines).encode(), headers={"Content-Type": METRICS_TYPE})
 
 

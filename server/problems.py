@@ -26,6 +26,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 VERSION: Final = __version__
 
+INERT: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+}
+"""Have no browser run, load or frame anything of an answer, whatever strangers have put into what it shows."""
+AGENTS: Final = "/v1/"
+"""Where agents are answered, who run nothing; everything else may be opened in a browser."""
+
 OPEN_PATHS: Final = frozenset({"/", "/v1/status"})
 """What may be asked without a key."""
 
@@ -43,6 +51,8 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 async def add_version(request: web.Request, response: web.StreamResponse) -> None:
     """Every answer says that it is mailboat's, so that agents can tell it from a captive portal's page."""
     request.app[COUNTERS][f"requests_{response.status}"] += 1
+    if not request.path.startswith(AGENTS):
+        response.headers.update(INERT)
     response.headers[SERVER_HEADER] = VERSION
     response.headers["Server"] = "mailboat"  # and not which interpreter and library it is made of
 

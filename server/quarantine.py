@@ -40,8 +40,6 @@ from mailboat.server.streaming import send
 from mailboat.server.turns import TURNS
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
-# Bytes of strangers, never to be taken for a page of this server's.
-_INERT: Final = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
 _AT_ONCE: Final = 500
 
 
@@ -103,7 +101,7 @@ async def show_content(asked: Asked) -> web.StreamResponse:
     """The bytes of an upload in quarantine, as they came."""
     app, row = asked.app, await _asked_for(asked)
     first = await _piece(app, row, 0)  # before anything is said: it may be lost
-    response = web.StreamResponse(headers={**_INERT, **_NO_STORE, "Content-Type": "application/octet-stream"})
+    response = web.StreamResponse(headers={**_NO_STORE, "Content-Type": "application/octet-stream"})
     response.headers["Content-Disposition"] = f'attachment; filename="{row.id}"'
     return await send(asked.request, response, row.state.offset, _pieces(app, row, first))
 

@@ -7,16 +7,19 @@ after ``MAILBOAT_SERVER_``, lists with commas in between. ``MAILBOAT_SERVER_CONF
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 from mailboat.protocol.errors import ConfigError
-from mailboat.server.config import ServerConfig
+from mailboat.server.config import ImpossibleSetting, ServerConfig
 
 PREFIX: Final = "MAILBOAT_SERVER_"
 FILE: Final = f"{PREFIX}CONFIG"
+
+OPTIONS: Final = ("data", "host", "port")
+"""Settings with an option of their own; the others are given as ``--set NAME=VALUE``."""
 
 _WORDS: Final = {
     "true": True,
@@ -40,19 +43,30 @@ def load(
     given_file = environment.get(FILE)
     file = file or (Path(given_file) if given_file else None)
     values: dict[str, Any] = {}
-    if file is not None:
-        values |= {name: _typed(f"{file}: {name}", name, value) for name, value in _of_file(file).items()}
-    for variable, text in environment.items():
-        if variable.startswith(PREFIX) and variable != FILE:
-            name = variable.removeprefix(PREFIX).lower()
-            values[name] = _typed(variable, name, text)
-    for name, value in (flags or {}).items():
-        if value is not None:
-            values[name] = _typed(f"--{name.replace('_', '-')}", name, value)
+    places: dict[str, str] = {}
+    for place, name, value in _given(environment, file, flags or {}):
+        values[name], places[name] = _typed(place, name, value), place
     for field in fields(ServerConfig):
         if field.default is MISSING and field.name not in values:
             raise ConfigError(f"{field.name} is needed: --{field.name}, {PREFIX}{field.name.upper()}, or in the file")
-    return ServerConfig(**values)
+    try:
+        return ServerConfig(**values)
+    except ImpossibleSetting as error:
+        raise ConfigError(f"{places[error.field]}={error.value!r:.80}: {error.needed} is needed") from error
+
+
+def _given(
+    environment: Mapping[str, str], file: Path | None, flags: Mapping[str, object]
+) -> Iterator[tuple[str, str, object]]:
+    """All that was given, what counts for more coming later: where (as errors say it), the setting, the value."""
+    if file is not None:
+        yield from ((f"{file}: {name}", name, value) for name, value in _of_file(file).items())
+    for variable, text in environment.items():
+        if variable.startswith(PREFIX) and variable != FILE:
+            yield variable, variable.removeprefix(PREFIX).lower(), text
+    for name, value in flags.items():
+        if value is not None:
+            yield f"--{name}" if name in OPTIONS else f"--set {name}", name, value
 
 
 def _of_file(file: Path) -> dict[str, Any]:

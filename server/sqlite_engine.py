@@ -11,6 +11,7 @@ Readers see what was committed when they begin (WAL), and never wait for the wri
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
@@ -46,6 +47,7 @@ READERS: Final = 2
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """A connection set up as this module promises; transactions are begun and ended explicitly."""
+    _make(path)
     try:
         db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA journal_mode = WAL")
@@ -61,6 +63,20 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return db
 
 
+def _make(path: Path) -> None:
+    """Have the file, for its owner only, also in a folder that is open to others: SQLite would leave it to the umask.
+    What it puts beside the file has the file's mode.
+
+    One that is there is not opened: to close it again would take away the locks that this process holds on it.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise CatalogError(f"{path}: {error.strerror or error}") from error
+
+
 def snapshot(source: Path, target: Path) -> None:
     """Copy the database as it stands to the new file `target`, whole and durable, while others read and write it.
 
@@ -68,6 +84,7 @@ def snapshot(source: Path, target: Path) -> None:
     """
     db = connect(source)
     try:
+        _make(target)
         copy = sqlite3.connect(target, isolation_level=None)
         try:
             copy.execute("PRAGMA synchronous = FULL")

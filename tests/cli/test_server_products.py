@@ -104,6 +104,21 @@ def test_what_cannot_be_is_told_by_its_field(data: Path, options: list[str], tol
     assert plan_of(data) == before
 
 
+def test_a_key_for_a_folder_that_was_none_says_so(tmp_path: Path) -> None:
+    """A folder that was misspelt would get a key that the server does not know."""
+    data = tmp_path / "dtaa"
+    first = run("keys", "create", "--data", data, "--product", "Acme Studio")
+    assert (first.exit_code, first.stdout.startswith("mbk_")) == (0, True)
+    assert f"{data} had no server's data in it" in first.stderr
+    assert run("keys", "create", "--data", data, "--product", "Acme Studio").stderr == ""
+
+
+def test_an_admin_key_is_of_no_product(data: Path) -> None:
+    refused = run("keys", "create", "--data", data, "--role", "admin", "--product", "Acme Studio")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "reaches all products" in refused.stderr
+
+
 def test_where_there_is_no_server_nothing_is_made(tmp_path: Path) -> None:
     for command in (["products", "list"], ["keys", "list"], ["keys", "revoke", "key-1"]):
         result = run(*command, "--data", tmp_path / "nothing")

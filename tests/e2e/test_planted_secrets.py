@@ -154,13 +154,14 @@ def test_secrets_on_the_command_line_are_not_told(tmp_path: Path) -> None:
         "import asyncio, os, signal, sys\n"
         "from mailboat.agent import Agent\n"
         "async def live():\n"
-        "    async with Agent(store=sys.argv[1], product='p', application='a') as agent:\n"
+        "    async with Agent(store=sys.argv[1], api_key=sys.argv[2], product='p', application='a') as agent:\n"
         "        agent.feature('f')\n"
         "        await agent.flush(durable=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(live())\n"
     )
     words = [
+        secret("the agent's own key"),
         f"--api-key={secret('joined')}",
         "--password",
         secret("apart"),

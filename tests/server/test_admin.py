@@ -58,6 +58,7 @@ async def test_a_product_is_made_and_changed(admin: Wire) -> None:
         ("GET", "/api/v1/products/x", None, 404, "no product"),
         ("POST", "/api/v1/keys", {"product": "x", "role": "king"}, 400, "role="),
         ("POST", "/api/v1/keys", {"role": "agent"}, 400, "product="),
+        ("POST", "/api/v1/keys", {"product": "x", "role": "admin"}, 400, "product='x': a key of role admin"),
         ("POST", "/api/v1/keys", {"product": "x", "colour": "red"}, 400, "colour"),
         ("DELETE", "/api/v1/keys/key-0", None, 404, "no key"),
     ],

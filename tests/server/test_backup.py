@@ -117,6 +117,22 @@ async def test_backups_under_load_are_whole(
         stop.set()
 
 
+async def test_it_is_for_its_owner_only(
+    server: RunningServer, config: ServerConfig, client: Wire, tmp_path: Path
+) -> None:
+    """Also where somebody has made its folder before, open to all; and so is what is restored from it."""
+    await delivered(client, make_segment(fresh_session_id()))
+    folders = [tmp_path / "backup", tmp_path / "restored"]
+    for folder in folders:
+        folder.mkdir(mode=0o755)
+    await asyncio.to_thread(back_up, config.data, folders[0])
+    await asyncio.to_thread(restore, *folders)
+    for folder in folders:
+        modes = await asyncio.to_thread(lambda at: {str(e): e.stat().st_mode & 0o077 for e in at.rglob("*")}, folder)
+        assert {name for name, mode in modes.items() if mode} == set()
+        assert len(modes) > 3
+
+
 def test_the_keys_of_sealed_sessions_are_in_it_for_their_owner_only(
     config: ServerConfig, key: str, tmp_path: Path
 ) -> None:

@@ -263,10 +263,35 @@ def test_an_allowance_is_filled_again_as_time_passes() -> None:
     assert [rates.wait("a", 1e6) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
 
 
-async def test_the_folder_is_for_its_owner_only(tmp_path: Path) -> None:
-    """Also where somebody has made it before, open to all."""
+async def test_no_browser_runs_anything_of_an_answer(server: RunningServer, config: ServerConfig, key: str) -> None:
+    """Nor is anybody let in by what browsers send along by themselves: there are no cookies."""
+    token = await asyncio.to_thread(create_key, config.data, None, Role.ADMIN)
+    async with wired(server.url, token) as admin:
+        for path in (
+            "/",
+            "/api/v1/overview",
+            "/api/v1/openapi.json",
+            "/metrics",
+            "/api/v1/nothing",
+            "/api/v1/export/event",
+        ):
+            answer = await admin.ask("GET", path)
+            assert answer.headers["X-Content-Type-Options"] == "nosniff", path
+            rules = answer.headers["Content-Security-Policy"].split("; ")
+            assert {"default-src 'none'", "frame-ancestors 'none'", "sandbox"} == set(rules), path
+            assert "Set-Cookie" not in answer.headers, path
+    async with wired(server.url, "") as stranger:
+        cookie = f"Authorization=Bearer {token}; key={token}"
+        assert (await stranger.ask("GET", "/api/v1/overview", Cookie=cookie)).status == 401
+
+
+@pytest.mark.parametrize("first", ["serve", "keys"])
+async def test_the_folder_is_for_its_owner_only(tmp_path: Path, first: str) -> None:
+    """Also where somebody has made it before, open to all; whether the server or a command was in it first."""
     data = tmp_path / "data"
     data.mkdir(mode=0o755)
+    if first == "keys":
+        await asyncio.to_thread(create_key, data, PRODUCT)
     server = await ServerProcess.start(data)
     key = await asyncio.to_thread(create_key, data, PRODUCT)
     async with wired(server.url, key) as client:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 import shutil
 import sys
 import time
@@ -20,11 +21,11 @@ from mailboat.protocol import wire
 from mailboat.protocol.negotiation import Request
 from mailboat.server import ServerConfig
 from mailboat.server.catalog import ProductRow, Role
-from mailboat.server.context import CATALOG
+from mailboat.server.context import CATALOG, COUNTERS
 from mailboat.server.ingest import INGEST
 from mailboat.server.keys import PREFIX, create_key
 from mailboat.server.logs import JsonLines, TextLines
-from mailboat.server.metrics import LABELS, counters
+from mailboat.server.metrics import ALARMING, LABELS, counters
 from mailboat.server.serving import RunningServer, running
 from mailboat.server.turns import TURNS
 from testkit.serverkit import (
@@ -100,6 +101,19 @@ async def test_what_happens_is_counted(server: RunningServer, client: Wire, admi
     }
     assert {name: after.get(name) for name in expected} == expected
     assert after["mailboat_disk_free_bytes", ()] > after["mailboat_disk_reserve_bytes", ()] > 0
+
+
+async def test_what_is_worth_an_alert_stands_at_zero_from_the_start(server: RunningServer, admin: Wire) -> None:
+    """Prometheus sees no growth of a series that comes up with its first count."""
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text("utf-8")
+    alerts = page.partition("Worth an alert:")[2].partition("\n\n")[0]
+    named = re.findall(r"`(mailboat_\w+_total)(?:{code=\"(\w+)\"})?`", alerts)
+    assert len(named) == len(ALARMING)
+    found = await scrape(admin)
+    for name, code in named:
+        assert found[name, (("code", code),) if code else ()] == 0
+    server.app[COUNTERS]["uploads_lost"] += 1
+    assert (await scrape(admin))["mailboat_uploads_lost_total", ()] == 1
 
 
 async def test_what_waits_to_be_loaded_is_told(config: ServerConfig, key: str) -> None:

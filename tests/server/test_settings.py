@@ -63,7 +63,10 @@ def test_every_setting_can_be_given_in_every_place(file: Path) -> None:
         ("host = 1", "host=1: a text"),
         ("body_timeout = []", "body_timeout=[]: a number"),
         ('interim_answers = "perhaps"', "interim_answers='perhaps': true or false"),
-        ('cors_origins = "https://a.example/path"', "cors_origins"),
+        ('cors_origins = "https://a.example/path"', "cors_origins='https://a.example/path': an origin such as"),
+        ("body_timeout = inf", "body_timeout=inf: a number above zero"),
+        ("key_cache = nan", "key_cache=nan: zero or more"),
+        ('first_product = " x"', "first_product=' x': a name of 1 to 200"),
         ("cors_origins = 1", "cors_origins=1: a list of texts"),
         ('log_format = "xml"', "log_format='xml': one of json, text"),
         ("prot = 1", "prot: there is no such setting; there are"),
@@ -75,10 +78,20 @@ def test_a_wrong_line_is_told_by_its_field(file: Path, line: str, told: str) -> 
     file.write_text(f'data = "/srv/a"\n{line}\n')
     with pytest.raises(ConfigError) as raised:
         load({}, file)
+    assert str(raised.value).startswith(str(file)), "the place"
     assert told in str(raised.value)
     for variable in ("MAILBOAT_SERVER_PROT", "MAILBOAT_SERVER_PORT"):
         with pytest.raises(ConfigError, match=variable):
             load({variable: "x", "MAILBOAT_SERVER_DATA": "/srv/a"})
+
+
+def test_a_value_that_cannot_work_is_told_with_the_place_that_counted(file: Path) -> None:
+    file.write_text('data = "/srv/a"\nport = 70000\n')
+    with pytest.raises(ConfigError, match=r"^MAILBOAT_SERVER_PORT=70001: a number from 0 to 65535 is needed$"):
+        load({"MAILBOAT_SERVER_PORT": "70001"}, file)
+    with pytest.raises(ConfigError, match=r"^--port=70002: "):
+        load({"MAILBOAT_SERVER_PORT": "70001"}, file, {"port": 70002})
+    assert load({"MAILBOAT_SERVER_PORT": "1"}, file).port == 1
 
 
 def test_every_setting_is_told_of_where_people_look() -> None:
@@ -96,8 +109,9 @@ def test_the_folder_is_needed() -> None:
     [
         ([], "data is needed"),
         (["--data", "d", "--set", "port"], "--set 'port': NAME=VALUE"),
-        (["--data", "d", "--set", "min-free-bytes=many"], "--min-free-bytes='many': a whole number"),
-        (["--data", "d", "--set", "nothing=1"], "--nothing: there is no such setting"),
+        (["--data", "d", "--set", "min-free-bytes=many"], "--set min_free_bytes='many': a whole number"),
+        (["--data", "d", "--set", "nothing=1"], "--set nothing: there is no such setting"),
+        (["--data", "d", "--set", "stop-timeout=0"], "--set stop_timeout=0.0: a number above zero"),
         (["--data", "d", "--config", "nowhere.toml"], "nowhere.toml"),
     ],
 )

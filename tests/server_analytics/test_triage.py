@@ -73,7 +73,7 @@ async def test_a_group_from_new_to_resolved_and_open_again(site: Site) -> None:
     answer = await put(site, group, {"state": "resolved", "version": "2.1"})
     assert (answer.status, json.loads(answer.body)) == (
         200,
-        {"product": PRODUCT, "group": group, "standing": "resolved", "version": "2.1", "changed": START + 3600.0},
+        {"product": PRODUCT, "group": group, "state": "resolved", "version": "2.1", "changed": START + 3600.0},
     )
     assert (await states(site))["ValueError"] == ("resolved", "2.1", False)
     await crash(site, "2.1")
