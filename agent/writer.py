@@ -1,8 +1,8 @@
 """The writer: one thread that turns halves of the journal into blocks of the segment, and syncs what is due.
 
 It sleeps until it is told of a closed half or asked for something, and wakes by itself once a second to look whether
-something is due. Whatever the disk refuses stays in the journal and is tried again; nothing here is ever reported by
-raising.
+something is due, and shortly before the active half will be full (see `filling`). Whatever the disk refuses stays in
+the journal and is tried again; nothing here is ever reported by raising.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from mailboat.agent.clocks import Clocks
+from mailboat.agent.filling import Filling
 from mailboat.agent.journal import Half
 from mailboat.agent.journal_place import JournalPlace, OnDisk
 from mailboat.agent.quota import Quota
@@ -79,11 +80,14 @@ class _Request(Struct, frozen=True):
 
 
 class _Closed(Struct, frozen=True):
-    """A half as it was closed: a half is used again, its `generation` is not. `clock` is as in a block's header."""
+    """A half as it was closed, with `filled` bytes: a half is used again, its `generation` is not. `clock` is as in a
+    block's header.
+    """
 
     half: Half
     generation: int
     clock: int
+    filled: int
 
 
 class Writer:
@@ -117,6 +121,7 @@ class Writer:
         self._taken = self._appended = 0
         self._clock = clocks.offset
         self._synced_at = clocks.now()
+        self._filling = Filling(clocks.now())
         self._tended_at = clocks.now() - TICK
         self._refusals = 0
         self._refusal: Exception | None = None
@@ -138,7 +143,7 @@ class Writer:
 
     def closed(self, half: Half) -> None:
         """A half was closed: make a block of it. May be said twice."""
-        self._inbox.put(_Closed(half, half.generation, self._clock))
+        self._inbox.put(_Closed(half, half.generation, self._clock, half.end))
 
     def urgent(self) -> None:
         """An error was recorded: sync at once."""
@@ -211,6 +216,9 @@ class Writer:
         pause = TICK
         if self._urgent:
             pause = min(TICK, max(0.0, self._synced_at + URGENT_PAUSE - self._clocks.now()))
+        if not self._full:
+            active = self._recorder.journal.active
+            pause = min(pause, self._filling.wait(self._clocks.now(), active.memory.tell(), active.size))
         try:
             self._sort(self._inbox.get(timeout=pause))
             self._take_waiting()
@@ -228,6 +236,7 @@ class Writer:
         elif entry is not None and entry.generation > self._taken:
             self._taken = entry.generation
             self._full.append(entry)
+            self._filling.turned(self._clocks.now(), entry.filled)
 
     def _turn_away(self) -> None:
         """Answer what is still asked for, after the end; on whatever thread asks."""
@@ -253,8 +262,18 @@ class Writer:
 
     def _advance(self) -> bool:
         self._tend()
+        self._look_ahead()
         self._drain()
         return not self._requests or self._turn()
+
+    def _look_ahead(self) -> None:
+        """Turn before the active half is full, where that is foreseen; not while the disk refuses what is full."""
+        now, active = self._clocks.now(), self._recorder.journal.active
+        if not self._full and self._filling.due(now, active.memory.tell(), active.size):
+            self._recorder.turn()
+            self._take_waiting()
+            if not self._full:
+                self._filling.put_off(now)
 
     @property
     def _sealing(self) -> bool:
