@@ -15,7 +15,6 @@ import contextlib
 import functools
 import logging
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
@@ -26,35 +25,35 @@ from msgspec.structs import replace
 from mailboat.agent import process
 from mailboat.agent.alerts import Alerts, OnAlert
 from mailboat.agent.backlog import Backlog, Running, read
+from mailboat.agent.calls import RecordingCalls
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
 from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.integrations.hooks import Hooks
 from mailboat.agent.link_policy import LinkState
-from mailboat.agent.recorded import mark
+from mailboat.agent.loops import LOOP_ENDED, LoopEnded, elsewhere, running_loop
 from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport
-from mailboat.agent.scrub import Scrubber
-from mailboat.agent.scrubbed import Recording, ScrubbedRecorder
 from mailboat.agent.sending import Sending
-from mailboat.agent.session import Session, end_unwanted, open_in_child, open_session, running_loop
+from mailboat.agent.session import Session, end_unwanted, open_in_child, open_session
 from mailboat.agent.sources import Live, Sources
 from mailboat.agent.store import Store
 from mailboat.agent.stores import Stores
-from mailboat.agent.timing import Timing
 from mailboat.agent.upkeep import Upkeep
 from mailboat.protocol.errors import ConfigError
-from mailboat.protocol.records import Kind, Level
 
 if TYPE_CHECKING:
     from mailboat.agent.synchronizer import Synchronizer
 
 log = logging.getLogger("mailboat")
 
+NO_SERVER: Final = "no server is configured"
+FORKED: Final = "this is a forked child, which only records: its parent sends, once it has ended"
+
 LEAVE_TIMEOUT: Final = 1.0
 """Longest wait, at the end, for what the store's thread still does; it ends by itself."""
 
 
-class Agent:
+class Agent(RecordingCalls):
     """Records one session at a time and delivers all that wait.
 
     Arguments are those of `AgentConfig.load`, or a ready `AgentConfig` as `config`. Raises `ConfigError` for settings
@@ -82,7 +81,9 @@ class Agent:
         self._hooks = Hooks(self, enabled=self.config.hooks)
         self._crashing = False
         self._parent: Session | None = None
-        self._point_at(None)
+        self._stopping: Future[None] | None = None
+        self._said: dict[str, Callable[[Synchronizer], None]] = {}
+        super().__init__()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -101,8 +102,10 @@ class Agent:
     async def start(self) -> None:
         """Begin a session, and delivering. Sessions that earlier runs left, crashed ones included, are taken up.
 
-        Nothing happens when the agent is disabled or was started before; but in a forked child it may be started anew.
+        Nothing happens when the agent is disabled or runs already. One that was stopped begins another session, and so
+        do one whose loop has ended (with `asyncio.run`, perhaps) and the copy in a forked child.
         """
+        await self._end_earlier_run()
         if self._state not in (AgentState.NEW, AgentState.FORKED) or self._loop is not None:
             return
         loop = self._loop = asyncio.get_running_loop()
@@ -120,11 +123,25 @@ class Agent:
             raise
         self._disk, self._session = disk, session
         self._state = AgentState.RUNNING
-        self._point_at(session)
+        self._record_with(session.recorder, self.config.scrub)
         process.enter(self)
         self._hooks.install(loop)
         session.listen()
         self._deliver(session, store, disk, sending)
+
+    async def _end_earlier_run(self) -> None:
+        if self._state is AgentState.RUNNING and self._loop is not None and self._loop.is_closed():
+            await self.stop(0.0)
+        await self._until_stopped()
+        if self._state is AgentState.STOPPED:
+            self._state = AgentState.NEW if self.config.active else AgentState.DISABLED
+            self._session = self._parent = None
+            self._loop = self._sending = self._upkeep = self._disk = self._stores = None
+            self._tasks, self._seen, self._crashing = [], Backlog(self._running), False
+
+    async def _until_stopped(self) -> None:
+        while self._stopping is not None:
+            await asyncio.wait([asyncio.wrap_future(self._stopping)])
 
     def _begin_and_load(self, store: Store, sending: Sending | None) -> Session:
         session = self._begin(store) if self._parent is None else self._continue(store)
@@ -154,7 +171,10 @@ class Agent:
         self._sending, recorded = sending, lambda: session.recorder.recorded
         if sending is not None:
             sources = Sources(stores, self._live, disk, self._running, upkeep.take_up)
-            self._tasks += sending.begin(agent, sources, recorded, self._listeners, self._recovered)
+            self._tasks += sending.begin(agent, sources, recorded, tuple(self._listeners), self._recovered)
+            for call in self._said.values():
+                sending.tell(call)
+            self._said.clear()
         self._alerts.enter(asyncio.get_running_loop(), sending.on_errors if sending is not None else None)
 
     async def _outlive_loop(self) -> None:
@@ -172,32 +192,43 @@ class Agent:
         """End the session: flush and seal it, then try to deliver for at most `timeout` seconds (None: as configured;
         zero: not). A pause and the policy for links hold.
 
-        Nothing is lost when the time runs out. Without effect when the agent does not run.
+        Nothing is lost when the time runs out. Without effect when the agent does not run, but it waits for a stop
+        that is under way.
         """
         if self._state is AgentState.RUNNING and self._loop is not running_loop():
             await self._stop_elsewhere(timeout)
         elif self._state in (AgentState.RUNNING, AgentState.FORKED):
             configured = self.config.stop_timeout or 0.0
             await self._stop(configured if timeout is None else timeout)
+        else:
+            await self._until_stopped()
 
     async def _stop(self, seconds: float) -> None:
+        stopping = self._stopping = Future()
         sync, session = self._sync, self._close_session()
         try:
             if sync is not None:
                 await sync.close()
-            if session is not None:
-                await session.seal()
+            if session is not None and await session.seal():
+                self._backlog.joined(session.summary(self._clocks))
             if sync is not None and self.config.sender and seconds > 0:
                 await sync.last_window(seconds)
         finally:
-            await self._let_go()
-            process.leave(self)
+            try:
+                await self._let_go()
+            finally:
+                process.leave(self)
+                self._stopping = None
+                stopping.set_result(None)
 
     async def _stop_elsewhere(self, timeout: float | None) -> None:
         """`stop`, asked for in another loop than the agent was started in."""
-        if self._loop is not None and self._loop.is_running():
-            stopping = asyncio.run_coroutine_threadsafe(self.stop(timeout), self._loop)
-            await asyncio.wrap_future(stopping)
+        try:
+            await elsewhere(self._loop, lambda: self.stop(timeout))
+        except LoopEnded:
+            if self._state is not AgentState.RUNNING:
+                return
+        else:
             return
         self._tasks.clear()  # nobody can wait for them any more
         if self._sending is not None:
@@ -207,7 +238,7 @@ class Agent:
     def _close_session(self) -> Session | None:
         """Take no more records; returns the session, which is still to be sealed."""
         self._state = AgentState.STOPPED
-        self._point_at(None)
+        self._record_with(None)
         if self._parent is not None:
             self._parent.recorder.stop()
         return self._session
@@ -245,62 +276,6 @@ class Agent:
             return self._disk.submit(self._stores.cease_sending)
         return None
 
-    # -- recording -----------------------------------------------------------------------------------------------
-
-    def _point_at(self, session: Session | None) -> None:
-        """Make the recording calls those of `session`, or calls without effect."""
-        recorder: Recording | None = session.recorder if session is not None else None
-        if session is not None and self.config.scrub is not None:
-            recorder = ScrubbedRecorder(session.recorder, Scrubber(self.config.scrub))
-        self.feature: Callable[..., None] = recorder.feature if recorder is not None else _ignore
-        self._recorder = recorder
-
-    def value(self, name: str, number: float, /, unit: str | None = None, **attributes: object) -> None:
-        """Record a number to be aggregated, in `unit`."""
-        if self._recorder is not None:
-            self._recorder.value(name, number, unit, **attributes)
-
-    def timing(self, name: str, /, **attributes: object) -> Timing:
-        """A context manager that records how long its block took; ``cancel()`` on it discards."""
-        return Timing(self._time, name, attributes)
-
-    def _time(self, name: str, nanoseconds: int, attributes: dict[str, Any]) -> None:
-        if self._recorder is not None:
-            self._recorder.timing(name, nanoseconds, attributes)
-
-    def event(self, name: str, /, level: int = Level.INFO, message: str | None = None, **attributes: object) -> None:
-        """Record anything else, with a `level` of `Level` and an optional text."""
-        if self._recorder is not None:
-            self._recorder.event(name, level, message, **attributes)
-
-    def exception(
-        self,
-        error: BaseException | None = None,
-        /,
-        context: str | None = None,
-        *,
-        level: int = Level.ERROR,
-        **attributes: object,
-    ) -> None:
-        """Record `error`, or the exception being handled; `context` says what was being done."""
-        error = error if error is not None else sys.exc_info()[1]
-        if self._recorder is not None and error is not None:
-            self._recorder.exception(error, context, attributes, level)
-            if isinstance(error, BaseException):  # a text, as loggers take it, is a mistake and told all the same
-                mark(error, self.session_id)
-
-    def set_installation(self, installation_id: str, /, **properties: object) -> None:
-        """Say which installation this is, and what is known of it."""
-        if self._recorder is not None:
-            self._recorder.set_installation(installation_id, properties)
-
-    def emitter(self, name: str, /, *fields: str, kind: Kind = Kind.FEATURE) -> Callable[..., None]:
-        """Declare a record once; the function returned records its `fields` by position, at half the cost.
-
-        It belongs to the running session: outside of one it does nothing.
-        """
-        return _ignore if self._recorder is None else self._recorder.emitter(name, fields, kind)
-
     # -- delivering ----------------------------------------------------------------------------------------------
 
     @property
@@ -326,12 +301,17 @@ class Agent:
 
         Goes on at the very byte where the last window ended. It ends a pause, never waits for one; while automatic
         delivery is under way it takes its place. It may be cancelled at any point. `timeout` is seconds; without one
-        it gives up at the first failure.
+        it gives up at the first failure. `progress` is called in the agent's loop.
         """
         if self._state is not AgentState.RUNNING:
             return SyncReport(error=f"the agent is {self._state}")
         if self._sending is None:
-            return SyncReport(error="no server is configured")
+            return SyncReport(error=NO_SERVER)
+        if self._loop is not running_loop():
+            try:
+                return await elsewhere(self._loop, lambda: self.force_sync(timeout, progress))
+            except LoopEnded as ended:
+                return SyncReport(error=str(ended))
         begun = self._clocks.now()
         recovered, _ = await asyncio.wait([self._recovered], timeout=timeout)
         if not recovered or self._state is not AgentState.RUNNING:
@@ -345,18 +325,22 @@ class Agent:
         once when it can have none any more, because the agent has stopped.
         """
         if self._sync is None:
-            why = self._not_sending or "no server is configured, or the agent is a forked child's"
-            raise TimeoutError(f"this process sends nothing: {why}")
+            raise TimeoutError(f"this process sends nothing: {self._why_silent or 'the agent was not started'}")
+        if self._state is AgentState.RUNNING and self._loop is not running_loop():
+            try:
+                return await elsewhere(self._loop, lambda: self.delivered(session_id, timeout))
+            except LoopEnded as ended:
+                raise TimeoutError(str(ended)) from None
         async with asyncio.timeout(timeout):
             return await self._sync.delivered(session_id)
 
     def pause(self) -> None:
         """Say that there is no connection to be used: nothing is sent by itself until `resume`."""
-        self._in_loop(lambda sync: sync.pause())
+        self._say("pause", lambda sync: sync.pause())
 
     def resume(self) -> None:
         """Say that the connection is back."""
-        self._in_loop(lambda sync: sync.resume())
+        self._say("pause", lambda sync: sync.resume())
 
     def on_alert(self, callback: OnAlert) -> None:
         """Have `callback` told of errors: records of level error and up, and exceptions, those of one moment together.
@@ -373,7 +357,7 @@ class Agent:
         `policy` is asked anew, and a pause after failures ends, as the way to the server has changed.
         """
         way = LinkState(metered, name)
-        self._in_loop(lambda sync: sync.set_way(way))
+        self._say("link", lambda sync: sync.set_way(way))
 
     def on_outcome(self, callback: Callable[[SessionOutcome], None]) -> None:
         """Have `callback` called, within the agent's loop, with the final outcome of each session that this process
@@ -387,7 +371,8 @@ class Agent:
         """How things stand."""
         session, sync = self._session, self._sync
         if session is None:
-            return Status(self._state, lost=dict(self._parent.recorder.lost) if self._parent is not None else {})
+            lost = dict(self._parent.recorder.lost) if self._parent is not None else {}
+            return Status(self._state, reason=self._why_silent, lost=lost)
         recorder = session.recorder
         status = Status(
             state=self._state,
@@ -399,6 +384,7 @@ class Agent:
             waiting_sessions=self._backlog.sessions,
             waiting_bytes=self._backlog.bytes,
             ledger=self._backlog.ledger,
+            reason=self._why_silent,
         )
         return status if sync is None else self._with_delivery(status, sync)
 
@@ -408,7 +394,7 @@ class Agent:
             status,
             trouble=status.trouble or sync.trouble,
             connectivity=sync.link.link.value,
-            reason=sync.why,
+            reason=self._why_silent or sync.why,
             next_attempt=None if until is None else max(0.0, until - self._clocks.now()),
         )
 
@@ -440,8 +426,25 @@ class Agent:
         return self._sending.trouble if self._sending is not None else ""
 
     @property
+    def _why_silent(self) -> str:
+        """Why this agent sends nothing at all; empty where it does, or did before it was stopped."""
+        if self._state is AgentState.FORKED:
+            return FORKED
+        if self.config.server is None:
+            return NO_SERVER
+        ended = self._state is AgentState.RUNNING and self._loop is not None and self._loop.is_closed()
+        return LOOP_ENDED if ended else self._not_sending
+
+    @property
     def _backlog(self) -> Backlog:
         return self._seen if self._sync is None else self._sync.backlog
+
+    def _say(self, about: str, call: Callable[[Synchronizer], None]) -> None:
+        """Tell what delivers; what is said while nothing runs is told once it does, the last word `about` each."""
+        if self._state in (AgentState.NEW, AgentState.STOPPED):
+            self._said[about] = call
+        else:
+            self._in_loop(call)
 
     def _in_loop(self, call: Callable[[Synchronizer], None]) -> None:
         sending, loop = self._sending, self._loop
@@ -465,7 +468,7 @@ class Agent:
             process.part_from_parent(self._loop)
         _PARENTS.append((self._loop, self._sending, self._tasks, self._upkeep, self._disk))
         self._loop = self._sending = self._upkeep = self._disk = self._stores = None
-        self._tasks, self._seen = [], Backlog(self._running)
+        self._tasks, self._seen, self._stopping = [], Backlog(self._running), None
         self._alerts.leave()
         self._hooks.forget_loop()
 
@@ -487,10 +490,6 @@ class Agent:
         self._crashing = True
         if self._session is not None and running_loop() is None:
             wait([self._session.writer.flush(durable=True)], process.EXIT_TIMEOUT)
-
-
-def _ignore(*_: object, **__: object) -> None:
-    """What recording does when nothing is being recorded."""
 
 
 _PARENTS: Final[list[object]] = []

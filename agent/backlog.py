@@ -92,6 +92,13 @@ class Backlog:
         self._waiting, self.bytes = look.summaries, look.bytes
         self._gone -= self._waiting.keys() & self._gone
 
+    def joined(self, summary: Summary) -> None:
+        """The session of this process has ended, and waits from now on, until it is seen."""
+        if summary.session_id not in self._waiting:
+            self._waiting[summary.session_id] = summary
+            self.bytes += summary.size
+            self._sums[OWN].add(summary)
+
     def ended(self, session_ids: Iterable[str]) -> None:
         """These sessions have come to an end, and are in the ledger."""
         running = self._running()

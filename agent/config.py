@@ -11,7 +11,7 @@ import ssl as tls
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 from yarl import URL
@@ -120,11 +120,21 @@ class AgentConfig:
     ssl: tls.SSLContext | bool = True
     """As in aiohttp: a context of the application's own, for a private authority."""
 
+    def __new__(cls, *_: object, **settings: object) -> Self:
+        """Unknown settings are told as impossible ones are."""
+        known = {each.name for each in fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"{name}: there is no such setting; there are: {', '.join(sorted(known))}")
+        return object.__new__(cls)
+
     def __post_init__(self) -> None:
         """Check what can be checked without touching anything."""
-        for name in ("store", "sealed_journal"):
-            if getattr(self, name) is not None and not isinstance(getattr(self, name), Path):
-                object.__setattr__(self, name, Path(getattr(self, name)))
+        kinds = {each.name: str(each.type) for each in fields(self)}
+        for name, kind in kinds.items():
+            check = _CHECKS.get(name) or _CHECKS.get(kind)
+            if check is not None:
+                object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.seal_to is not None:
             _check_public_key(self.seal_to)
         if self.stop_timeout is None:
@@ -132,7 +142,7 @@ class AgentConfig:
         if self.server is not None:
             _check_server(self.server)
         for name, low, high, unit in _BOUNDS:
-            _check_bound(name, getattr(self, name), low, high, unit)
+            _check_bound(name, getattr(self, name), kinds[name], low, high, unit)
         if not isinstance(self.properties, Mapping):
             raise ConfigError(f"properties={self.properties!r}: expected a mapping of names to plain values")
         if self.scrub is not None and not callable(self.scrub):
@@ -159,14 +169,7 @@ class AgentConfig:
     def load(cls, **overrides: Any) -> AgentConfig:  # noqa: ANN401 - fields of this class, checked below
         """The configuration from arguments, environment, file and defaults. Raises `ConfigError`."""
         known = {each.name for each in fields(cls)}
-        for name in overrides:
-            if name not in known:
-                raise ConfigError(f"{name}: there is no such setting; there are: {', '.join(sorted(known))}")
-        values = {**_from_files(known), **_from_environment(known), **overrides}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(str(error)) from error
+        return cls(**{**_from_files(known), **_from_environment(known), **overrides})
 
 
 _DAY: Final = 24 * 3600.0
@@ -190,13 +193,69 @@ _BOUNDS: Final = (
 _MAY_BE_NONE: Final = frozenset({"max_store_bytes", "max_upload_rate", "daily_bytes"})
 
 
-def _check_bound(name: str, value: object, low: float, high: float | None, unit: str) -> None:
+def _text(name: str, value: Any) -> str:  # noqa: ANN401 - whatever the application gives
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{name}={value!r}: expected a text")
+    return value or ""
+
+
+def _key(_: str, value: object) -> str:
+    """A key that was read from a file may end with its line. What could be no header's value is told here, not with
+    each request, and without saying the key.
+    """
+    key = value.strip() if isinstance(value, str) else value
+    if key is not None and not (isinstance(key, str) and all("!" <= letter <= "~" for letter in key)):
+        raise ConfigError("api_key=...: expected a text without spaces, the key as the server has printed it")
+    return key or ""
+
+
+def _switch(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r}: expected True or False")
+    return value
+
+
+def _whole(_: str, value: Any) -> Any:  # noqa: ANN401 - as above; `_check_bound` judges it
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _folder(name: str, value: Any) -> Path | None:  # noqa: ANN401 - as above
+    if value is None:
+        return None
+    try:
+        if os.fspath(value):
+            return Path(os.fsdecode(value)).expanduser()
+    except (TypeError, ValueError, RuntimeError):  # what is no path; nobody's home
+        pass
+    raise ConfigError(f"{name}={value!r}: expected the path of a folder, or None")
+
+
+def _certificates(name: str, value: object) -> tls.SSLContext | bool:
+    if value is not None and not isinstance(value, tls.SSLContext | bool):
+        raise ConfigError(f"{name}={value!r}: expected an ssl.SSLContext, True, or False for any certificate at all")
+    return True if value is None else value
+
+
+_CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "api_key": _key,
+    "str": _text,
+    "bool": _switch,
+    "int": _whole,
+    "int | None": _whole,
+    "Path | None": _folder,
+    "tls.SSLContext | bool": _certificates,
+}
+"""What makes a setting of its name or type plain, or raises `ConfigError`."""
+
+
+def _check_bound(name: str, value: object, kind: str, low: float, high: float | None, unit: str) -> None:
     if value is None and name in _MAY_BE_NONE:
         return
-    wrong_type = isinstance(value, bool) or not isinstance(value, int | float)
-    if wrong_type or value < low or (high is not None and value > high):  # type: ignore[operator] # a number by now
-        wanted = f"from {low:g} to {high:g}" if high is not None else f"of at least {low:g}"
-        raise ConfigError(f"{name}={value!r}: expected a number {wanted} {unit}")
+    wrong_type = isinstance(value, bool) or not isinstance(value, int if kind.startswith("int") else int | float)
+    if wrong_type or not low <= value <= (high if high is not None else float("inf")):  # type: ignore[operator] # a number
+        number = "a whole number" if kind.startswith("int") else "a number"
+        wanted = f"from {low:,.12g} to {high:,.12g}" if high is not None else f"of at least {low:,.12g}"
+        raise ConfigError(f"{name}={value!r}: expected {number} {wanted} {unit}")
 
 
 def _check_public_key(text: object) -> None:
@@ -268,7 +327,9 @@ def _from_files(known: set[str]) -> dict[str, Any]:
                 continue  # the host's own file, whose faults are not ours to report
             raise ConfigError(f"{path} cannot be read: {error}") from error
         for name in section:
-            values = values.get(name, {})
+            values = values.get(name, {}) if isinstance(values, dict) else {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: [{'.'.join(section)}] is no table of settings")
         unknown = set(values) - known
         if unknown:
             raise ConfigError(f"{path}: there is no setting {', '.join(sorted(unknown))}")

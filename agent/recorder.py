@@ -58,7 +58,7 @@ class Recorder(Intake):
         self.installation: dict[str, Any] | None = None
         self._on_urgent = on_urgent
         self._unsaid: list[Schema] = []
-        self._emitters: dict[tuple[str, tuple[str, ...], int], Callable[..., None]] = {}
+        self._emitters: dict[tuple[str, tuple[str, ...], Kind], Callable[..., None]] = {}
         around, by_level = self._around, [level_counter(level) for level in LEVELS]
         self.feature = self._add(feature(around, (counter(Kind.FEATURE),)))
         self._value = self._add(attributed(around, (counter(Kind.VALUE),), Kind.VALUE, plain=True))
@@ -125,23 +125,19 @@ class Recorder(Intake):
 
         Raises `ValueError` for a declaration that cannot be: a mistake in the application's source.
         """
-        if len(fields) > MAX_SCHEMA_FIELDS:
-            raise ValueError(f"emitter {name!r} declares {len(fields)} fields, at most {MAX_SCHEMA_FIELDS} are taken")
-        if kind not in COUNTED_KINDS:
-            raise ValueError(f"emitter {name!r} is of kind {kind!r}, which is none that can be recorded by position")
-        called = text_of(name, MAX_PROPERTY_TEXT), tuple(text_of(each, MAX_PROPERTY_TEXT) for each in fields), int(kind)
+        called = declaration_of(name, fields, kind)
         with self.lock:
             known = self._emitters.get(called)
             if known is None:
                 known = self._emitters[called] = self._declared(*called)
             return known
 
-    def _declared(self, name: str, fields: tuple[str, ...], kind: int) -> Callable[..., None]:
+    def _declared(self, name: str, fields: tuple[str, ...], kind: Kind) -> Callable[..., None]:
         if len(self.schemas) >= MAX_SCHEMAS:
             raise ValueError(
                 f"emitter {name!r} is one too many, {MAX_SCHEMAS} are taken: are names made up as it runs?"
             )
-        schema = Schema(len(self.schemas), kind, name, fields)
+        schema = Schema(len(self.schemas), int(kind), name, fields)
         path = emitter(self._around, (counter(kind),), schema)
         self.schemas.append(schema)
         self._declare(schema)
@@ -176,6 +172,15 @@ class Recorder(Intake):
             self._on_urgent(*fields)
         except Exception:  # noqa: BLE001 - whatever it is, it is not the host's; counted
             self.faults += 1
+
+
+def declaration_of(name: str, fields: Sequence[str], kind: Kind) -> tuple[str, tuple[str, ...], Kind]:
+    """What an emitter declares, as it is recorded. Raises `ValueError` for what cannot be."""
+    if len(fields) > MAX_SCHEMA_FIELDS:
+        raise ValueError(f"emitter {name!r} declares {len(fields)} fields, at most {MAX_SCHEMA_FIELDS} are taken")
+    if kind not in COUNTED_KINDS:
+        raise ValueError(f"emitter {name!r} is of kind {kind!r}, which is none that can be recorded by position")
+    return text_of(name, MAX_PROPERTY_TEXT), tuple(text_of(each, MAX_PROPERTY_TEXT) for each in fields), Kind(kind)
 
 
 def _level(level: Any) -> int:  # noqa: ANN401 - a value of the host's

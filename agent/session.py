@@ -17,6 +17,7 @@ from mailboat.agent.host import boot_id, describe, process_start
 from mailboat.agent.journal import Journal
 from mailboat.agent.journal_place import InMemory, JournalPlace, OnDisk, memory_folder
 from mailboat.agent.last_words import LastWords
+from mailboat.agent.loops import running_loop
 from mailboat.agent.quota import Quota
 from mailboat.agent.recorder import OnUrgent, Recorder
 from mailboat.agent.room import Room
@@ -73,16 +74,18 @@ class Session:
         self.recorder.stop()
         return self.writer.seal(reason)
 
-    async def seal(self) -> None:
-        """`end` the session as stopped, and say so if that did not succeed in time."""
+    async def seal(self) -> bool:
+        """`end` the session as stopped; whether that succeeded in time, else the log says so."""
         sealing = self.end(SealReason.STOPPED)
         if running_loop() is None:
             # A forked child, on its way out of what its parent's loop was just doing: there is nothing to wait with.
             done = bool(wait([sealing], SEAL_TIMEOUT).done)
         else:
             done = bool((await asyncio.wait([asyncio.wrap_future(sealing)], timeout=SEAL_TIMEOUT))[0])
-        if not done or not sealing.result():
+        sealed = done and sealing.result()
+        if not sealed:
             log.warning("session %s could not be sealed, a later run will: %s", self.id, self.writer.trouble)
+        return sealed
 
     def listen(self) -> None:
         """Have last words written into the session's folder; on the main thread where possible."""
@@ -242,11 +245,3 @@ def end_unwanted(beginning: asyncio.Future[Session]) -> None:
     """The start was cancelled while the session was being made: it ends as it began, empty."""
     if not beginning.cancelled() and beginning.exception() is None:
         beginning.result().end(SealReason.STOPPED)
-
-
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs in this thread, if one does."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -350,10 +350,11 @@ class Synchronizer:
         """The final outcome of a session, once it has one; of earlier runs, too, as long as it is kept. Raises
         `TimeoutError` when there will be none any more.
         """
-        if session_id not in self.outcomes and session_id not in self.backlog:
-            await self._look_up(session_id)
-        async with self._rounds.ended:
-            await self._rounds.ended.wait_for(lambda: session_id in self.outcomes or self._closed)
+        if session_id not in self.outcomes and not self._closed:
+            if session_id not in self.backlog:
+                await self._look_up(session_id)
+            async with self._rounds.ended:
+                await self._rounds.ended.wait_for(lambda: session_id in self.outcomes or self._closed)
         if session_id not in self.outcomes:
             raise TimeoutError(f"the agent has stopped before session {session_id} came to an end")
         return self.outcomes[session_id]

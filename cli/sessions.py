@@ -140,7 +140,8 @@ def verify(sources: Sequence[str], store: Path, as_json: bool) -> None:
     help="The folder to write to; made if it is not there.",
 )
 @store_option
-def export(session_id: str, folder: Path, store: Path) -> None:
+@json_option
+def export(session_id: str, folder: Path, store: Path, as_json: bool) -> None:
     """Copy a session out of the store into one file, a package, to be carried by hand; prints the file's name.
 
     A package is the session's segments, one after the other: `mailboat sessions cat` reads it anywhere, and a server
@@ -159,7 +160,10 @@ def export(session_id: str, folder: Path, store: Path) -> None:
         unfinished.replace(package)
     except OSError as error:
         raise Failure(f"session {session.id} cannot be exported to {folder}: {error.strerror or error}") from error
-    click.echo(str(package))
+    if as_json:
+        output.json_line({"session": session.id, "file": str(package), "size": package.stat().st_size})
+    else:
+        click.echo(str(package))
     if session.state is State.LIVE:
         output.warn("the session is still running: its last segment is not sealed, and a server will keep it apart")
 
@@ -167,7 +171,8 @@ def export(session_id: str, folder: Path, store: Path) -> None:
 @sessions.command()
 @click.argument("session_ids", metavar="[ID]...", nargs=-1)
 @store_option
-def purge(session_ids: Sequence[str], store: Path) -> None:
+@json_option
+def purge(session_ids: Sequence[str], store: Path, as_json: bool) -> None:
     """Delete sessions that the server has answered for: those named, or all that were sent; prints their ids.
 
     What still waits is never deleted here.
@@ -183,7 +188,10 @@ def purge(session_ids: Sequence[str], store: Path) -> None:
             shutil.rmtree(session.folder)
         except OSError as error:
             raise Failure(f"session {session.id} cannot be deleted: {error.strerror or error}") from error
-        click.echo(session.id)
+        if as_json:
+            output.json_line({"session": session.id, "purged": True})
+        else:
+            click.echo(session.id)
 
 
 def _open(source: str, store: Path, keys: Keyring | None = None) -> tuple[list[Reading], list[str]]:

@@ -288,6 +288,30 @@ def test_purge_deletes_what_was_sent_and_nothing_else(
     assert [each["session"] for each in lines(invoke("list", "--store", store, "--json"))] == [OTHER]
 
 
+def test_every_command_tells_it_in_lines_of_json(
+    store: Path, tmp_path: Path, make_segment: SegmentMaker, make_session: SessionMaker
+) -> None:
+    make_session(store, [make_segment()], state="sent")
+    commands: dict[str, list[object]] = {
+        "list": [],
+        "show": [SESSION],
+        "cat": [SESSION],
+        "verify": [SESSION],
+        "export": [SESSION, "--to", tmp_path],
+        "purge": [SESSION],
+    }
+    said = {
+        command: lines(invoke(command, *arguments, "--store", store, "--json"))
+        for command, arguments in commands.items()
+    }
+    package = tmp_path / f"{SESSION}.zst"
+    assert [each["session"] for each in said["list"] + said["show"]] == [SESSION, SESSION]
+    assert (len(said["cat"]), said["verify"][0]["records"]) == (15, 15)
+    assert said["export"] == [{"session": SESSION, "file": str(package), "size": package.stat().st_size}]
+    assert said["purge"] == [{"session": SESSION, "purged": True}]
+    assert lines(invoke("list", "--store", store, "--json")) == []
+
+
 def test_large_descriptions_are_found_all_the_same(store: Path, make_session: SessionMaker) -> None:
     info = Info(product="Acme Studio", properties={f"p{at}": "x" * 1000 for at in range(30)}).to_wire()
     writer = SegmentWriter(Preamble(SESSION, 0, 77, 0, 10**18, 0, info=info))

@@ -1,0 +1,46 @@
+"""Which event loop this is, and how to have something done in another one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+LOOP_ENDED: Final = "the event loop in which the agent was started has ended: start it again, it begins another session"
+
+
+class LoopEnded(Exception):
+    """What was asked for cannot be done any more."""
+
+    def __init__(self) -> None:
+        """The reason is for people."""
+        super().__init__(LOOP_ENDED)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+async def elsewhere(loop: asyncio.AbstractEventLoop | None, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """`call` in `loop`, which runs in another thread. Raises `LoopEnded` where it does not, or no more."""
+    if loop is None or not loop.is_running():
+        raise LoopEnded
+    coroutine = call()
+    try:
+        there = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:  # it was closed in this very moment
+        coroutine.close()
+        raise LoopEnded from None
+    try:
+        return await asyncio.wrap_future(there)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and not task.cancelling():
+            raise LoopEnded from None  # what cancels all tasks of a loop is its end
+        raise
