@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -47,7 +48,7 @@ class Decoded:
 
 
 class Decoder:
-    """One decoder process, started when it is first needed."""
+    """One decoder process, from `start` or from when it is first needed until `close`."""
 
     def __init__(
         self,
@@ -63,6 +64,13 @@ class Decoder:
         self._time_limit = time_limit
         self._process: subprocess.Popen[bytes] | None = None
         self._under_way: int | None = None
+
+    def start(self) -> None:
+        """Start the process ahead of the first `decode`, which would have to wait for it. Where it cannot be started,
+        `decode` will say so.
+        """
+        with suppress(OSError):
+            self._running()
 
     def decode(
         self, folder: Path, tasks: Iterable[tuple[Task, Iterable[bytes]]], done: Callable[[Outcome], None]

@@ -2,7 +2,8 @@
 
 A round copies the sessions that changed, then loads the segments with bytes that were not looked at, as far as they
 have whole blocks. It begins when something became durable, soon when the server is idle (`SOON`), and otherwise not
-before the length of the last one has passed again, so that loading takes at most half of the time.
+before the length of the last one has passed again, so that loading takes at most half of the time. What was left by
+the server's last life is loaded at once.
 
 The analytics store alone knows what was loaded (``loaded`` changes in the same transaction as the rows); the catalog is
 told only in order to list less.
@@ -125,10 +126,11 @@ class Ingest:
             return await self._loader.forget(sessions)
 
     async def _run(self) -> None:
-        resume, failures = 0.0, 0
+        resume, failures, soon = 0.0, 0, 0.0
         while True:
             await self._news()
-            await self._rest(max(SOON, resume - time.monotonic()))
+            await self._rest(max(soon, resume - time.monotonic()))
+            soon = SOON
             if self._stopping.is_set():
                 return
             self._wake.clear()
@@ -158,6 +160,8 @@ class Ingest:
             return
 
     async def _rest(self, pause: float) -> None:
+        if pause <= 0:
+            return
         try:
             async with asyncio.timeout(pause):
                 await self._stopping.wait()

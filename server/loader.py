@@ -71,8 +71,11 @@ class Loader:
         self._folders = 0
 
     async def open(self) -> None:
-        """Open the store; `AnalyticsError` when that cannot be."""
+        """Open the store; `AnalyticsError` when that cannot be. The decoder takes a tenth of a second to be ready, and
+        begins with that.
+        """
         self.analytics = await self._write(self._open)
+        await asyncio.get_running_loop().run_in_executor(self._decoding, self._decoder.start)
 
     async def reopen(self) -> None:
         """Open the store anew after a failed write."""

@@ -242,6 +242,25 @@ def test_the_process_writes_a_file_for_each_table(decoder: Decoder, folder: Call
     assert [(each.number, each.records) for each in outcomes] == [(0, 6), (1, 6), (2, 6)]
 
 
+def test_a_process_started_ahead_is_the_one_that_decodes(folder: Callable[[], Path]) -> None:
+    decoder, into = Decoder(), folder()
+    try:
+        decoder.start()
+        ahead = decoder._process
+        decoder.decode(into, [(Task(0), [example().data])], lambda _: None)
+        assert decoder._process is ahead is not None
+        assert rows_in(into) == {"feature": 5, "event": 1}
+    finally:
+        decoder.close()
+
+
+def test_a_process_that_cannot_be_started_is_told_of_where_it_is_needed(folder: Callable[[], Path]) -> None:
+    decoder = Decoder([str(folder() / "no such program")])
+    decoder.start()
+    with pytest.raises(FileNotFoundError, match="no such program"):
+        decoder.decode(folder(), [(Task(0), [example().data])], lambda _: None)
+
+
 def test_a_process_that_died_is_replaced(folder: Callable[[], Path]) -> None:
     decoder, data = Decoder(), example().data
 

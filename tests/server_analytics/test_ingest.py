@@ -90,6 +90,17 @@ async def test_a_running_session_is_loaded_as_far_as_it_is_durable(rig: Rig) -> 
     assert bench(rig).sequences() == list(range(15))
 
 
+async def test_what_an_earlier_life_left_is_loaded_before_there_is_news(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.stop_loading()
+    await rig.add(SESSION, of(5).seal())
+    monkeypatch.setattr(ingest, "SOON", 3600.0)
+    await rig.start_loading()
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(15))
+
+
 async def test_batches_of_bounded_size_overlap_and_lose_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "BATCH_SEGMENTS", 3)
     monkeypatch.setattr(ingest, "LISTED", 7)
