@@ -87,8 +87,9 @@ async def _mailboat(folder: Path) -> AsyncIterator[tuple[str, str]]:
     from mailboat.server import ServerConfig  # noqa: PLC0415 - the bare one does without
     from mailboat.server.catalog import Role  # noqa: PLC0415
     from mailboat.server.keys import create_key  # noqa: PLC0415
-    from mailboat.server.serving import running  # noqa: PLC0415
+    from mailboat.server.serving import keep_swift, running  # noqa: PLC0415
 
+    keep_swift()  # as `mailboat serve` does in a process of its own
     async with running(ServerConfig(data=folder, port=0)) as server:
         yield server.url.rstrip("/"), await asyncio.to_thread(create_key, folder, PRODUCT, Role.AGENT)
 

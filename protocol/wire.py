@@ -37,6 +37,9 @@ _STORED_HEAD: Final = b"\x28\xb5\x2f\xfd\xa0"
 _STORED_BLOCK: Final = 128 * 1024
 """The largest block of a zstd frame."""
 
+_FIRST_PIECE: Final = 256 * 1024
+"""Bytes that are made room for at first; a body with riders hardly grows, so it has room for that and a little more."""
+
 DIGEST: Final = 64
 """Characters of a SHA-256 in hex."""
 
@@ -164,14 +167,18 @@ def _stored(content: memoryview) -> Iterator[bytes | memoryview]:
 def decompress(body: bytes, limit: int = MAX_NEGOTIATION) -> bytes:
     """What `compress` made (or any frames), at most `limit` bytes; `WireError` for more, or for anything else."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    pieces, size, room = list[bytes](), 0, max(_FIRST_PIECE, len(body) + len(body) // 4)
     try:
         with decompressor.stream_reader(body, read_across_frames=True) as stream:
-            content = stream.read(limit + 1)
+            while size <= limit and (piece := stream.read(min(room, limit + 1 - size))):
+                pieces.append(piece)
+                size += len(piece)
+                room *= 2
     except zstandard.ZstdError as error:
         raise WireError(f"the body does not decompress: {error}") from error
-    if len(content) > limit:
+    if size > limit:
         raise WireError(f"the body decompresses to more than {limit} bytes")
-    return content
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Fields:

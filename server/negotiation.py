@@ -26,7 +26,6 @@ from mailboat.protocol.negotiation import (
     Reason,
     Reply,
     Request,
-    Rider,
     SegmentDecision,
     Verdict,
 )
@@ -145,40 +144,25 @@ async def _deal(
     plans = await _plans(request, principal, asked)
     now = app[CLOCK]()
     used = await _used(app[CATALOG], asked, plans, now)
-    free = await run_in_worker(app, app[BLOBS].free)
-    if free < app[CONFIG].min_free_bytes / OFFERS_FLOOR:
-        raise ProblemError(Code.STORAGE_FULL, "the server's disk is full but for its reserve: offer again later")
-    room = free >= app[CONFIG].min_free_bytes
     wishes = {product: await wanting.wanted(app[CATALOG], product) for product in plans}
-    ruled = await run_in_worker(app, _rule_all, asked, plans, used, wishes, now, room, app[UNSEALING])
-    registrations = ruled.registrations  # none, and hence no commit, when the key reaches no product that was named
+    ruled, boarded = await run_in_worker(app, _rule_and_board, app, asked, plans, used, wishes, now)
     if asked.riders:
-        registrations = await _board(app, asked.riders, registrations)
+        _count_riders(app[COUNTERS], boarded)
+    registrations = boarded.registrations  # none, and hence no commit, if the key reaches no product that was named
     held = await app[CATALOG].register(registrations, now, ruled.ledger) if registrations else ()
-    if asked.riders:
-        await run_in_worker(app, riding.remove, app[BLOBS], riding.unused(registrations, held))
+    if asked.riders and (unused := riding.unused(registrations, held)):
+        await run_in_worker(app, riding.remove, app[BLOBS], unused)
     accepts = _ZSTD in request.headers.get("Accept-Encoding", "")
     decisions, content = await run_in_worker(app, _answer, ruled, held, media_type, accepts)
     _count(app[COUNTERS], decisions)
     for product, wished in wishes.items():
         settled = {each.session_id for each in decisions if each.verdict in (Verdict.HAVE, Verdict.REJECT)}
-        if settled & set(wished):
+        if not settled.isdisjoint(wished):
             await wanting.settle(app[CATALOG], product, settled)
     if held:
         notify_ingest(app)
     headers = {"Content-Encoding": _ZSTD} if accepts else {}
     return web.Response(body=content, content_type=media_type, headers={**headers, "Cache-Control": "no-store"})
-
-
-async def _board(
-    app: web.Application, riders: Sequence[Rider], registrations: tuple[Registration, ...]
-) -> tuple[Registration, ...]:
-    """The registrations with the segments that came with them, which are durable by then."""
-    boarded = await run_in_worker(app, riding.board, riders, registrations, app[BLOBS])
-    app[COUNTERS]["bytes_received"] += boarded.size
-    app[COUNTERS]["riders"] += boarded.arrived
-    app[COUNTERS]["riders_passed_over"] += boarded.refused
-    return boarded.registrations
 
 
 # -- reading and writing -----------------------------------------------------------------------------------------------
@@ -218,6 +202,12 @@ def _answer(
     )
     content = Reply(decisions, ruled.wanted, ruled.policy).encode(media_type)
     return decisions, wire.compress(content) if compressed else content
+
+
+def _count_riders(counters: Counter[str], boarded: riding.Boarded) -> None:
+    counters["bytes_received"] += boarded.size
+    counters["riders"] += boarded.arrived
+    counters["riders_passed_over"] += boarded.refused
 
 
 def _count(counters: Counter[str], decisions: Sequence[Decision]) -> None:
@@ -264,14 +254,36 @@ def _plan(values: Mapping[str, object]) -> Plan:
         raise ProblemError(Code.UNAVAILABLE, f"the product's plan cannot be read: {error}") from error
 
 
+def _rule_and_board(
+    app: web.Application,
+    asked: Request,
+    plans: Mapping[str, Plan],
+    used: Mapping[str, Usage],
+    wishes: Mapping[str, tuple[str, ...]],
+    now: float,
+) -> tuple[_Rulings, riding.Boarded]:
+    """Decide, and keep the segments that came along, which are durable by then. In one go, since each change of threads
+    costs as much as to decide of some sessions.
+    """
+    free = app[BLOBS].free()
+    if free < app[CONFIG].min_free_bytes / OFFERS_FLOOR:
+        raise ProblemError(Code.STORAGE_FULL, "the server's disk is full but for its reserve: offer again later")
+    room = free >= app[CONFIG].min_free_bytes
+    ruled = _rule_all(asked, plans, used, wishes, now, app[UNSEALING], room=room)
+    if not asked.riders:
+        return ruled, riding.Boarded(ruled.registrations)
+    return ruled, riding.board(asked.riders, ruled.registrations, app[BLOBS])
+
+
 def _rule_all(
     asked: Request,
     plans: Mapping[str, Plan],
     used: Mapping[str, Usage],
     wishes: Mapping[str, tuple[str, ...]],
     now: float,
-    room: bool,  # noqa: FBT001 - called through an executor
     unsealing: Unsealing,
+    *,
+    room: bool,
 ) -> _Rulings:
     """Hold every offer against its product's plan; what one takes of the month, the next ones have not."""
     sent = asked.sent or now

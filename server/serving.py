@@ -25,6 +25,7 @@ from mailboat.server.connections import listen
 from mailboat.server.context import CATALOG
 from mailboat.server.keys import make_key
 from mailboat.server.logs import set_up
+from mailboat.server.memory import keep_memory
 
 Echo = Callable[[str], object]
 
@@ -51,7 +52,7 @@ def run(config: ServerConfig, *, echo: Echo = print) -> int:
 async def _serve(config: ServerConfig, echo: Echo) -> int:
     stop = asyncio.Event()
     _on_signals(stop)
-    _keep_loop_swift()
+    keep_swift()
     async with running(config) as server:
         for line in await first_keys(server.app[CATALOG], config, time.time()):
             echo(line)
@@ -102,9 +103,9 @@ async def first_keys(catalog: Catalog, config: ServerConfig, now: float) -> list
     return lines
 
 
-def _keep_loop_swift() -> None:
+def keep_swift() -> None:
     """Let the event loop wait less for what worker threads do: measured with a full negotiation every 40 ms, delays of
-    30-80 ms become 5-15 ms.
+    30-80 ms become 5-15 ms. And keep the memory that bodies of a megabyte come in (`keep_memory`).
 
     Collections that look at all objects, long-lived modules included, hold every thread; and a thread that computes
     keeps the interpreter for 5 ms each time unless told otherwise. For a process of our own only, so not in `running`.
@@ -113,6 +114,7 @@ def _keep_loop_swift() -> None:
     gc.freeze()
     gc.set_threshold(10_000, 10, 100)
     sys.setswitchinterval(0.001)
+    keep_memory()
 
 
 def _on_signals(stop: asyncio.Event) -> None:

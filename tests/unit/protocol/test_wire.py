@@ -66,6 +66,15 @@ def test_a_body_survives_compression(body: bytes) -> None:
     assert wire.decompress(wire.compress(body), limit=len(body)) == body
 
 
+@pytest.mark.parametrize("more", [-1, 0, 1, 3_000_000])
+def test_what_grows_beyond_its_first_piece_is_whole(more: int) -> None:
+    body = bytes(range(256)) * 1024 + b"x" * more if more >= 0 else (bytes(range(256)) * 1024)[:more]
+    assert wire.decompress(wire.compress(body)) == body
+    assert wire.decompress(wire.compress(body, stored=body), limit=2 * len(body)) == 2 * body
+    with pytest.raises(WireError, match="more than"):
+        wire.decompress(wire.compress(body), limit=len(body) - 1)
+
+
 def test_a_bomb_costs_no_more_than_its_limit() -> None:
     bomb = zstandard.ZstdCompressor(level=19).compress(bytes(300 * 1024 * 1024))
     with pytest.raises(WireError, match="more than 1000 bytes"):
