@@ -96,7 +96,7 @@ class _Work:
         counters: Counter[str] = Counter()
         loader = Loader(blobs, folder)
         await loader.open()
-        ingest = Ingest(catalog, loader, asyncio.Event(), counters, time.time, Unsealing(folder))
+        ingest = Ingest(catalog, loader, asyncio.Event(), counters, time.time, Unsealing(folder), "bench")
         await asyncio.to_thread(os.sync)
         children = _children()
         with Stopwatch() as watch:

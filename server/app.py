@@ -36,6 +36,7 @@ from mailboat.server.context import (
     NEW_ID,
     NEWS,
     RECEIVERS,
+    REPLICA,
     VERIFIERS,
     WORKERS,
 )
@@ -71,12 +72,14 @@ def create_app(
     clock: Callable[[], float] = time.time,
     open_blobs: Callable[[Path], Blobs] = LocalBlobs,
     open_catalog: Callable[[Path], Catalog] = SqliteCatalog,
+    replica: str = "the only one",
 ) -> web.Application:
     """The whole server as an application, to be run by `serving.run`, an aiohttp runner, or a test.
 
     `clock` is the wall clock in Unix seconds. `open_blobs` makes the blob store in a folder, and is called in a thread;
-    `open_catalog` makes the catalog for a file, and its `open` does the work. Nothing is touched before the application
-    starts up.
+    `open_catalog` makes the catalog for a file, and its `open` does the work. Where several servers share one, each
+    has a name of its own, `replica`, that stays the same when it is started anew. Nothing is touched before the
+    application starts up.
     """
     app = web.Application(
         middlewares=[problems, preflights, authentication],
@@ -89,6 +92,7 @@ def create_app(
     )
     app[CONFIG] = config
     app[CLOCK] = clock
+    app[REPLICA] = replica
     app[NEW_ID] = fresh_id
     app[COUNTERS] = Counter()
     app[TURNS] = Turns()

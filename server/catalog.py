@@ -483,3 +483,12 @@ class Catalog(Protocol):
 
     async def put_note(self, name: str, text: str) -> None:
         """Keep such a text."""
+
+    async def lease(self, name: str, holder: str, now: float, seconds: float) -> bool:
+        """Give the work called `name` to `holder` for so many seconds, or prolong that; False while another has it.
+
+        One that would last longer than `seconds` from `now` was taken by a wrong clock, and keeps nobody off.
+        """
+
+    async def release(self, name: str, holder: str) -> None:
+        """Give the work back, if it is `holder`'s."""

@@ -148,6 +148,8 @@ STEPS: Final = (
     """
     CREATE INDEX uploads_of_no_session ON uploads (product, "offset") WHERE phase = 'complete' AND session_id IS NULL
     """,
+    # Which of the servers that share a catalog does what only one may do at a time, and until when.
+    "CREATE TABLE leases (name TEXT PRIMARY KEY, holder TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
     # What is made of an upload, asked whenever one is complete or has expired. A row of an upload goes with it.
     """
     CREATE TABLE parts (

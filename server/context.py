@@ -61,6 +61,8 @@ RECEIVERS: Final[web.AppKey[Executor]] = web.AppKey("receivers")
 """Threads that take large bodies from their sockets, as long as those bring something."""
 NEW_ID: Final[web.AppKey[Callable[[], str]]] = web.AppKey("new_id")
 """Makes upload ids."""
+REPLICA: Final = web.AppKey("replica", str)
+"""Tells this server from others that share its catalog."""
 INGEST_WAKE: Final = web.AppKey("ingest_wake", asyncio.Event)
 NEWS: Final = web.AppKey("news", News)
 """For those who wait for more of a running session."""

@@ -5,6 +5,10 @@ have whole blocks. It begins when something became durable, soon when the server
 before the length of the last one has passed again, so that loading takes at most half of the time. What was left by
 the server's last life is loaded at once.
 
+Of the servers that share a catalog one loads at a time, the one that holds its lease; another takes over when that one
+stops, or has died and the lease is over. A store in a file has one server in any case; one that servers share would be
+filled by two of them side by side but for the lease.
+
 The analytics store alone knows what was loaded (``loaded`` changes in the same transaction as the rows); the catalog is
 told only in order to list less.
 
@@ -27,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from functools import partial
+from math import inf
 from typing import Final
 
 from aiohttp import web
@@ -37,7 +42,7 @@ from mailboat.server.analytics import Analytics
 from mailboat.server.analytics_store import Key, RowsRefused, Step
 from mailboat.server.batches import Known
 from mailboat.server.catalog import Catalog, SegmentRow, SessionRow
-from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, INGEST_WAKE
+from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, INGEST_WAKE, REPLICA
 from mailboat.server.decoding import Decoder
 from mailboat.server.loader import BLAMED, Loader, Stopped
 from mailboat.server.playback import Playback
@@ -52,6 +57,9 @@ LOOK: Final = 60.0
 """Seconds after which a round is made even without news."""
 RETRY_LONGEST: Final = 60.0
 """Longest pause after failures; they begin with one of a second, and double."""
+LEASE: Final = 60.0
+"""Seconds for which loading is left to a server that may have died; half of them is between two looks of the others."""
+LEASE_NAME: Final = "ingest"
 LISTED: Final = 1000
 """Segments, and sessions, asked of the catalog at a time."""
 GENERATION_NOTE: Final = "analytics_generation"
@@ -73,9 +81,14 @@ class Ingest:
         counters: Counter[str],
         clock: Callable[[], float],
         unsealing: Unsealing,
+        replica: str,
     ) -> None:
-        """`wake` is set by whoever has made bytes durable or changed a session; `clock` is the wall clock."""
+        """`wake` is set by whoever has made bytes durable or changed a session; `clock` is the wall clock; `replica`
+        tells this server from others that share the catalog.
+        """
         self._unsealing = unsealing
+        self._replica = replica
+        self._leased_until = -inf
         self._catalog = catalog
         self._loader = loader
         self._wake = wake
@@ -109,6 +122,11 @@ class Ingest:
         self._loader.stop()
         if self._task is not None:
             await self._task
+        try:
+            await self._catalog.release(LEASE_NAME, self._replica)
+        except MailboatError as error:
+            self._counters["ingest_leases_kept"] += 1
+            _log.warning("others wait until the lease is over: %s", error)
 
     async def settled(self) -> None:
         """Wait until everything that was durable at the call has been loaded, or set aside."""
@@ -137,6 +155,11 @@ class Ingest:
             self._begun += 1
             began = time.monotonic()
             try:
+                if not await self._ours():
+                    self._counters["ingest_turns_of_others"] += 1
+                    resume = time.monotonic() + LEASE / 2
+                    self._wake.set()
+                    continue
                 async with self._in_round:
                     more = await self.round()
                 failures = 0
@@ -151,6 +174,16 @@ class Ingest:
                 self._wake.set()
             else:
                 await self._say_settled()
+
+    async def _ours(self) -> bool:
+        """Whether to load is this server's; the lease is prolonged when half of it is over, by whatever clock."""
+        now = self._clock()
+        if self._leased_until - LEASE <= now < self._leased_until - LEASE / 2:
+            return True
+        if not await self._catalog.lease(LEASE_NAME, self._replica, now, LEASE):
+            return False
+        self._leased_until = now + LEASE
+        return True
 
     async def _news(self) -> None:
         try:
@@ -204,6 +237,8 @@ class Ingest:
             async with aclosing(self._loader.load(fresh, known)) as loads:
                 async for steps in loads:
                     more |= await self._loaded(steps)
+                    if not await self._ours():
+                        return True
         except BLAMED as error:
             self._counters["ingest_batches_failed"] += 1
             _log.info("a batch failed, and is taken segment by segment: %s", error)
@@ -321,7 +356,9 @@ async def start(app: web.Application) -> None:
     await loader.open()
     app[REPORTS] = Reports(loader.analytics)
     app[PLAYBACK] = Playback(app[BLOBS], unsealing)
-    ingest = app[INGEST] = Ingest(app[CATALOG], loader, app[INGEST_WAKE], app[COUNTERS], app[CLOCK], unsealing)
+    ingest = app[INGEST] = Ingest(
+        app[CATALOG], loader, app[INGEST_WAKE], app[COUNTERS], app[CLOCK], unsealing, app[REPLICA]
+    )
     await ingest.start()
 
 

@@ -17,6 +17,7 @@ from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.state import UploadState
 from mailboat.server import (
     sqlite_expiry,
+    sqlite_leases,
     sqlite_retention,
     sqlite_sessions,
     sqlite_triage,
@@ -258,6 +259,14 @@ class SqliteCatalog:
         await self._engine.write(
             lambda db: db.execute("INSERT OR REPLACE INTO notes (name, text) VALUES (?, ?)", (name, text))
         )
+
+    async def lease(self, name: str, holder: str, now: float, seconds: float) -> bool:
+        """See `Catalog.lease`."""
+        return await self._engine.write(lambda db: sqlite_leases.lease(db, name, holder, now, seconds))
+
+    async def release(self, name: str, holder: str) -> None:
+        """See `Catalog.release`."""
+        await self._engine.write(partial(sqlite_leases.release, name=name, holder=holder))
 
 
 def put_product(db: sqlite3.Connection, row: ProductRow) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,13 +18,14 @@ from mailboat.protocol.records import COUNTERS
 from mailboat.server import batches, ingest
 from mailboat.server.analytics import Analytics
 from mailboat.server.analytics_store import AnalyticsError, Key, Progress, RowsRefused, Step
-from mailboat.server.catalog import Registration, SessionRow, SessionState, Verification
+from mailboat.server.catalog import CatalogError, Registration, SessionRow, SessionState, Verification
 from mailboat.server.decoding import Decoded, Decoder
 from mailboat.server.loader import ATTEMPTS
 from mailboat.server.sqlite_catalog import SqliteCatalog
 from testkit.ingesting import Rig
 from testkit.loading import PRODUCT, Bench, session_row
 from testkit.segments import SESSION, Segment, feature, pack
+from testkit.serverkit import eventually
 
 OTHERS = [f"018f0000-0000-7000-8000-{number:012}" for number in range(100, 110)]
 
@@ -412,6 +415,79 @@ async def test_an_error_that_nobody_thought_of_does_not_end_the_loading(
     await rig.ingest.settled()
     assert bench(rig).sequences() == list(range(15))
     assert rig.counters["ingest_failures"] == 1
+
+
+async def test_of_the_servers_on_one_catalog_one_loads_until_it_stops(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "LEASE", 0.02)
+    monkeypatch.setattr(SqliteCatalog, "lease", patient(SqliteCatalog.lease))
+    await rig.stop_loading()
+    assert await rig.catalog.lease(ingest.LEASE_NAME, "another", time.time(), 0.0)
+    await rig.start_loading()
+    await rig.add(SESSION, of(5).seal())
+    await eventually(lambda: rig.counters["ingest_turns_of_others"] > 2)
+    assert bench(rig).sql("SELECT count(*) FROM feature") == [(0,)], "it was not its turn"
+    await rig.catalog.release(ingest.LEASE_NAME, "another")
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(15))
+    assert not await rig.catalog.lease(ingest.LEASE_NAME, "another", time.time(), 0.0)
+    await rig.stop_loading()
+    assert await rig.catalog.lease(ingest.LEASE_NAME, "another", time.time(), 0.0), "who has stopped gave it back"
+    await rig.start_loading()
+
+
+def patient(lease: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
+    """So that what lasts for a thousand seconds is not taken for what a wrong clock has left."""
+
+    async def asked(self: SqliteCatalog, name: str, holder: str, now: float, _: float) -> bool:
+        return await lease(self, name, holder, now, 1000.0)
+
+    return asked
+
+
+async def test_a_server_that_was_killed_goes_on_with_its_own_lease(rig: Rig) -> None:
+    """Nobody has given it back; and it is not over yet."""
+    await rig.ingest.settled()
+    assert rig.ingest._task is not None
+    rig.ingest._task.cancel()
+    await asyncio.wait([rig.ingest._task])
+    rig.ingest = rig.loading_of("a", rig.wake)
+    await rig.ingest.start()
+    await rig.add(SESSION, of(5).seal())
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(15))
+    assert rig.counters["ingest_turns_of_others"] == 0
+
+
+async def test_who_loses_the_lease_in_a_round_ends_it_and_goes_on_when_it_is_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [True, False, False, True]  # at the beginning, after the first batch, at the next look, at the one after
+
+    async def asked(*_: object) -> bool:
+        return answers.pop(0) if answers else True
+
+    async with rig.ingest._in_round:
+        monkeypatch.setattr(SqliteCatalog, "lease", asked)
+        monkeypatch.setattr(ingest, "LEASE", 0.0)
+        monkeypatch.setattr(batches, "BATCH_SEGMENTS", 2)
+        for session_id in OTHERS:
+            await rig.add(session_id, of(5, session_id).seal())
+    await rig.ingest.settled()
+    assert answers == []
+    assert rig.counters["ingest_turns_of_others"] == 1
+    assert [bench(rig).sequences(each) for each in OTHERS] == [list(range(15))] * len(OTHERS)
+
+
+async def test_a_lease_that_cannot_be_given_back_is_counted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(*_: object) -> None:
+        raise CatalogError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteCatalog, "release", failing)
+        await rig.ingest.stop()
+    assert rig.counters["ingest_leases_kept"] == 1
 
 
 async def test_it_looks_by_itself_when_nobody_tells(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -490,6 +490,22 @@ class CatalogContract:
         await catalog.put_triage(replace(row, standing=Standing.NEW))
         assert await catalog.triages(None) == ()
 
+    async def test_a_lease_is_one_holders_until_it_is_over_or_given_back(self, catalog: Catalog) -> None:
+        assert await catalog.lease("work", "a", 100.0, 60.0)
+        assert not await catalog.lease("work", "b", 159.0, 60.0)
+        assert await catalog.lease("other work", "b", 159.0, 60.0)
+        assert await catalog.lease("work", "a", 150.0, 60.0), "prolonged"
+        assert not await catalog.lease("work", "b", 209.0, 60.0)
+        assert await catalog.lease("work", "b", 210.0, 60.0), "over"
+        assert not await catalog.lease("work", "a", 211.0, 60.0)
+        await catalog.release("work", "a")
+        assert not await catalog.lease("work", "a", 211.0, 60.0), "it was not a's to give back"
+        await catalog.release("work", "b")
+        assert await catalog.lease("work", "a", 211.0, 60.0)
+        assert await catalog.lease("work", "b", 150.0, 60.0), "a's clock was ahead, or b's is behind"
+        held = await asyncio.gather(*(catalog.lease("new work", each, 1.0, 60.0) for each in "abcdefgh"))
+        assert sorted(held) == [False] * 7 + [True]
+
     async def test_a_sound_catalog_finds_no_fault(self, catalog: Catalog, summary: Summary) -> None:
         await catalog.register([offered(summary)], 1.0)
         assert await catalog.faults() == ()

@@ -63,8 +63,13 @@ class Rig:
     async def start_loading(self) -> None:
         self.loader = Loader(self.blobs, self.folder, self.decoder, self.opening)
         await self.loader.open()
-        self.ingest = Ingest(self.catalog, self.loader, self.wake, self.counters, time.time, Unsealing(self.folder))
+        self.ingest = self.loading_of("a", self.wake)
         await self.ingest.start()
+
+    def loading_of(self, replica: str, wake: asyncio.Event) -> Ingest:
+        """The loading of one of the servers that share the catalog and the store."""
+        unsealing = Unsealing(self.folder)
+        return Ingest(self.catalog, self.loader, wake, self.counters, time.time, unsealing, replica)
 
     async def stop_loading(self) -> None:
         await self.ingest.stop()

@@ -80,6 +80,7 @@ class MemoryCatalog:
     _deletions: dict[tuple[str, float], Deletion] = field(default_factory=dict)
     _triages: dict[Key, TriageRow] = field(default_factory=dict)
     _notes: dict[str, str] = field(default_factory=dict)
+    _leases: dict[str, tuple[str, float]] = field(default_factory=dict)
     _revision: int = 0
 
     async def open(self) -> None:
@@ -427,6 +428,17 @@ class MemoryCatalog:
 
     async def put_note(self, name: str, text: str) -> None:
         self._notes[name] = text
+
+    async def lease(self, name: str, holder: str, now: float, seconds: float) -> bool:
+        other, until = self._leases.get(name, (holder, now))
+        if other != holder and now < until <= now + seconds:
+            return False
+        self._leases[name] = holder, now + seconds
+        return True
+
+    async def release(self, name: str, holder: str) -> None:
+        if self._leases.get(name, ("", 0.0))[0] == holder:
+            del self._leases[name]
 
     # -- what several of them need -------------------------------------------------------------------------------
 
