@@ -2,14 +2,14 @@
 
 Only the process that sends for a store evicts, for the ledger is its own. A waiting session is counted there, under
 the reason, before it is deleted; a crash in between leaves it to the next sender, who moves it to ``sent/``, where it
-is the first to go. The others have been counted when they were put where they are.
+goes before all that waits. The others have been counted when they were put where they are.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,13 +19,13 @@ from mailboat.agent.ended import Waiting
 from mailboat.agent.files import FileSystem
 from mailboat.agent.ledger import EVICTED, LOST, Ending
 from mailboat.agent.quota import Evicted, Kept, Quota, Standing, evictions
-from mailboat.agent.segment_file import segment_paths
-from mailboat.agent.store import LIVE, QUARANTINED, SENT, Store
+from mailboat.agent.segment_file import segment_paths, segments_among
+from mailboat.agent.store import LIVE, QUARANTINED, RECEIPT, SENT, Store
 from mailboat.protocol.ids import is_canonical
 
 log = logging.getLogger("mailboat")
 
-_PUT_AWAY: Final = {Standing.SENT: SENT, Standing.QUARANTINED: QUARANTINED}
+_PUT_AWAY: Final = {Standing.SENT: SENT, Standing.DECLINED: SENT, Standing.QUARANTINED: QUARANTINED}
 _ID_LENGTH: Final = 36
 _AT_ONCE: Final = 500
 """Sessions entered into the ledger with one writing: about 30 KiB, which the reserve must hold on a full disk."""
@@ -103,14 +103,17 @@ def _waiting(waiting: Waiting) -> Kept:
 
 def _put_away(store: Store, folder: str) -> Iterator[Kept]:
     """What lies in ``sent/`` or ``quarantined/``. How old it is tells its id, whose first 48 bits are its time (RFC
-    9562).
+    9562); that it was sent and is not at the server, that there is a receipt.
     """
-    standing = Standing.SENT if folder == SENT else Standing.QUARANTINED
     for name in store.files.names(store.folder / folder):
         session_id = name[:_ID_LENGTH]
         if is_canonical(session_id):
             since = int(session_id[:8] + session_id[9:13], 16) / 1000
-            yield Kept(name, standing, _size(store.files, store.folder / folder / name), since)
+            path = store.folder / folder / name
+            held = store.files.names(path)
+            unsent = Standing.DECLINED if RECEIPT in held else Standing.SENT
+            standing = unsent if folder == SENT else Standing.QUARANTINED
+            yield Kept(name, standing, _sum(store.files, segments_among(path, held)), since)
 
 
 def _ending(waiting: Waiting, reason: Evicted) -> Ending:
@@ -120,8 +123,12 @@ def _ending(waiting: Waiting, reason: Evicted) -> Ending:
 
 def _size(files: FileSystem, folder: Path) -> int:
     """Bytes of a session's segments, as far as they can be seen; its journal is room set aside, not kept."""
+    return _sum(files, segment_paths(files, folder))
+
+
+def _sum(files: FileSystem, segments: Iterable[Path]) -> int:
     total = 0
-    for path in segment_paths(files, folder):
+    for path in segments:
         try:
             total += files.size(path)
         except FileNotFoundError:

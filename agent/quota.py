@@ -3,10 +3,11 @@
 In this order, and never a live one:
 
 1. whatever is older than the age limit: servers refuse it by then;
-2. sessions that the server has answered for, oldest first: they are only kept while there is room;
-3. sessions put aside (quarantined), oldest first;
-4. waiting sessions without errors, oldest first;
-5. waiting sessions with errors, oldest first.
+2. sessions that the server has accepted, oldest first: they are only kept while there is room;
+3. sessions that it has answered for and has not (declined: it may ask for them after all; rejected), oldest first;
+4. sessions put aside (quarantined), oldest first;
+5. waiting sessions without errors, oldest first;
+6. waiting sessions with errors, oldest first.
 
 Ages are by the wall clock, which may be wrong: a device without one begins in 1970, and a flat battery or a hand may
 set it years ahead. So no session is old that ended before mailboat was (`ANCIENT`); and none is while there is not a
@@ -34,9 +35,10 @@ class Standing(IntEnum):
     """Where a session stands in the order of eviction: the lowest goes first."""
 
     SENT = 0
-    QUARANTINED = 1
-    WAITING = 2
-    WAITING_WITH_ERRORS = 3
+    DECLINED = 1
+    QUARANTINED = 2
+    WAITING = 3
+    WAITING_WITH_ERRORS = 4
 
 
 class Evicted(StrEnum):

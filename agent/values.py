@@ -26,6 +26,7 @@ from mailboat.agent.secret_names import REDACTED, is_secret, without_named_secre
 from mailboat.protocol.limits import MAX_CAUSES, MAX_DEPTH, MAX_ENTRIES, MAX_RECORD, MAX_STACK_FRAMES, MAX_TEXT
 
 CUT: Final = "…[cut]"
+_CUT_BYTES: Final = CUT.encode()
 LOOP: Final = "…[holds itself]"
 _INT_LOW: Final = -(2**63)
 _INT_HIGH: Final = 2**64
@@ -115,7 +116,8 @@ class _Shaping:
             fits = int.__le__(_INT_LOW, value) and int.__lt__(value, _INT_HIGH)
             return int.__index__(value) if fits else text_of(value, self._text_limit)
         if isinstance(value, bytes | bytearray | memoryview):
-            return bytes(value[: self._text_limit])
+            said = bytes(value[: self._text_limit])
+            return said if len(value) <= self._text_limit else said + _CUT_BYTES
         if type(value) in _DATES:
             return _date(value)
         return said_by(value, self._text_limit)

@@ -55,19 +55,19 @@ def waiting_bytes(root: Path) -> int:
 
 def test_the_order_on_disk_and_the_account(tmp_path: Path) -> None:
     time = Time()
-    failed, old, new, sent, aside = (ended(tmp_path, time, error=at == 0) for at in range(5))
+    failed, declined, old, new, sent, aside = (ended(tmp_path, time, error=at == 0) for at in range(6))
     store = opened(tmp_path)
-    store.finish([Ending(sent, "accepted", "", 3)], purge=False)
+    store.finish([Ending(declined, "declined", "not wanted", 3), Ending(sent, "accepted", "", 3)], purge=False)
     store.quarantine(aside, "for a test")
-    now, order = time.clocks.wall() / 1e9, [sent, aside, old, new, failed]
-    for gone in range(1, 6):
+    now, order = time.clocks.wall() / 1e9, [sent, declined, aside, old, new, failed]
+    for gone in range(1, 7):
         relief = evict(store, Quota(size(store) - 1, YEAR, 0), now)
         assert relief.evicted == {Evicted.SIZE: 1}
         assert sum(each.size for each in relief.left.kept) == size(store)
         left = names(store, SENT) | names(store, QUARANTINED) | names(store, WAITING)
         assert left == set(order[gone:])
     account = store.ledger.account(0, {})
-    assert (account.accepted, account.evicted) == (3, {"size": 3 + 3 + 4})
+    assert (account.accepted, account.declined, account.evicted) == (3, 3, {"size": 3 + 3 + 4})
 
 
 def test_age_and_a_full_disk(tmp_path: Path) -> None:

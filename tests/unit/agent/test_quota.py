@@ -46,13 +46,14 @@ def test_the_order() -> None:
         Kept("waiting-new", Standing.WAITING, 10, 9.0),
         Kept("waiting-old", Standing.WAITING, 10, 2.0),
         Kept("aside", Standing.QUARANTINED, 10, 3.0),
+        Kept("declined", Standing.DECLINED, 10, 2.5),
         Kept("sent-new", Standing.SENT, 10, 8.0),
         Kept("sent-old", Standing.SENT, 10, 4.0),
     ]
-    order = ["sent-old", "sent-new", "aside", "waiting-old", "waiting-new", "errors-old"]
-    for room in range(0, 70, 10):
+    order = ["sent-old", "sent-new", "declined", "aside", "waiting-old", "waiting-new", "errors-old"]
+    for room in range(0, 80, 10):
         quota = Quota(max_bytes=room, max_age=1e9, min_free=0)
-        assert chosen(kept, quota) == [(name, Evicted.SIZE) for name in order[: 6 - room // 10]]
+        assert chosen(kept, quota) == [(name, Evicted.SIZE) for name in order[: 7 - room // 10]]
 
 
 def test_running_sessions_count_but_are_never_given_up() -> None:
