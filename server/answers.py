@@ -341,5 +341,6 @@ LEDGER: Final = made_of(
                 }
             )
         ),
+        "next": NEXT,
     }
 )

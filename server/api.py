@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import Final
 
@@ -23,14 +23,35 @@ from mailboat.protocol.errors import Code, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.summary import Status
 from mailboat.server import adoption, answers, lateness, reconciling, reports, triage, wanting
-from mailboat.server.catalog import Role, SegmentRow, SessionQuery, SessionRow, SessionState, Standing, TriageRow
+from mailboat.server.catalog import (
+    Origin,
+    Role,
+    SegmentRow,
+    SessionQuery,
+    SessionRow,
+    SessionState,
+    Standing,
+    TriageRow,
+)
 from mailboat.server.context import CATALOG, CLOCK, NEWS, ProblemError, run_in_worker
 from mailboat.server.ingest import PLAYBACK, REPORTS
 from mailboat.server.json_text import encode
 from mailboat.server.metrics import METRICS_TYPE, metrics
 from mailboat.server.openapi import document
 from mailboat.server.operations import OPERATIONS, Asked, Operation, add_operations, answered, answered_with
-from mailboat.server.parameters import CURSOR, LIMIT, MAX_TEXT, PAGING, PRODUCT, SCOPE, WORD, Parameter, refused, whole
+from mailboat.server.parameters import (
+    CURSOR,
+    LIMIT,
+    MAX_TEXT,
+    PAGING,
+    PRODUCT,
+    SCOPE,
+    SCOPE_OF_ALL,
+    WORD,
+    Parameter,
+    refused,
+    whole,
+)
 from mailboat.server.playback import Page, PageQuery, as_json
 from mailboat.server.reports import Answer, Question, TooSlow
 from mailboat.server.shapes import ANYTHING, one_of
@@ -248,11 +269,17 @@ async def show_delivery(asked: Asked) -> web.StreamResponse:
 
 
 async def show_ledger(asked: Asked) -> web.StreamResponse:
-    """What agents said last of their records, and what is here: all that was ever received."""
-    scope = reports.Scope(asked.product())
-    rows = await asked.app[CATALOG].ledgers(scope.product)
-    here = await _ask(asked, functools.partial(reports.holdings, scope))
-    return answered({"reported": [structs.asdict(row) for row in rows], "here": here["products"]})
+    """What agents said last of their records, and what is here: all that was ever received.
+
+    A period chooses the agents that said it within, and the sessions that began within; an origin, the sessions.
+    """
+    given, paging = asked.given, asked.given.paging()
+    scope = replace(asked.scope(), origin=given.choice("origin", Origin, Origin.ALL))
+    everything = all(given.text(name) is None for name in ("from", "to", "origin"))
+    said = [row for row in await asked.app[CATALOG].ledgers(scope.product) if scope.covers(row.updated)]
+    page, more = paging.page([structs.asdict(row) for row in said[paging.offset : paging.offset + paging.limit + 1]])
+    here = await _ask(asked, functools.partial(reports.holdings, scope, everything=everything))
+    return answered({"reported": page, "here": here["products"], "next": more})
 
 
 async def list_accounts(asked: Asked) -> web.StreamResponse:
@@ -356,7 +383,7 @@ _OPERATIONS: Final = (
         refusals=(404, 413, 415),
     ),
     Operation("GET", "/api/v1/delivery", show_delivery, answers.DELIVERY, SCOPE),
-    Operation("GET", "/api/v1/ledger", show_ledger, answers.LEDGER, (PRODUCT,)),
+    Operation("GET", "/api/v1/ledger", show_ledger, answers.LEDGER, (*SCOPE_OF_ALL, *PAGING)),
     Operation("GET", "/api/v1/accounts", list_accounts, answers.ACCOUNTS, (PRODUCT,)),
     Operation("GET", "/api/v1/openapi.json", show_document, ANYTHING),
     Operation("GET", "/metrics", metrics, METRICS_TYPE),

@@ -48,13 +48,21 @@ def whole(low: int, high: int, default: int) -> Shape:
 
 
 PRODUCT: Final = Parameter("product", WORD, "A product's key reaches its own only, an admin's all (the default)")
-SCOPE: Final = (
-    PRODUCT,
+_PERIOD: Final = (
     Parameter("from", _WHEN, "Not before this: a date, a time (ISO 8601, UTC unless it says), or Unix seconds"),
     Parameter("to", _WHEN, "Before this"),
-    Parameter("origin", {**one_of(*Origin), "default": Origin.PUBLIC.value}, "`internal` is what test runs recorded"),
 )
+
+
+def _origin(default: Origin) -> Parameter:
+    shape = {**one_of(*Origin), "default": default.value}
+    return Parameter("origin", shape, "`internal` is what test runs recorded")
+
+
+SCOPE: Final = (PRODUCT, *_PERIOD, _origin(Origin.PUBLIC))
 """What most questions are about: a product, a period, an origin."""
+SCOPE_OF_ALL: Final = (PRODUCT, *_PERIOD, _origin(Origin.ALL))
+"""The same where everything counts unless an origin is named."""
 LIMIT: Final = Parameter("limit", whole(1, MAX_LIMIT, 100), "Rows of a page")
 CURSOR: Final = Parameter("cursor", WORD, "The `next` of the page before")
 PAGING: Final = (LIMIT, Parameter("cursor", whole(0, MAX_OFFSET, 0), "The `next` of the page before"))

@@ -68,6 +68,10 @@ class Scope:
         ]
         return " AND ".join(condition for condition in conditions if condition) or "true"
 
+    def covers(self, time: float) -> bool:
+        """Whether the period does, for what is in no table."""
+        return (self.since is None or self.since <= time) and (self.until is None or time < self.until)
+
     @property
     def values(self) -> dict[str, Any]:
         """The parameters of `where`."""
@@ -397,22 +401,27 @@ def values(scope: Scope, kind: str | None, paging: Paging, question: Question) -
 # -- what is here --------------------------------------------------------------------------------------------------
 
 
-def holdings(scope: Scope, question: Question) -> Answer:
+def holdings(scope: Scope, question: Question, *, everything: bool = True) -> Answer:
     """What is here of each product, to be held against what agents say: sessions and records as their summaries
-    declare them, the records that were loaded, and those known to be missing.
+    declare them, the records that were loaded, and those known to be missing. Of `everything` that is there of the
+    product, or of the sessions in the period and of the origin.
     """
     product = "product = $product" if scope.product is not None else "true"
-    bound = {"product": scope.product} if scope.product is not None else {}
+    chosen = of_chosen = product
+    bound: dict[str, Any] = {"product": scope.product} if scope.product is not None else {}
+    if not everything:
+        chosen, bound = scope.where("started"), scope.values
+        of_chosen = f"(product, session_id) IN (SELECT product, session_id FROM session WHERE {chosen})"
     rows = question.rows(
         f"""
         WITH s AS (SELECT product, count(*) AS sessions, {claimed("records")} AS declared,
                           count(*) FILTER (state = 'declined') AS declined_sessions,
                           {claimed("records", "state = 'declined'")} AS declined_records,
                           count(*) FILTER (state = 'rejected') AS rejected_sessions
-                   FROM session WHERE {product} GROUP BY product),
+                   FROM session WHERE {chosen} GROUP BY product),
              l AS (SELECT product, sum(records)::BIGINT AS loaded, count(failed) AS failed_segments
-                   FROM loaded WHERE {product} GROUP BY product),
-             g AS (SELECT product, {claimed("records")} AS missing FROM gap WHERE {product} GROUP BY product)
+                   FROM loaded WHERE {of_chosen} GROUP BY product),
+             g AS (SELECT product, {claimed("records")} AS missing FROM gap WHERE {of_chosen} GROUP BY product)
         SELECT product, coalesce(sessions, 0) AS sessions, coalesce(declared, 0) AS declared,
                coalesce(loaded, 0) AS loaded, coalesce(missing, 0) AS missing,
                coalesce(declined_sessions, 0) AS declined_sessions, coalesce(declined_records, 0) AS declined_records,

@@ -230,7 +230,39 @@ async def test_the_ledger_holds_what_agents_said_against_what_is_here(site: Site
         6,
         0,
     )
-    assert (await site.get("/api/v1/ledger", site.other_reader)) == {"reported": [], "here": []}
+    assert (await site.get("/api/v1/ledger", site.other_reader)) == {"reported": [], "here": [], "next": None}
+
+
+async def test_the_ledger_is_asked_for_by_period_origin_and_page(site: Site) -> None:
+    for source in range(5):
+        ledger = {"store": f"store {source}", "recorded": source}
+        body = Request(AGENT, (summary_of(*session()),), 0.0, ledger).encode(wire.JSON_MEDIA_TYPE)
+        answer = await site.agent.ask("POST", "/v1/negotiate", data=body, Content_Type=wire.JSON_MEDIA_TYPE)
+        assert answer.status == 200
+    await site.send(*session(test=True))
+    await site.settled()
+    whole = await site.get("/api/v1/ledger")
+    assert [each["ledger"]["recorded"] for each in whole["reported"]] == [0, 1, 2, 3, 4]
+    pages, cursor = [], "0"
+    while cursor is not None:
+        page = await site.get("/api/v1/ledger", limit="2", cursor=cursor)
+        assert page["here"] == whole["here"]
+        pages.append(page["reported"])
+        cursor = page["next"]
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [each for page in pages for each in page] == whole["reported"]
+    for origin, sessions in (("all", 6), ("public", 5), ("internal", 1)):
+        (here,) = (await site.get("/api/v1/ledger", origin=origin))["here"]
+        assert (origin, here["sessions"], here["loaded"]) == (origin, sessions, 6 if origin != "public" else 0)
+    last = whole["reported"][-1]["updated"]
+    begun = (await site.get("/api/v1/sessions", origin="all"))["sessions"][0]["started"]
+    assert (await site.get("/api/v1/ledger", to=str(min(last, begun) - 86400.0))) == {
+        "reported": [],
+        "here": [],
+        "next": None,
+    }
+    since = await site.get("/api/v1/ledger", from_=str(last))
+    assert whole["reported"][-1] in since["reported"]
 
 
 async def test_metrics_are_in_the_format_of_prometheus(site: Site) -> None:
@@ -334,7 +366,9 @@ WRONG: list[tuple[str, dict[str, str], str]] = [
     ("features", {"cursor": "1000001"}, "cursor"),
     ("values", {"kind": "feature"}, "kind"),
     ("exceptions", {"cursor": "x"}, "cursor"),
-    ("ledger", {"from_": "2026-01-01"}, "from"),
+    ("ledger", {"from_": "yesterday"}, "from"),
+    ("ledger", {"limit": "0"}, "limit"),
+    ("ledger", {"wait": "1"}, "wait"),
 ]
 
 
