@@ -107,7 +107,13 @@ class OsFileSystem:
 
     def make_folder(self, path: Path) -> None:
         """See `FileSystem`."""
-        path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        except FileNotFoundError:
+            if path.parent == path:
+                raise
+            self.make_folder(path.parent)  # `parents` would make them as the umask has it, for anybody perhaps
+            path.mkdir(mode=FOLDER_MODE, exist_ok=True)
 
     def create(self, path: Path) -> int:
         """See `FileSystem`."""

@@ -46,10 +46,27 @@ def fd(files: FileSystem, root: Path) -> Iterator[int]:
 
 
 def test_folders_are_made_with_those_above_and_only_for_their_owner(files: FileSystem, root: Path) -> None:
-    files.make_folder(root / "a" / "b")
-    files.make_folder(root / "a" / "b")
+    before = os.umask(0)
+    try:
+        files.make_folder(root / "a" / "b" / "c")
+        files.make_folder(root / "a" / "b" / "c")
+    finally:
+        os.umask(before)
     assert files.names(root / "a") == ["b"]
-    assert (root / "a" / "b").stat().st_mode & 0o777 == 0o700
+    for folder in (root / "a", root / "a" / "b", root / "a" / "b" / "c"):
+        assert (folder, folder.stat().st_mode & 0o777) == (folder, 0o700)
+    (root / "file").touch(exist_ok=True)
+    with pytest.raises(OSError, match="file"):
+        files.make_folder(root / "file" / "below")
+
+
+def test_where_there_is_no_place_at_all_no_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    with pytest.raises(FileNotFoundError):
+        OsFileSystem().make_folder(Path("a") / "b")
 
 
 def test_a_file_is_created_once_and_only_for_its_owner(files: FileSystem, root: Path, fd: int) -> None:
