@@ -121,7 +121,7 @@ class Backlog:
         pending, lost = sums.records, sums.lost
         if owner == OWN and running is not None and not self._counted(running.session_id):
             pending += running.recorded
-            lost = lost + Counter(running.lost)
+            lost = Counter(lost) + Counter(running.lost)  # a copy first: another thread than the loop's may ask
         if owner not in self._ledgers:
             return Ledger(pending=pending, lost=dict(lost))
         return self._ledgers[owner].account(pending, lost)

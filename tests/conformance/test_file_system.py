@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from mailboat.agent import files as files_module
 from mailboat.agent.files import FileSystem, OsFileSystem
 from testkit.disk import Disk, Unsynced
 from testkit.power import PowerDisk
+from testkit.recording import Rig, only, recovered
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 
@@ -202,3 +204,54 @@ def test_there_is_room_left_and_a_folder_to_sync(files: FileSystem, root: Path) 
         files.sync_folder(root / "nothing")
     with pytest.raises(FileNotFoundError):
         files.room(root / "nothing")
+
+
+# -- a file system that sets no blocks aside ---------------------------------------------------------------------------
+
+
+@pytest.fixture(params=sorted(files_module._NOT_OFFERED), ids=lambda number: errno.errorcode[number])
+def without_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> OsFileSystem:
+    """One that refuses it, in one of the ways in which that is said."""
+
+    def refuse(_fd: int, _offset: int, _length: int) -> None:
+        raise OSError(request.param, "not offered here")
+
+    monkeypatch.setattr(files_module, "_fallocate", refuse)
+    return OsFileSystem()
+
+
+def test_where_no_blocks_are_set_aside_zeros_are_written(without_blocks: OsFileSystem, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    fd = without_blocks.create(path)
+    without_blocks.append(fd, b"head")
+    without_blocks.allocate(fd, 0, 100_000)
+    assert path.read_bytes() == b"head".ljust(100_000, b"\0")
+    without_blocks.allocate(fd, 50_000, 20_000)
+    assert path.stat().st_size == 100_000, "what has blocks already stays as it is"
+    without_blocks.allocate(fd, 3_000_000, 1_000)
+    assert path.stat().st_size == 3_001_000
+    assert path.stat().st_blocks * 512 >= 3_001_000, "no holes: to store into one on a full disk kills the process"
+    without_blocks.close(fd)
+
+
+def test_a_failure_while_blocks_are_set_aside_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_fd: int, _offset: int, _length: int) -> None:
+        raise OSError(errno.EIO, "the disk is ill")
+
+    monkeypatch.setattr(files_module, "_fallocate", fail)
+    files = OsFileSystem()
+    fd = files.create(tmp_path / "file")
+    with pytest.raises(OSError, match="ill"):
+        files.allocate(fd, 0, 100_000)
+    files.close(fd)
+    assert (tmp_path / "file").stat().st_size == 0
+
+
+def test_a_session_lives_and_dies_there_as_anywhere(without_blocks: OsFileSystem, tmp_path: Path) -> None:
+    rig = Rig(tmp_path, files=without_blocks)
+    assert rig.journal.crash_proof
+    for number in range(2000):
+        rig.recorder.feature("kept", number=number, noise="x" * 100)
+    rig.let_go()
+    story = only(recovered(tmp_path, files=without_blocks))
+    assert [record.attributes["number"] for record in story.records] == list(range(2000))
