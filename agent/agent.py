@@ -32,7 +32,7 @@ from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.integrations.hooks import Hooks
 from mailboat.agent.link_policy import LinkState
 from mailboat.agent.loops import LOOP_ENDED, LoopEnded, elsewhere, running_loop
-from mailboat.agent.report import AgentState, SessionOutcome, Status, SyncProgress, SyncReport
+from mailboat.agent.report import FORKED, NO_SERVER, AgentState, SessionOutcome, Status, SyncProgress, SyncReport
 from mailboat.agent.sending import Sending
 from mailboat.agent.session import Session, end_unwanted, open_in_child, open_session
 from mailboat.agent.sources import Live, Sources
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     from mailboat.agent.synchronizer import Synchronizer
 
 log = logging.getLogger("mailboat")
-
-NO_SERVER: Final = "no server is configured"
-FORKED: Final = "this is a forked child, which only records: its parent sends, once it has ended"
 
 LEAVE_TIMEOUT: Final = 1.0
 """Longest wait, at the end, for what the store's thread still does; it ends by itself."""
@@ -79,7 +76,7 @@ class Agent(RecordingCalls):
         self._recovered: asyncio.Task[None]
         self._seen = Backlog(self._running)
         self._hooks = Hooks(self, enabled=self.config.hooks)
-        self._crashing = False
+        self._crashing, self._failed = False, ""
         self._parent: Session | None = None
         self._stopping: Future[None] | None = None
         self._said: dict[str, Callable[[Synchronizer], None]] = {}
@@ -103,7 +100,8 @@ class Agent(RecordingCalls):
         """Begin a session, and delivering. Sessions that earlier runs left, crashed ones included, are taken up.
 
         Nothing happens when the agent is disabled or runs already. One that was stopped begins another session, and so
-        do one whose loop has ended (with `asyncio.run`, perhaps) and the copy in a forked child.
+        do one whose loop has ended (with `asyncio.run`, perhaps) and the copy in a forked child. Where the process gets
+        no thread, the log and `status.trouble` say so, and it may be started later.
         """
         await self._end_earlier_run()
         if self._state not in (AgentState.NEW, AgentState.FORKED) or self._loop is not None:
@@ -112,16 +110,21 @@ class Agent(RecordingCalls):
         disk = ThreadPoolExecutor(1, thread_name_prefix="mailboat-store")
         store = Store(self._files, self.config.store_root, self.config.product, self.config.application)
         sending = Sending(self.config, self._clocks, disk) if self.config.server is not None else None
-        beginning = loop.run_in_executor(disk, self._begin_and_load, store, sending)
+        beginning: asyncio.Future[Session] | None = None
         try:
+            beginning = loop.run_in_executor(disk, self._begin_and_load, store, sending)
             session = await asyncio.shield(beginning)
-        except asyncio.CancelledError:
-            if self._parent is None:
-                beginning.add_done_callback(end_unwanted)
+        except (asyncio.CancelledError, RuntimeError, MemoryError) as error:
             disk.shutdown(wait=False)
             self._loop = None
+            if not isinstance(error, asyncio.CancelledError):  # no thread is to be had: the host goes on without us
+                self._failed = f"the agent cannot be started: {error!r}"
+                log.exception("%s", self._failed)
+                return
+            if beginning is not None and self._parent is None:
+                beginning.add_done_callback(end_unwanted)
             raise
-        self._disk, self._session = disk, session
+        self._disk, self._session, self._failed = disk, session, ""
         self._state = AgentState.RUNNING
         self._record_with(session.recorder, self.config.scrub)
         process.enter(self)
@@ -172,9 +175,8 @@ class Agent(RecordingCalls):
         if sending is not None:
             sources = Sources(stores, self._live, disk, self._running, upkeep.take_up)
             self._tasks += sending.begin(agent, sources, recorded, tuple(self._listeners), self._recovered)
-            for call in self._said.values():
-                sending.tell(call)
-            self._said.clear()
+            while self._said:
+                sending.tell(self._said.popitem()[1])
         self._alerts.enter(asyncio.get_running_loop(), sending.on_errors if sending is not None else None)
 
     async def _outlive_loop(self) -> None:
@@ -372,7 +374,7 @@ class Agent(RecordingCalls):
         session, sync = self._session, self._sync
         if session is None:
             lost = dict(self._parent.recorder.lost) if self._parent is not None else {}
-            return Status(self._state, reason=self._why_silent, lost=lost)
+            return Status(self._state, reason=self._why_silent, lost=lost, trouble=self._failed)
         recorder = session.recorder
         status = Status(
             state=self._state,

@@ -10,6 +10,9 @@ from msgspec import Struct, field
 
 from mailboat.agent.ledger import Ledger
 
+NO_SERVER: Final = "no server is configured"
+FORKED: Final = "this is a forked child, which only records: its parent sends, once it has ended"
+
 MAX_LINE: Final = 300
 """Characters of a reason: it goes to logs and status lines."""
 

@@ -125,6 +125,30 @@ async def test_a_start_and_a_stop_wait_for_the_stop_under_way(tmp_path: Path) ->
     assert recorded(tmp_path) == [["first"], [], ["third"]]
 
 
+@pytest.mark.parametrize("thread", ["mailboat-store", "mailboat-writer"])
+async def test_a_process_that_gets_no_thread_goes_on_without_it_until_it_gets_one(
+    thread: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name.startswith(thread):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    agent = made(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        async with agent:
+            agent.feature("ignored")
+            assert (agent.status.state, agent.status.recorded) == (AgentState.NEW, 0)
+            assert "can't start new thread" in agent.status.trouble
+    async with agent:
+        agent.feature("kept")
+        assert agent.status.trouble == ""
+    assert recorded(tmp_path) == [["kept"]]
+
+
 async def test_an_agent_that_is_not_to_track_any_more_does_not_start_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
