@@ -44,16 +44,7 @@ from mailboat.agent.riding import Room
 from mailboat.protocol.limits import BACKOFF_LONGEST, MAX_RETRY_AFTER, POISON_ATTEMPTS
 from mailboat.protocol.negotiation import Decision, Reply, Verdict
 from mailboat.protocol.summary import SegmentState, Summary
-from mailboat.protocol.uploads.outcomes import (
-    Advanced,
-    Completed,
-    Exhausted,
-    Gone,
-    Outcome,
-    OutOfSync,
-    Refused,
-    Retry,
-)
+from mailboat.protocol.uploads.outcomes import Advanced, Completed, Exhausted, Gone, Outcome, OutOfSync, Refused, Retry
 
 AGAIN: Final = 1.0
 """Seconds before a session is offered again after its first stall; doubled by each further one."""
@@ -65,6 +56,10 @@ a fresh upload mends; a server that refuses everything by mistake gets minutes t
 MOST_OFFERS: Final = 200
 """Sessions offered in one request: few enough that building it and reading the answer hold the event loop for no more
 than two or three milliseconds (500 took 3.4 and 5.0)."""
+
+FIRST_OFFERS: Final = 20
+"""The same of the first request, by whose answer the server tells its terms. What it offers is offered twice where it
+may ride along, and until it is answered nobody rides."""
 
 BESIDE: Final = 3
 """Negotiations at the same time while sessions ride along: the server flushes one and looks into another while the
@@ -132,7 +127,7 @@ class Planner:
         self.left = 0
         self.gained = 0
         self._negotiating = 0
-        self._max_offers = MOST_OFFERS
+        self._max_offers = FIRST_OFFERS
         self._understood = False
         self._alone = 0
         self._room = Room()

@@ -14,6 +14,7 @@ from mailboat.agent.planner import (
     AFTER_REFUSAL,
     AGAIN,
     CONFIRM_AT,
+    FIRST_OFFERS,
     MOST_OFFERS,
     Busy,
     Idle,
@@ -69,6 +70,13 @@ def had(summary: Summary, **lie: object) -> Decision:
         for each in summary.segments
     ]
     return Decision(summary.session_id, Verdict.HAVE, segments=tuple(SegmentDecision(**each) for each in truth))  # type: ignore[arg-type]
+
+
+def told_terms() -> Planner:
+    """One whose server has answered before."""
+    planner = Planner()
+    planner.negotiated(Negotiate(()), Reply(()), 0.0)
+    return planner
 
 
 def knowing(*summaries: Summary) -> Planner:
@@ -471,14 +479,15 @@ def test_what_the_server_wants_most_is_sent_first() -> None:
 def test_offers_come_in_bounded_requests(policy: Policy, most: int) -> None:
     planner = knowing(*(session(number) for number in range(MOST_OFFERS * 2)))
     first = offered(planner)
-    assert len(first.offers) == MOST_OFFERS
+    assert len(first.offers) == FIRST_OFFERS, "few are offered before the server has told its terms"
     planner.negotiated(first, Reply((), policy=policy), 0.0)
     assert len(offered(planner).offers) == most
 
 
 def test_sessions_are_confirmed_some_at_a_time() -> None:
     sessions = [session(number) for number in range(CONFIRM_AT + 20)]
-    planner = knowing(*sessions)
+    planner = told_terms()
+    planner.refresh(sessions)
     answered(planner, *map(wanted, sessions))
     for _ in range(CONFIRM_AT):
         planner.sent(sending(planner), Completed(100), 0.0)
@@ -556,7 +565,7 @@ async def test_the_report_of_a_window_over_thousands_of_sessions_leaves_the_loop
 def test_a_request_offers_sessions_of_one_owner_the_most_pressing_first() -> None:
     ours = [session(each) for each in range(0, 2 * MOST_OFFERS, 2)]
     theirs = [session(each, errors=each == 1) for each in range(1, MOST_OFFERS, 2)]
-    planner = Planner()
+    planner = told_terms()
     planner.begin({each.session_id: "theirs" for each in theirs})
     planner.meet([*ours, *theirs])
     planner.forget_absent(len(ours) + len(theirs))
