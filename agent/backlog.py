@@ -39,7 +39,8 @@ class Sums(Struct):
     def take_away(self, summary: Summary) -> None:
         """One less."""
         self.records -= summary.records
-        self.lost.subtract(summary.lost)
+        if summary.lost:
+            self.lost.subtract(summary.lost)
 
 
 class Look:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -10,11 +11,11 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from mailboat.agent.files import FileSystem
+from mailboat.agent.files import FileSystem, Place
 from mailboat.agent.host import boot_id, is_same_boot
 from mailboat.agent.journal_place import read_journal
 from mailboat.agent.leftovers import left_behind
-from mailboat.agent.segment_file import DAMAGED, SUFFIX, segments_among
+from mailboat.agent.segment_file import DAMAGED, SUFFIX, names_segment
 from mailboat.protocol.errors import SegmentError, WireError
 from mailboat.protocol.limits import KIB, MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.reader import SegmentReader, whole_records
@@ -61,14 +62,15 @@ class Descriptions:
         return replace(summary, session_id=session_id, info=self._known.setdefault(packed, summary.info))
 
 
-def read_summary(files: FileSystem, path: Path, names: Sequence[str] | None = None) -> Summary:
+def read_summary(files: FileSystem, path: Place, names: Sequence[str] | None = None) -> Summary:
     """The summary of an ended session from its segments; `SegmentError` when one cannot be read. `names` are those
     in its folder, where they are known.
     """
-    paths = segments_among(path, files.names(path) if names is None else names)
-    if not paths:
+    segments = filter(names_segment, files.names(path) if names is None else names)
+    parts = [_ends_of(files, f"{path}{os.sep}{name}", name) for name in segments]
+    if not parts:
         raise SegmentError(f"{path} holds no segment")
-    return summarise([_ends_of(files, segment) for segment in paths])
+    return summarise(parts)
 
 
 def counts_of(files: FileSystem, path: Path) -> tuple[int, Mapping[str, int]]:
@@ -109,7 +111,7 @@ def _legible_in_journal(files: FileSystem, path: Path, after: int) -> int:
     return len(raws) + sum(half.damaged for half in halves)
 
 
-def _ends_of(files: FileSystem, path: Path) -> tuple[Preamble, Seal, int]:
+def _ends_of(files: FileSystem, path: str, name: str) -> tuple[Preamble, Seal, int]:
     """Preamble, seal and size of a sealed segment, without reading what is in between."""
     head = files.read_range(path, 0, _SMALL)
     size = len(head) if len(head) < _SMALL else files.size(path)
@@ -118,19 +120,19 @@ def _ends_of(files: FileSystem, path: Path) -> tuple[Preamble, Seal, int]:
     if sealed is None:
         sealed = Seal.at_end_of(files.read_range(path, max(0, size - MAX_SEAL), MAX_SEAL))
     if sealed is None:
-        raise SegmentError(f"{path.name} has no intact seal")
-    return _preamble_in(head[:_FIRST_READ], files, path), sealed[0], size
+        raise SegmentError(f"{name} has no intact seal")
+    return _preamble_in(head[:_FIRST_READ], files, path, name), sealed[0], size
 
 
 def read_preamble(files: FileSystem, path: Path) -> Preamble:
     """The preamble of a segment file; `SegmentError` when it is damaged."""
-    return _preamble_in(files.read_range(path, 0, _FIRST_READ), files, path)
+    return _preamble_in(files.read_range(path, 0, _FIRST_READ), files, path, path.name)
 
 
-def _preamble_in(head: bytes, files: FileSystem, path: Path) -> Preamble:
+def _preamble_in(head: bytes, files: FileSystem, path: Place, name: str) -> Preamble:
     """The preamble that begins with `head`, at most `_FIRST_READ` bytes of the file."""
     if len(head) < SKIPPABLE.size:
-        raise SegmentError(f"{path.name} is cut before its preamble")
+        raise SegmentError(f"{name} is cut before its preamble")
     length = SKIPPABLE.size + SKIPPABLE.unpack_from(head)[1]
     if length > len(head):
         head = files.read_range(path, 0, min(length, MAX_PREAMBLE + _FIRST_READ))

@@ -109,7 +109,10 @@ class Entry(Struct, gc=False):
     @property
     def lacking(self) -> int:
         """Bytes that the server does not hold."""
-        return sum(max(0, segment.size - self.held.get(segment.index, 0)) for segment in self.summary.segments)
+        held = self.held
+        if not held:
+            return self.summary.size
+        return sum(max(0, segment.size - held.get(segment.index, 0)) for segment in self.summary.segments)
 
     def grew_to(self, summary: Summary) -> None:
         """The session has more now than it had."""

@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from mailboat.agent.descriptors import DESCRIPTORS
 
@@ -25,6 +25,9 @@ else:
 
 FOLDER_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
+Place: TypeAlias = Path | str
+"""Where something lies; a text where there may be thousands, for to put a `Path` together takes as long as to open the
+file."""
 TEMPORARY: Final = ".tmp"
 """How the name of a file ends that is to take the place of another one."""
 
@@ -71,25 +74,25 @@ class FileSystem(Protocol):
     def same_file(self, fd: int, path: Path) -> bool:
         """Whether `path` still names the file behind `fd`."""
 
-    def read(self, path: Path) -> bytes:
+    def read(self, path: Place) -> bytes:
         """The whole content of a file."""
 
-    def read_range(self, path: Path, offset: int, length: int) -> bytes:
+    def read_range(self, path: Place, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset` on."""
 
     def replace_content(self, path: Path, content: bytes) -> None:
         """Give a file new content, durably and all or nothing (temporary file, sync, rename, sync of the folder)."""
 
-    def size(self, path: Path) -> int:
+    def size(self, path: Place) -> int:
         """A file's size."""
 
     def modified(self, path: Path) -> int:
         """When a file was last written: nanoseconds since the Unix epoch."""
 
-    def names(self, folder: Path) -> Sequence[str]:
+    def names(self, folder: Place) -> Sequence[str]:
         """The names in a folder, sorted; none if it does not exist."""
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: Place, target: Place) -> None:
         """Move a file or folder within the store; a file takes the place of one that has the name already."""
 
     def remove(self, path: Path) -> None:
@@ -198,11 +201,11 @@ class OsFileSystem:
         except FileNotFoundError:
             return False
 
-    def read(self, path: Path) -> bytes:
+    def read(self, path: Place) -> bytes:
         """See `FileSystem`."""
         return _read(path, 0, None)
 
-    def read_range(self, path: Path, offset: int, length: int) -> bytes:
+    def read_range(self, path: Place, offset: int, length: int) -> bytes:
         """See `FileSystem`."""
         return _read(path, offset, length)
 
@@ -224,22 +227,22 @@ class OsFileSystem:
             raise
         self.sync_folder(path.parent)
 
-    def size(self, path: Path) -> int:
+    def size(self, path: Place) -> int:
         """See `FileSystem`."""
-        return path.stat().st_size
+        return os.stat(path).st_size
 
     def modified(self, path: Path) -> int:
         """See `FileSystem`."""
         return path.stat().st_mtime_ns
 
-    def names(self, folder: Path) -> Sequence[str]:
+    def names(self, folder: Place) -> Sequence[str]:
         """See `FileSystem`."""
         try:
             return sorted(os.listdir(folder))
         except FileNotFoundError:
             return ()
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: Place, target: Place) -> None:
         """See `FileSystem`."""
         os.replace(source, target)
 
@@ -259,7 +262,7 @@ class OsFileSystem:
         return usage.free, usage.total
 
 
-def _read(path: Path, offset: int, length: int | None) -> bytes:
+def _read(path: Place, offset: int, length: int | None) -> bytes:
     """Without a file object, which costs more than to read a small file."""
     fd = os.open(path, os.O_RDONLY | _BINARY)
     try:

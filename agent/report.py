@@ -19,6 +19,8 @@ MAX_LINE: Final = 300
 
 def one_line(text: str) -> str:
     """`text`, which a server may have chosen, as one short line that does nothing to a terminal."""
+    if not text:
+        return ""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * MAX_LINE]).split())
     return line if len(line) <= MAX_LINE else line[:MAX_LINE] + "…"
 

@@ -9,6 +9,7 @@ a small bound are met.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -80,7 +81,8 @@ def read(files: FileSystem, homes: Mapping[str, Path], offers: Iterable[Summary]
     for offer in offers:
         for segment in offer.segments:
             try:
-                content = files.read(homes[offer.session_id] / offer.session_id / segment_name(segment.index))
+                folder = f"{homes[offer.session_id]}{os.sep}{offer.session_id}"
+                content = files.read(f"{folder}{os.sep}{segment_name(segment.index)}")
             except OSError:
                 continue
             if len(content) == segment.size:

@@ -8,6 +8,7 @@ A round may be cancelled at any point: uploads go on at their byte in the next o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,6 +44,13 @@ FAILED_UPLOADS: Final = 3
 
 OTHER_SENDS: Final = "another process sends for this store"
 """Why a round did nothing, where that is so."""
+
+GATHERED: Final = 200
+GATHERING: Final = 0.05
+"""So many endings are entered together, if they come within so many seconds: as many flushes of the disk are needed for
+one ending as for all of them, and the next riders are read by the same thread. A server that knows of the ends will say
+the same again, should the machine end before they are entered.
+"""
 
 MOST_OUTCOMES: Final = 10_000
 """Outcomes kept in memory; older ones are read from what is kept of their sessions."""
@@ -124,6 +132,8 @@ class Rounds(Struct):
     _entering: set[asyncio.Task[None]] = field(default_factory=set)
     _to_enter: list[tuple[Sequence[Entry], Window]] = field(default_factory=list)
     _enters: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _answering: int = 0
+    _more_to_enter: asyncio.Event = field(default_factory=asyncio.Event)
     _stuck: set[str] = field(default_factory=set)
 
     async def run(self, window: Window) -> float | None:
@@ -260,7 +270,11 @@ class Rounds(Struct):
         else:
             riders = await reading if reading is not None else ()
             ledger = self.backlog.account(task.owner)
-            outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, ledger, self.traffic, riders)
+            self._answering += 1
+            try:
+                outcome = await negotiate(self.http, self.clocks, self.agent, task.offers, ledger, self.traffic, riders)
+            finally:
+                self._answered()
             if isinstance(outcome, Replied):
                 self._count_riders(riders, window)
         match outcome:
@@ -290,6 +304,11 @@ class Rounds(Struct):
         aboard = [offer for offer in task.offers if offer.session_id in task.aboard]
         loop, files = asyncio.get_running_loop(), self.sources.stores.own.files
         return loop.run_in_executor(self.sources.disk, riding.read, files, self._homes, aboard)
+
+    def _answered(self) -> None:
+        """A request has its answer, or gets none."""
+        self._answering -= 1
+        self._more_to_enter.set()
 
     def _count_riders(self, riders: Iterable[Rider], window: Window) -> None:
         for rider in riders:
@@ -355,6 +374,7 @@ class Rounds(Struct):
         if not ended:
             return
         self._to_enter.append((ended, window))
+        self._more_to_enter.set()
         entering = asyncio.create_task(self._enter(), name="mailboat-endings")
         self._entering.add(entering)
         entering.add_done_callback(self._entering.discard)
@@ -367,12 +387,21 @@ class Rounds(Struct):
 
     async def _enter(self) -> None:
         """The ledger first, then the folders, then whoever waits for them. What comes while that is under way is done
-        together, for it costs two flushes of the disk.
+        together, for it costs two flushes of the disk; and so is what is about to come.
         """
         async with self._enters:
+            await self._gather()
             together, self._to_enter = self._to_enter, []
             if together:
                 await self._enter_together(together)
+
+    async def _gather(self) -> None:
+        """Let the ends of further sessions come, as long as some may and they are few."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GATHERING):
+                while self._answering and 0 < sum(len(ended) for ended, _ in self._to_enter) < GATHERED:
+                    self._more_to_enter.clear()
+                    await self._more_to_enter.wait()
 
     async def _enter_together(self, together: Sequence[tuple[Sequence[Entry], Window]]) -> None:
         endings = [
@@ -395,8 +424,8 @@ class Rounds(Struct):
     async def _announce(self, ended: Iterable[Entry], window: Window) -> None:
         for entry in ended:
             session_id = entry.summary.session_id
-            window.end(entry)
-            self.outcomes[session_id] = outcome_of(entry, self._sent.pop(session_id, 0))
+            outcome, sent = window.end(entry), self._sent.pop(session_id, 0)
+            self.outcomes[session_id] = outcome if outcome.bytes_sent == sent else outcome_of(entry, sent)
             if entry.fate is Fate.REJECTED:
                 log.warning("session %s is rejected: %s", session_id, one_line(f"{entry.reason} {entry.explanation}"))
         self.backlog.ended(entry.summary.session_id for entry in ended)

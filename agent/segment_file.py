@@ -46,10 +46,11 @@ def segment_paths(files: FileSystem, folder: Path) -> list[Path]:
 
 def segments_among(folder: Path, names: Iterable[str]) -> list[Path]:
     """The segments in a session's folder that holds these `names`, in order of them."""
-    return [folder / name for name in names if _names_segment(name)]
+    return [folder / name for name in names if names_segment(name)]
 
 
-def _names_segment(name: str) -> bool:
+def names_segment(name: str) -> bool:
+    """Whether a file of this name in a session's folder is a segment."""
     number = name.removesuffix(SUFFIX)
     return len(name) - len(number) == len(SUFFIX) and len(number) == _DIGITS and number.isdecimal()
 

@@ -267,14 +267,15 @@ class Store:
             if name in self._known:
                 known[self._known[name].summary.session_id] = self._known[name]
             elif is_canonical(name):
-                path = home / name
+                path = f"{home}{os.sep}{name}"
                 try:
                     held = self.files.names(path)
                     if REASON in held:
-                        unreadable[name] = self._reason_in(path)
+                        unreadable[name] = self._reason_in(home / name)
                         continue
                     known[name] = Waiting(home, self._descriptions.shared(read_summary(self.files, path, held), name))
-                    self._strip(path, held)
+                    if len(held) > 1:
+                        self._strip(home / name, held)
                 except (SegmentError, WireError) as error:
                     unreadable[name] = str(error)
                 except FileNotFoundError:
@@ -363,6 +364,7 @@ class Store:
     def _complete_moves(self) -> None:
         """Move what the ledger has counted, and is not where it belongs: a crash, or the disk, came in between."""
         waiting = self.files.names(self.folder / WAITING)
+        places = self.folder / WAITING, self.folder / SENT
         for session_id, fate in self.ledger.unmoved.items():
             if not is_canonical(session_id):
                 continue
@@ -371,7 +373,7 @@ class Store:
             elif session_id in waiting and fate in (QUARANTINED, LOST):
                 self.quarantine(session_id)
             elif session_id in waiting:
-                self._move_to_sent(self.folder / WAITING / session_id, self.folder / SENT, fate, "")
+                self._move_to_sent(session_id, *places, fate, "")
             self._moved.add(session_id)
 
     def finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
@@ -393,7 +395,7 @@ class Store:
             if purge:
                 self.files.remove_tree(waiting / ending.session_id)
             else:
-                self._move_to_sent(waiting / ending.session_id, sent, ending.fate, ending.reason)
+                self._move_to_sent(ending.session_id, waiting, sent, ending.fate, ending.reason)
             self._moved.add(ending.session_id)
 
     def _still_unmoved(self) -> dict[str, str]:
@@ -402,20 +404,20 @@ class Store:
         """
         return {each: fate for each, fate in self.ledger.unmoved.items() if each not in self._moved}
 
-    def _move_to_sent(self, source: Path, sent: Path, fate: str, reason: str) -> None:
-        """Move the folder `source`, if it still waits. No folder is listed for that: there may be thousands."""
-        session_id, target = source.name, sent / source.name
+    def _move_to_sent(self, session_id: str, waiting: Path, sent: Path, fate: str, reason: str) -> None:
+        """Move a session's folder, if it still waits. No folder is listed for that: there may be thousands."""
         if fate != ACCEPTED:
-            self._note_receipt(source / RECEIPT, fate, reason)
+            self._note_receipt(waiting / session_id / RECEIPT, fate, reason)
+        source, target = f"{waiting}{os.sep}{session_id}", f"{sent}{os.sep}{session_id}"
         try:
             self.files.rename(source, target)
         except FileNotFoundError:
-            if session_id in self.files.names(source.parent):
+            if session_id in self.files.names(waiting):
                 raise
         except OSError:
-            if session_id not in self.files.names(target.parent):
+            if session_id not in self.files.names(sent):
                 raise
-            self.files.remove_tree(target)
+            self.files.remove_tree(sent / session_id)
             self.files.rename(source, target)
 
     def _note_receipt(self, path: Path, fate: str, reason: str) -> None:

@@ -66,9 +66,11 @@ class Window(Struct):
         else:
             self._on_the_way.pop(flight, None)
 
-    def end(self, entry: Entry) -> None:
-        """A session came to an end."""
-        self.ended[entry.summary.session_id] = outcome_of(entry, self.sent[entry.summary.session_id])
+    def end(self, entry: Entry) -> SessionOutcome:
+        """A session came to an end; which one, with the bytes sent in this window."""
+        session_id = entry.summary.session_id
+        outcome = self.ended[session_id] = outcome_of(entry, self.sent[session_id])
+        return outcome
 
     def tell(self, planner: Planner) -> None:
         """Tell how far it is."""

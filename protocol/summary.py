@@ -184,7 +184,8 @@ class Summary(Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes of all segments so far."""
-        return sum(segment.size for segment in self.segments)
+        segments = self.segments
+        return segments[0].size if len(segments) == 1 else sum(segment.size for segment in segments)
 
     @property
     def errors(self) -> int:
@@ -351,8 +352,13 @@ def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
     There must be at least one. Raises `WireError` when the description in the preamble is malformed.
     """
     first, last = parts[0][0], parts[-1][1]
-    counts = tuple(map(sum, zip(*(seal.counts for _, seal, _ in parts), strict=True)))
-    installation = next((seal.installation for _, seal, _ in reversed(parts) if seal.installation), None) or {}
+    # Nearly all sessions have one segment, and ten thousand may wait.
+    counts = (
+        last.counts if len(parts) == 1 else tuple(map(sum, zip(*(seal.counts for _, seal, _ in parts), strict=True)))
+    )
+    installation, boxed = last.installation or {}, last.boxed_installation
+    for _, seal, _ in reversed(parts[:-1]):
+        installation, boxed = installation or seal.installation or {}, boxed or seal.boxed_installation
     properties = installation.get("properties")
     elapsed = max(0, last.ended_monotonic - first.started_monotonic) / 1e9
     return Summary(
@@ -364,15 +370,13 @@ def summarise(parts: Sequence[tuple[Preamble, Seal, int]]) -> Summary:
         status=Status.CRASHED if last.reason is SealReason.CRASHED else Status.STOPPED,
         counts=counts,
         segments=tuple(sealed_state(preamble.index, seal, size) for preamble, seal, size in parts),
-        installation=cut_text(installation.get("id", "")),
+        installation=cut_text(installation.get("id", "")) if installation else "",
         installation_properties=cut_properties(properties)
         if properties and isinstance(properties, Mapping)
         else NOTHING,
         lost=last.lost or NOTHING,
         boxed_info=first.sealed.info if first.sealed else b"",
-        boxed_installation=next(
-            (seal.boxed_installation for _, seal, _ in reversed(parts) if seal.boxed_installation), b""
-        ),
+        boxed_installation=boxed,
     )
 
 

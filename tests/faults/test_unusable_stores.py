@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mailboat.agent import Agent, SessionState
-from mailboat.agent.files import OsFileSystem
+from mailboat.agent.files import OsFileSystem, Place
 from testkit.agents import AgentMaker, left_behind
 from testkit.servers import Given
 
@@ -159,7 +159,7 @@ class FailingDisk(OsFileSystem):
         self._refuse("replace_content")
         super().replace_content(path, content)
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: Place, target: Place) -> None:
         self._refuse("rename")
         super().rename(source, target)
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mailboat.agent.files import OsFileSystem
+from mailboat.agent.files import OsFileSystem, Place
 
 PAGE: Final = 4096
 SECTOR: Final = 512
@@ -155,9 +155,10 @@ class PowerDisk(OsFileSystem):
         folder = self._folder(path)
         self._settle(change for change in self._pending if any(each is folder for each, _, _ in change.entries))
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: Place, target: Place) -> None:
         self._drift()
         super().rename(source, target)
+        source, target = Path(source), Path(target)
         self._change((source, None), (target, self._folder(source.parent).entries[source.name]))
 
     def remove(self, path: Path) -> None:

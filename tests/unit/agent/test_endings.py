@@ -10,9 +10,11 @@ from typing import Any, cast
 
 import pytest
 
+from mailboat.agent import rounds
 from mailboat.agent.backlog import Backlog, read
 from mailboat.agent.ended import Waiting
 from mailboat.agent.entries import Entry, Fate
+from mailboat.agent.files import Place
 from mailboat.agent.http import Answer
 from mailboat.agent.ledger import FILE_NAME
 from mailboat.agent.planner import BESIDE
@@ -51,8 +53,8 @@ class Watched(Unsynced):
         self.full = False
         self.order: list[str] = []
 
-    def read(self, path: Path) -> bytes:
-        if path.suffix == SUFFIX:
+    def read(self, path: Place) -> bytes:
+        if Path(path).suffix == SUFFIX:
             self.order.append("read")
         return super().read(path)
 
@@ -139,6 +141,52 @@ async def test_who_is_cancelled_waits_until_his_ends_are_entered(tmp_path: Path)
     assert len(ends.told) == SESSIONS
     with pytest.raises(FileNotFoundError):
         ends.files.read(ends.store.folder / WAITING / ends.told[0].session_id / "000000.zst")
+
+
+async def _turns() -> None:
+    """Let everything that is ready to run get to where it has to wait."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_ends_wait_for_those_that_are_about_to_come(tmp_path: Path) -> None:
+    ends = Ends(tmp_path)
+    replies, before = ends.replies(), ends.files.written
+    ends.rounds._answering = 1
+    tasks = [asyncio.create_task(ends.rounds._finish(*replies[0]))]
+    await _turns()
+    assert ends.rounds._enters.locked()
+    tasks += [asyncio.create_task(ends.rounds._finish(*each)) for each in replies[1:]]
+    ends.rounds._answered()
+    await asyncio.gather(*tasks)
+    assert ends.files.written - before == 1
+    assert len(ends.told) == SESSIONS
+
+
+async def test_ends_wait_no_longer_once_they_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "GATHERED", 4)
+    monkeypatch.setattr(rounds, "GATHERING", 3600.0)
+    ends = Ends(tmp_path)
+    ends.rounds._answering = 1
+    first, second, third = ends.replies()
+    async with asyncio.timeout(60):
+        await asyncio.gather(ends.rounds._finish(*first), ends.rounds._finish(*second))
+    assert len(ends.told) == 4
+    alone = asyncio.create_task(ends.rounds._finish(*third))
+    await _turns()
+    assert ends.rounds._enters.locked()
+    assert not alone.done()
+    ends.rounds._answered()  # the last request has its answer: nothing more can come
+    await alone
+    assert len(ends.told) == SESSIONS
+
+
+async def test_ends_wait_for_no_answer_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "GATHERING", 0.0)
+    ends = Ends(tmp_path)
+    ends.rounds._answering = 1
+    await ends.rounds._finish(*ends.replies()[0])
+    assert len(ends.told) == 2
 
 
 class Takes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mailboat.agent.ended import Descriptions
-from mailboat.agent.files import OsFileSystem
+from mailboat.agent.files import OsFileSystem, Place
 from mailboat.agent.journal_layout import HEAD_SIZE
 from mailboat.agent.journal_place import JOURNAL
 from mailboat.agent.ledger import Ending
@@ -228,7 +228,7 @@ def test_a_host_that_is_short_of_descriptors_loses_no_session_to_quarantine(rig:
     class Short(OsFileSystem):
         short = True
 
-        def read_range(self, path: Path, offset: int, length: int) -> bytes:
+        def read_range(self, path: Place, offset: int, length: int) -> bytes:
             if self.short:
                 raise OSError(errno.EMFILE, "Too many open files")
             return super().read_range(path, offset, length)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mailboat.agent.files import Place
 from mailboat.agent.ledger import ACCEPTED, DECLINED, LOST, QUARANTINED, REJECTED, RETURNED, Ending
 from mailboat.agent.locks import take_lock
 from mailboat.agent.store import LIVE, REASON, RECEIPT, SENDER_LOCK, SENT, WAITING, Store
@@ -21,8 +22,8 @@ class Stuck(Unsynced):
 
     error: int | None = None
 
-    def rename(self, source: Path, target: Path) -> None:
-        if self.error is not None and source.is_dir():
+    def rename(self, source: Place, target: Place) -> None:
+        if self.error is not None and Path(source).is_dir():
             raise failure(self.error)
         super().rename(source, target)
 
@@ -284,9 +285,9 @@ def test_one_that_has_just_been_moved_by_another_process_is_passed_over(tmp_path
     second = waits(tmp_path, time)
 
     class Moved(Unsynced):
-        def read_range(self, path: Path, offset: int, length: int) -> bytes:
-            if path.parent.name == first:
-                self.remove_tree(path.parent)
+        def read_range(self, path: Place, offset: int, length: int) -> bytes:
+            if Path(path).parent.name == first:
+                self.remove_tree(Path(path).parent)
             return super().read_range(path, offset, length)
 
     found = store_at(tmp_path, Moved()).look()

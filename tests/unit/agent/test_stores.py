@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mailboat.agent.files import OsFileSystem
+from mailboat.agent.files import OsFileSystem, Place
 from mailboat.agent.ledger import ACCEPTED, DECLINED, QUARANTINED, Ending
 from mailboat.agent.store import QUARANTINED as ASIDE
 from mailboat.agent.store import SENT, WAITING, Store
@@ -24,8 +24,8 @@ class Files(Unsynced):
 
     refused: frozenset[str] = frozenset()
 
-    def names(self, folder: Path) -> Sequence[str]:
-        if self.refused & set(folder.parts):
+    def names(self, folder: Place) -> Sequence[str]:
+        if self.refused & set(Path(folder).parts):
             raise failure(errno.EACCES)
         return super().names(folder)
 
