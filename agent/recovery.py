@@ -42,7 +42,7 @@ from mailboat.agent.intake import Lost
 from mailboat.agent.journal_place import read_declared, read_journal
 from mailboat.agent.last_words import record_of
 from mailboat.agent.leftovers import Left, LeftBehind, left_behind
-from mailboat.agent.segment_file import SegmentFile, has_set_aside, segment_paths, set_aside
+from mailboat.agent.segment_file import DAMAGED, SegmentFile, has_set_aside, segment_paths, set_aside
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.protocol.errors import ConfigError, SegmentError
 from mailboat.protocol.limits import JOURNAL_GROWTH
@@ -58,7 +58,7 @@ from mailboat.protocol.records import (
     schema_of,
 )
 from mailboat.protocol.sealing import Entropy, Note, SealedPayload, require_library
-from mailboat.protocol.segment import ENCODING_SEALED, Preamble, SealReason
+from mailboat.protocol.segment import ENCODING_SEALED, SEGMENT_DAMAGED, Preamble, SealReason
 from mailboat.protocol.summary import cut_properties, cut_text
 
 log = logging.getLogger("mailboat")
@@ -94,12 +94,13 @@ def recover(
     work = _Recovery(files, level, entropy)
     try:
         work.read(paths, left.halves)
+        work.count_set_aside(session.path)
         if work.sealed:
             require_library(f"session {session.path.name} is sealed")
             work.learn(left.halves, read_declared(files, session.path))
         work.drain(left.halves)
         died = work.conclude(session.path)
-        work.seal(SealReason.STOPPED if left.in_order and not died else SealReason.CRASHED, _lost(left, work.damaged))
+        work.seal(SealReason.STOPPED if left.in_order and not died else SealReason.CRASHED, work.lost(left))
     finally:
         work.close()
     return store.retire_folder(session.path)
@@ -144,8 +145,10 @@ class _Recovery:
         self._closed: int | None = None
         self._boxed = b""
         self._lengths: dict[int, int] = {}
-        self.damaged = 0
+        self._damaged = 0
         """Records that are lost with damaged parts of the journal, at least."""
+        self._missing: list[range] = []
+        """Numbers of those that are lost with damaged parts of segments, as far as the next one tells."""
 
     @property
     def sealed(self) -> bool:
@@ -171,7 +174,32 @@ class _Recovery:
             segment = SegmentFile.reopen(
                 self._files, path, self._level, before=before, elsewhere=elsewhere, look=self._look_at
             )
+            self._note_missing(segment)
             self._segments.append(segment)
+
+    def _note_missing(self, segment: SegmentFile) -> None:
+        """Note what the next of the segments lacks, and what is missing before it."""
+        before = self._segments[-1] if self._segments else None
+        end = before.writer.next if before is not None else 0
+        first = segment.writer.description.first
+        if before is not None and before.damage.at_end:
+            first = next((number for number in self._lengths if number >= end), first)
+        self._missing += [range(end, first), *segment.damage.missing]
+
+    def count_set_aside(self, folder: Path) -> None:
+        """Count the records of segments that were set aside, behind the last one that is read: what no later segment's
+        beginning tells of.
+        """
+        behind = self._segments[-1].writer.description.first
+        for name in self._files.names(folder):
+            if name.endswith(DAMAGED):
+                for block in SegmentReader(self._files.read(folder / name), digest=False).blocks():
+                    first = block.header.first
+                    if first >= behind and first not in self._lengths and not self._is_missing(first):
+                        self._missing.append(range(first, first + block.header.records))
+
+    def _is_missing(self, number: int) -> bool:
+        return any(number in numbers for numbers in self._missing)
 
     def _preamble(self, path: Path) -> Preamble | None:
         """The segment's preamble; without one, what was only just being made is removed, what is damaged set aside."""
@@ -215,10 +243,13 @@ class _Recovery:
         Halves became blocks in the order in which they were filled: once one is missing, so are all after it.
         """
         missing = False
+        self._note_missing_at_end(halves)
         for half, following in zip_longest(halves, halves[1:]):
             in_segment = not missing and half.first < self._next
             if in_segment and half.first in self._lengths and not half.damaged:
                 continue
+            if not half.generation and self._is_missing(half.first):
+                continue  # its block was damaged, and is counted
             records, end = whole_records(half.raw)
             declared = {schema.number: schema for schema in _schemas(records)}
             counts = self._count(records, declared)
@@ -233,6 +264,19 @@ class _Recovery:
             note = Note(self._last_time or 0, named)
             self._open_segment().block(half.raw[:end], counts, self._offset, max(half.first, self._next), note)
 
+    def _note_missing_at_end(self, halves: Sequence[Left]) -> None:
+        """Where the last segment ends in damage, the first half that no block holds tells how much that is, or else
+        those that are free, and were in such blocks. No number of them is given again: somebody may have them.
+        """
+        last = self._segments[-1]
+        behind = [half for half in halves if half.first >= self._next]
+        following = next((half.first for half in behind if half.generation), None)
+        if following is None:
+            following = max((half.first + half.damaged for half in behind), default=self._next)
+        if last.damage.at_end and following - self._next <= JOURNAL_GROWTH:
+            self._missing.append(range(self._next, following))
+            last.writer.next = following
+
     def _count_damaged(self, half: Left, end: int, kept: int, following: Left | None, *, in_segment: bool) -> None:
         """Count what is lost of a half of which `kept` records, `end` bytes, are to be had; the same in each recovery.
 
@@ -244,10 +288,10 @@ class _Recovery:
         if written is not None and written != end:
             return
         if in_segment and written is None:
-            self.damaged += kept
+            self._damaged += kept
         if half.damaged:
             missing = following.first - half.first - kept if following is not None else -1
-            self.damaged += missing if 0 <= missing <= JOURNAL_GROWTH else half.damaged
+            self._damaged += missing if 0 <= missing <= JOURNAL_GROWTH else half.damaged
 
     @property
     def _next(self) -> int:
@@ -332,7 +376,9 @@ class _Recovery:
             going_on = SealReason.ROTATED if segment.locked else SealReason.ABANDONED
             reason, final = (ending, True) if segment is last else (going_on, False)
             named, boxed = (self._installation, self._boxed) if final else (None, b"")
-            segment.seal(reason, ended + self._offset, ended, named, lost if final else None, boxed)
+            over_damage = {SEGMENT_DAMAGED: sum(map(len, segment.damage.missing))} if segment.damage.anywhere else {}
+            told = {**over_damage, **(lost if final else {})}
+            segment.seal(reason, ended + self._offset, ended, named, told, boxed)
 
     def _look_back(self) -> None:
         """Find the last signs of life in blocks, where the journal held nothing newer."""
@@ -345,6 +391,12 @@ class _Recovery:
         self._last_time = self._last_time if newest is None else newest
         self._installation = self._installation if installation is None else installation
 
+    def lost(self, left: LeftBehind) -> dict[str, int]:
+        """What the dead process counted as lost, by reason, and what its journal and its segments have lost since."""
+        counted = {reason.value: count for reason, count in zip(Lost, left.lost, strict=False) if count}
+        since = {DAMAGED_JOURNAL: self._damaged, SEGMENT_DAMAGED: sum(map(len, self._missing))}
+        return counted | {reason: count for reason, count in since.items() if count}
+
     def close(self) -> None:
         """Let go of the files."""
         for segment in self._segments:
@@ -356,9 +408,3 @@ def _schemas(records: Iterable[list[Any]]) -> Iterator[Schema]:
         if raw[0] == Kind.SCHEMA:
             with contextlib.suppress(SegmentError):  # positional records of its number are read without names
                 yield schema_of(raw)
-
-
-def _lost(left: LeftBehind, damaged: int) -> dict[str, int]:
-    """What the dead process counted as lost, by reason, and what its journal has lost since."""
-    counted = {reason.value: count for reason, count in zip(Lost, left.lost, strict=False) if count}
-    return counted | ({DAMAGED_JOURNAL: damaged} if damaged else {})

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgpack
+from msgspec import Struct
 
 from mailboat.agent.files import FileSystem
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import KIB
-from mailboat.protocol.reader import Block, SegmentReader, zstd_frame
+from mailboat.protocol.reader import Block, Gap, SegmentReader, zstd_frame
 from mailboat.protocol.records import COUNTERS, SCHEMA_COUNTER, Kind, Schema
 from mailboat.protocol.sealing import Entropy, Note, PublicKey, SealedPayload, Sealer
 from mailboat.protocol.segment import SKIPPABLE, BlockHeader, Preamble, SealReason
@@ -93,6 +94,24 @@ def has_set_aside(files: FileSystem, folder: Path) -> bool:
     return any(name.endswith(DAMAGED) for name in files.names(folder))
 
 
+class Damage(Struct, frozen=True):
+    """What of a segment that another process left cannot be read, though it stands in the file.
+
+    `missing` are the numbers of records between blocks that are there; with `at_end`, others may be behind the last.
+    """
+
+    missing: tuple[range, ...] = ()
+    at_end: bool = False
+    anywhere: bool = False
+
+    @classmethod
+    def told_by(cls, gaps: Iterable[Gap], size: int) -> Damage:
+        """That among the first `size` bytes; numbers that are missing though no byte is were lost before."""
+        within = [gap for gap in gaps if gap.length and gap.offset < size]
+        missing = tuple(range(gap.first, gap.first + gap.records) for gap in within if gap.records)
+        return cls(missing, any(gap.records is None for gap in within), bool(within))
+
+
 class SegmentFile:
     """A segment that is being written. Not synchronised: one thread uses it. Make one with `create` or `reopen`."""
 
@@ -113,6 +132,7 @@ class SegmentFile:
         """
         self.sealed = ""
         self.ending: SealReason | None = None
+        self.damage = Damage()
 
     @classmethod
     def create(
@@ -182,6 +202,7 @@ class SegmentFile:
             writer.take_over(reader.offset, reader.digest)
             writer.next = max(writer.next, reader.next)
         made = cls(files, path, files.open(path), writer)
+        made.damage = Damage.told_by(reader.gaps, writer.size)
         if sealed and reader.seal is not None:
             made.sealed, made.ending = reader.seal.sha256.hex(), reader.seal.reason
         try:

@@ -243,9 +243,14 @@ class SegmentReader:
         return self.seal is not None and not self.gaps and self._digest_checks is True
 
     @property
+    def ends_with_seal(self) -> bool:
+        """Whether there is a seal, and nothing follows it."""
+        return self._sealed_at == self.offset and not self.torn
+
+    @property
     def ends_sealed(self) -> bool:
         """Whether nothing follows the seal, and it matches the digest of all before it, damage and gaps among that."""
-        return self._digest_checks is True and self._sealed_at == self.offset and not self.torn
+        return self._digest_checks is True and self.ends_with_seal
 
     @property
     def digest(self) -> hashlib._Hash:

@@ -90,6 +90,13 @@ _IN_SEAL: Final = {**_ENDED, "raw_bytes": "raw", "boxed_installation": "boxed"}
 """What fields are called in a file, where that is something else."""
 
 
+SEGMENT_DAMAGED: Final = "segment_damaged"
+"""The reason in `Seal.lost` for records that the segments of a session had, and have no more: whoever sealed them found
+them damaged, and sealed what is left with the damage in it. It stands in the seal of each such segment, if only with
+zero: nobody has a better copy, but perhaps one whom it was sent to before.
+"""
+
+
 class SealReason(StrEnum):
     """Why a segment ends."""
 

@@ -3,6 +3,10 @@
 What counts is whether the bytes are those that were sealed. An agent that finds its disk damaged when it recovers a
 crashed session seals what is left, damage and all: then the digest is right, what is missing shows as a gap, and the
 rest is loaded. Bytes that changed after they were sealed are rejected.
+
+One case is between the two: of a session that was sent while it ran, this server may have bytes from before the disk
+was damaged, and what it holds is better than what was sealed. Where a seal says that it was made over damage, nobody
+has a better copy, and each block that checks vouches for itself.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from mailboat.protocol.segment import (
     PREAMBLE_MAGIC,
     PREAMBLE_TAG,
     SEALED_VERSION,
+    SEGMENT_DAMAGED,
     SKIPPABLE,
     BlockHeader,
     Preamble,
@@ -65,13 +70,19 @@ def verify(blobs: Readable, row: UploadRow, running: RunningDigest | None = None
     """
     if row.state.offset > MAX_SEGMENT:
         return _refused(row, Reason.CORRUPTED, f"{row.state.offset} bytes are more than a segment may have")
-    sealed = _sealed(blobs, row.id, row.state.offset, running)
+    ending = _ending(blobs, row.id, row.state.offset)
+    sealed = None if ending is None else _sealed(blobs, row.id, *ending, running)
+    over_damage = ending is not None and SEGMENT_DAMAGED in ending[0].lost
     preamble = None if sealed is None else _followed(blobs, row.id, *sealed)
     if sealed is not None and preamble is not None:
         return _found(row, preamble, sealed[0])
     # Anything amiss: read it block by block, to tell what it is.
-    reader = _read(blobs, row.id, row.state.offset, 0 if sealed is None else MAX_GAPS)
-    fault = _newer(blobs.read(row.id, 0, _HEAD)) or _fault(reader) or _contradiction(blobs, row.id, reader)
+    reader = _read(blobs, row.id, row.state.offset, 0 if sealed is None and not over_damage else MAX_GAPS)
+    fault = (
+        _newer(blobs.read(row.id, 0, _HEAD))
+        or _fault(reader, over_damage=over_damage)
+        or _contradiction(blobs, row.id, reader)
+    )
     if fault is not None:
         return _refused(row, *fault)
     if reader.preamble is None or reader.seal is None:
@@ -79,17 +90,19 @@ def verify(blobs: Readable, row: UploadRow, running: RunningDigest | None = None
     return _found(row, reader.preamble, reader.seal)
 
 
-def _sealed(blobs: Readable, blob_id: str, size: int, running: RunningDigest | None) -> tuple[Seal, int] | None:
-    """The seal at the end of a blob, and where it begins, if the bytes before it are those that were sealed, damage and
-    all.
-    """
+def _ending(blobs: Readable, blob_id: str, size: int) -> tuple[Seal, int] | None:
+    """The seal at the end of a blob, and where it begins."""
     try:
         found = Seal.at_end_of(blobs.read(blob_id, max(0, size - MAX_SEAL), min(size, MAX_SEAL)))
     except SegmentError:
         return None
-    if found is None:
-        return None
-    seal, end = found[0], size - found[1]
+    return None if found is None else (found[0], size - found[1])
+
+
+def _sealed(
+    blobs: Readable, blob_id: str, seal: Seal, end: int, running: RunningDigest | None
+) -> tuple[Seal, int] | None:
+    """The seal of a blob, which begins at `end`, if the bytes before it are those that were sealed, damage and all."""
     digest = None if running is None else running.digest(blobs, blob_id, end)
     if digest is None:
         digest = digest_of(blobs, blob_id, end, Algorithm.SHA256)
@@ -171,17 +184,19 @@ def _newer(head: bytes) -> tuple[Reason, str] | None:
     return Reason.UNSUPPORTED_VERSION, f"the segment has format version {version}, this server reads {SEALED_VERSION}"
 
 
-def _fault(reader: SegmentReader) -> tuple[Reason, str] | None:
+def _fault(reader: SegmentReader, *, over_damage: bool) -> tuple[Reason, str] | None:
+    """What is amiss with a segment, of whose seal is known whether it says that it was made `over_damage`."""
     if reader.preamble is None:
         return Reason.CORRUPTED, "the bytes do not begin with an intact preamble: they are no segment"
-    if reader.gaps and (not reader.ends_sealed or len(reader.gaps) > MAX_GAPS):
+    told = reader.ends_sealed or (over_damage and reader.ends_with_seal)
+    if reader.gaps and (not told or len(reader.gaps) > MAX_GAPS):
         gap = reader.gaps[0]
         return Reason.CORRUPTED, f"damaged at byte {gap.offset}: {gap.reason}"
     if reader.seal is None:
         return Reason.CORRUPTED, "the segment is not sealed"
-    if not reader.ends_sealed:
+    if not told:
         return Reason.CORRUPTED, "the bytes do not match the digest in the seal"
-    if reader.next > reader.seal.next:
+    if reader.next > reader.seal.next and not over_damage:
         return Reason.CORRUPTED, "the seal ends before the last record"
     return None
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from mailboat.protocol.limits import MAX_SEQUENCE
 from mailboat.protocol.reader import SegmentReader
-from mailboat.protocol.segment import BLOCK_HEADER_SIZE, Seal
+from mailboat.protocol.segment import BLOCK_HEADER_SIZE, SEGMENT_DAMAGED, Seal
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.decoder import MAX_GAPS
@@ -122,6 +122,30 @@ def twice(made: Sealing) -> None:
 
 
 HOLE = TAKEN["a hole"][0]
+BETTER = {"sha256": bytes(32), "lost": {SEGMENT_DAMAGED: 0}}
+"""What a seal says that was made over damage which is not in the bytes that are here, or not this one."""
+
+OVER_DAMAGE: Mapping[str, tuple[bytes, int]] = {
+    "that is not here": (resealed(over(lambda made: made.named("second")), **BETTER), 0),
+    "a part of which is here": (resealed(over(lambda made: made.lost(20)), **BETTER), 1),
+    "that ends before the last record": (resealed(over(lambda made: made.named("second")), **BETTER, next=2), 0),
+}
+
+
+@pytest.mark.parametrize("followed", [False, True])
+@pytest.mark.parametrize("what", OVER_DAMAGE)
+def test_better_bytes_than_were_sealed_over_damage_are_taken_block_by_block(what: str, followed: bool) -> None:
+    """They came while the session ran; see `e2e/test_delivered_damage`."""
+    content, missing = OVER_DAMAGE[what]
+    finding = found(content, followed=followed)
+    assert finding.verification is Verification.VERIFIED, finding
+    assert finding.sha256 == bytes(32).hex(), "by which its agent knows it"
+    reader = SegmentReader(content)
+    names = [record.name for record in reader]
+    assert (names[0], names[-1]) == ("first", "last")
+    assert sum(gap.records or 0 for gap in reader.gaps) == missing
+
+
 REFUSED: Mapping[str, tuple[bytes, str]] = {
     "a number once more": (over(lambda made: made.named("again", 0)), "goes back to record 0"),
     "the number of a damaged block once more": (over(twice), "goes back to record 1"),
@@ -133,6 +157,10 @@ REFUSED: Mapping[str, tuple[bytes, str]] = {
     "a hole, and a byte behind the seal": (HOLE + b"x", "damaged at byte"),
     "a hole, and another digest": (resealed(HOLE, sha256=bytes(32)), "damaged at byte"),
     "a hole, and no seal": (HOLE[:-5], "damaged at byte"),
+    "over damage, a byte behind the seal": (resealed(HOLE, **BETTER) + b"x", "damaged at byte"),
+    "over damage, a damaged preamble": (resealed(flipped(HOLE, 40), **BETTER), "intact preamble"),
+    "over damage, a number once more": (resealed(over(twice), **BETTER), "goes back to record 1"),
+    "over damage, more places than are shown": (resealed(over(many(MAX_GAPS + 1)), **BETTER), "damaged at byte"),
 }
 
 
