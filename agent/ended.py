@@ -18,10 +18,11 @@ from mailboat.agent.leftovers import left_behind
 from mailboat.agent.segment_file import DAMAGED, SUFFIX, names_segment
 from mailboat.protocol.errors import SegmentError, WireError
 from mailboat.protocol.limits import KIB, MAX_PREAMBLE, MAX_SEAL
-from mailboat.protocol.reader import SegmentReader, whole_records
+from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.records import Kind
 from mailboat.protocol.segment import SKIPPABLE, Preamble, Seal
 from mailboat.protocol.summary import Info, Summary, summarise
+from mailboat.protocol.unpacking import whole_records
 
 _FIRST_READ: Final = 4096
 _SMALL: Final = 32 * KIB

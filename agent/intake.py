@@ -32,8 +32,8 @@ from mailboat.agent.scrub import Scrubber, scrubbed_entry
 from mailboat.agent.values import pack_any, simple
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_RECORD, PACE
-from mailboat.protocol.reader import unpack
 from mailboat.protocol.records import COUNTERS, Kind, Schema, count_raw, records_counted
+from mailboat.protocol.unpacking import unpack
 
 T = TypeVar("T")
 

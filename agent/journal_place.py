@@ -24,8 +24,8 @@ from typing import Final, Protocol
 import msgpack
 
 from mailboat.agent.files import FileSystem
-from mailboat.protocol.reader import whole_records
 from mailboat.protocol.records import Kind, Schema
+from mailboat.protocol.unpacking import whole_records
 
 log = logging.getLogger("mailboat")
 

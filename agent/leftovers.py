@@ -7,10 +7,7 @@ records carry no checksum, and reading goes on at the next bytes that can only b
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Any, Final
+from collections.abc import Callable
 from zlib import crc32
 
 from msgspec import Struct
@@ -34,15 +31,8 @@ from mailboat.agent.journal_layout import (
 )
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_SEQUENCE
-from mailboat.protocol.reader import whole_records
 from mailboat.protocol.records import Kind
-
-_BEGINNING: Final = re.compile(rb"(?:[\x93-\x9f]|\xdc..)[\x01-\x08](?:\xce|\xcf[\x00-\x7f])", re.DOTALL)
-"""How a record begins: an array of its kind and its time, ..."""
-_TRIES: Final = 64
-"""So many such places are looked at; each costs a copy of what is behind it."""
-_FAR: Final = 3600 * 10**9
-"""Nanoseconds between records that stand side by side, at most; what was written at another time is none of them."""
+from mailboat.protocol.unpacking import whole_pieces, whole_records
 
 
 class Left(Struct, frozen=True):
@@ -160,7 +150,7 @@ def _as_it_ended(raw: bytes, words: _Words, marks: list[_Mark]) -> Left | None:
     kept, damaged, _ = _stretches(raw, words.generation, of_this, vouched)
     if not vouched <= words.end <= words.size:
         return Left(words.generation, words.first, kept, damaged + 1)
-    tail, breaks = _whole_pieces(raw[vouched : words.end])
+    tail, breaks = whole_pieces(raw[vouched : words.end])
     return Left(words.generation, words.first, kept + tail, damaged + breaks) if words.end else None
 
 
@@ -213,43 +203,6 @@ def _records_in(damaged: bytes) -> int:
     """How many records there were, at least."""
     records, end = whole_records(damaged)
     return len([record for record in records if record[0] != Kind.SCHEMA]) + (end < len(damaged))
-
-
-def _whole_pieces(raw: bytes) -> tuple[bytes, int]:
-    """The whole records of `raw`, also behind what is none; and how many times there was such, each at least a record
-    lost.
-    """
-    pieces, breaks, at = list[bytes](), 0, 0
-    last: int | None = None
-    for found in _beginnings(raw):
-        if found < at:
-            continue
-        records, length = whole_records(raw[found:])
-        if found and not (records and _follows(records[0], last)):
-            continue
-        breaks += found > at
-        if records:
-            last = next((record[1] for record in reversed(records) if isinstance(record[1], int)), last)
-        pieces.append(raw[found : found + length])
-        at = found + length
-        if at == len(raw):
-            break
-    return b"".join(pieces), breaks + (at < len(raw))
-
-
-def _beginnings(raw: bytes) -> Iterator[int]:
-    yield 0
-    yield from (found.start() for found in islice(_BEGINNING.finditer(raw), _TRIES))
-
-
-def _follows(record: list[Any], last: int | None) -> bool:
-    """Whether what was found behind damage is a record, and no list within one that looks alike."""
-    kind, time, name, *rest = record
-    if kind == Kind.POSITIONAL:
-        formed = isinstance(name, int)
-    else:
-        formed = isinstance(name, str) and isinstance(next(iter(rest), None), list if kind == Kind.SCHEMA else dict)
-    return formed and isinstance(time, int) and (last is None or abs(time - last) < _FAR)
 
 
 def _marks(content: bytes, index: int) -> list[_Mark]:

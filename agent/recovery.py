@@ -46,7 +46,7 @@ from mailboat.agent.segment_file import DAMAGED, SegmentFile, has_set_aside, seg
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.protocol.errors import ConfigError, SegmentError
 from mailboat.protocol.limits import JOURNAL_GROWTH
-from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records, unpack, whole_records
+from mailboat.protocol.reader import Block, SegmentReader, decompress, legible
 from mailboat.protocol.records import (
     COUNTERS,
     SCHEMA_COUNTER,
@@ -60,6 +60,7 @@ from mailboat.protocol.records import (
 from mailboat.protocol.sealing import Entropy, Note, SealedPayload, require_library
 from mailboat.protocol.segment import ENCODING_SEALED, SEGMENT_DAMAGED, Preamble, SealReason
 from mailboat.protocol.summary import cut_properties, cut_text
+from mailboat.protocol.unpacking import around_damage, unpack, whole_pieces, whole_records
 
 log = logging.getLogger("mailboat")
 
@@ -226,7 +227,7 @@ class _Recovery:
             return
         if block.header.counts[SCHEMA_COUNTER]:
             with contextlib.suppress(SegmentError):  # it will show as a gap
-                raw_records(block, self._schemas)
+                legible(block, self._schemas)
         if block.header.counts[counter(Kind.INSTALLATION)]:
             self._installation_block = block
 
@@ -238,7 +239,7 @@ class _Recovery:
             self._schemas.update((schema.number, schema) for schema in _schemas(records))
 
     def drain(self, halves: Sequence[Left]) -> None:
-        """Append what no block holds yet. Of a half that does not hold whole records, those before that place.
+        """Append what no block holds yet. Of a half that does not hold whole records alone, those that are whole.
 
         Halves became blocks in the order in which they were filled: once one is missing, so are all after it.
         """
@@ -251,6 +252,9 @@ class _Recovery:
             if not half.generation and self._is_missing(half.first):
                 continue  # its block was damaged, and is counted
             records, end = whole_records(half.raw)
+            mended = _mended(half, end, records, following)
+            if mended is not half:
+                half, (records, end) = mended, whole_records(mended.raw)  # noqa: PLW2901 - the same, but for that
             declared = {schema.number: schema for schema in _schemas(records)}
             counts = self._count(records, declared)
             self._count_damaged(half, end, records_counted(counts), following, in_segment=in_segment)
@@ -401,6 +405,24 @@ class _Recovery:
         """Let go of the files."""
         for segment in self._segments:
             segment.close()
+
+
+def _mended(half: Left, end: int, records: list[list[Any]], following: Left | None) -> Left:
+    """The half without what is no record, of which there are some up to `end`: an application may have put that into
+    one, as it stands. How many there should be is known where another half follows.
+    """
+    found = sum(record[0] != Kind.SCHEMA for record in records)
+    count = following.first - half.first if following is not None else -1
+    whole = end == len(half.raw)
+    if half.damaged or not 0 < count <= JOURNAL_GROWTH:
+        if whole:
+            return half
+        raw, breaks = whole_pieces(half.raw)
+        return replace(half, raw=raw, damaged=half.damaged + breaks)
+    if whole and found == count:
+        return half
+    before, behind = around_damage(half.raw, count)
+    return replace(half, raw=half.raw[:before] + half.raw[behind:], damaged=1)
 
 
 def _schemas(records: Iterable[list[Any]]) -> Iterator[Schema]:

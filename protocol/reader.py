@@ -14,12 +14,11 @@ data, `feed` it, and take `blocks()` after each feed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-import msgpack
 import zstandard
-from msgspec import Struct
+from msgspec import Struct, field
 
 from mailboat.protocol.errors import KeyMissing, SegmentError
 from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
@@ -39,14 +38,7 @@ from mailboat.protocol.segment import (
     Preamble,
     Seal,
 )
-
-SHORTEST_RECORD: Final = 3
-"""Kind, time and name."""
-
-PairsHook = Callable[[Iterable[tuple[Any, Any]]], dict[Any, Any]]
-
-_TIMESTAMPS: Final = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")
-"""How a timestamp begins in msgpack."""
+from mailboat.protocol.unpacking import around_damage, unpack, whole_records
 
 _MAX_FRAME: Final = {PREAMBLE_MAGIC: MAX_PREAMBLE + 1024, SEAL_MAGIC: MAX_SEAL + 1024}
 _KEEP_IN_SEARCH: Final = MAX_SEAL + 1024 + SKIPPABLE.size
@@ -115,84 +107,63 @@ def decompress(block: Block, unlock: Unlock = _sealed_always) -> bytes:
         raise SegmentError(f"the block at {block.offset} does not decompress: {error}") from error
 
 
-def unpack(raw: bytes) -> list[list[Any]]:
-    """The records packed in `raw` as raw fields; `SegmentError` if it holds anything else."""
-    records, end = whole_records(raw)
-    if end != len(raw):
-        raise SegmentError(f"what stands at byte {end} of {len(raw)} is no record, or is cut short")
-    return records
-
-
-def whole_records(raw: bytes) -> tuple[list[list[Any]], int]:
-    """The records at the start of `raw` up to the first that is none or cut short, and the place where that begins."""
-    try:
-        return _whole_records(raw, None)
-    except TypeError:  # a map's key is itself a list or a map, as of a dict with tuples for keys: once more, slowly
-        return _whole_records(raw, _as_map)
-
-
-def _whole_records(raw: bytes, pairs_hook: PairsHook | None) -> tuple[list[list[Any]], int]:
-    records: list[list[Any]] = []
-    end = 0
-    unpacker = msgpack.Unpacker(
-        max_buffer_size=max(len(raw), 1),
-        strict_map_key=False,
-        unicode_errors="replace",
-        object_pairs_hook=pairs_hook,
-    )
-    unpacker.feed(raw)
-    try:
-        for record in unpacker:
-            if not _is_record(record):
-                break
-            records.append(record)
-            end = unpacker.tell()
-    except (ValueError, msgpack.UnpackException, RecursionError):
-        pass  # that is where the records end
-    if any(mark in raw for mark in _TIMESTAMPS):
-        records = [_with_dates(record) for record in records]
-    return records, end
-
-
-def _with_dates(value: Any) -> Any:  # noqa: ANN401 - whatever a record holds
-    if isinstance(value, msgpack.Timestamp):
-        return _date(value)
-    if isinstance(value, list):
-        return [_with_dates(each) for each in value]
-    if isinstance(value, dict):
-        return {_with_dates(key): _with_dates(each) for key, each in value.items()}
-    return value
-
-
-def _date(timestamp: msgpack.Timestamp) -> str | int:
-    try:
-        return timestamp.to_datetime().isoformat().replace("+00:00", "Z")
-    except OverflowError:  # no agent says a year beyond 9999
-        return timestamp.to_unix_nano()
-
-
-def _is_record(value: object) -> bool:
-    return isinstance(value, list) and len(value) >= SHORTEST_RECORD and isinstance(value[0], int)
-
-
-def _as_map(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    return {str(key) if isinstance(key, list | dict) else key: value for key, value in pairs}
-
-
 def raw_records(block: Block, schemas: dict[int, Schema], unlock: Unlock = _sealed_always) -> list[list[Any]]:
     """The raw fields of a block's records, all of them or `SegmentError`; declarations among them are added to
     `schemas`. `unlock` opens sealed blocks.
     """
     records = unpack(decompress(block, unlock))
     if block.header.counts[SCHEMA_COUNTER]:
-        declared = [schema_of(record) for record in records if record[0] == Kind.SCHEMA]
-        schemas.update((schema.number, schema) for schema in declared)
+        schemas.update((schema.number, schema) for schema in _declared(records))
         records = [record for record in records if record[0] != Kind.SCHEMA]
     if len(records) != block.header.records:
         raise SegmentError(
             f"the block at {block.offset} holds {len(records)} records, its header says {block.header.records}"
         )
     return records
+
+
+class Legible(Struct, frozen=True):
+    """What can be made out of a block: its first records; then `lost` numbers, for the `reason`; then the others."""
+
+    records: list[list[Any]]
+    lost: int = 0
+    behind: list[list[Any]] = field(default_factory=list)
+    reason: str = ""
+
+    def runs(self, first: int) -> list[tuple[int, list[list[Any]]]]:
+        """Its records, those together that follow each other, each time with the number of the first of them; that of
+        the block's first is `first`.
+        """
+        runs = [(first, self.records), (first + len(self.records) + self.lost, self.behind)]
+        return [run for run in runs if run[1]]
+
+    def numbered(self, first: int) -> Iterator[tuple[int, list[Any] | None]]:
+        """Its records with their numbers; in the place of those that are lost None, with the number of the first."""
+        yield from enumerate(self.records, first)
+        if self.lost:
+            yield first + len(self.records), None
+        yield from enumerate(self.behind, first + len(self.records) + self.lost)
+
+
+def legible(block: Block, schemas: dict[int, Schema], unlock: Unlock = _sealed_always) -> Legible:
+    """As `raw_records`, but something that an application had put into a record, and that is no msgpack, costs no more
+    than the records that it is in or reaches into; see `unpacking.around_damage`. `SegmentError` where nothing is left.
+    """
+    try:
+        return Legible(raw_records(block, schemas, unlock))
+    except SegmentError as error:
+        raw, count = decompress(block, unlock), block.header.records
+        end, start = around_damage(raw, count)
+        both = whole_records(raw[:end])[0], whole_records(raw[start:])[0]
+        if not any(both):
+            raise
+        schemas.update((schema.number, schema) for some in both for schema in _declared(some))
+        records, behind = ([each for each in some if each[0] != Kind.SCHEMA] for some in both)
+        return Legible(records, count - len(records) - len(behind), behind, str(error))
+
+
+def _declared(records: list[list[Any]]) -> list[Schema]:
+    return [schema_of(record) for record in records if record[0] == Kind.SCHEMA]
 
 
 class SegmentReader:
@@ -278,12 +249,15 @@ class SegmentReader:
         """The records of a block that `blocks` handed out; empty, with a gap noted, where they cannot be decoded."""
         header = block.header
         try:
-            raw = raw_records(block, self.schemas, self.unlock)
+            found = legible(block, self.schemas, self.unlock)
         except SegmentError as error:
             self._lose(block, str(error), header.first, header.records)
             return []
         records = []
-        for sequence, fields in enumerate(raw, header.first):
+        for sequence, fields in found.numbered(header.first):
+            if fields is None:
+                self._lose(block, found.reason, sequence, found.lost)
+                continue
             try:
                 records.append(decode(fields, sequence, header.clock, self.schemas))
             except SegmentError as error:  # costs itself alone

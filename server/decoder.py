@@ -34,7 +34,7 @@ import msgspec
 
 from mailboat.protocol.errors import KeyMissing, SegmentError
 from mailboat.protocol.limits import MIB
-from mailboat.protocol.reader import Block, SegmentReader, decompress, raw_records
+from mailboat.protocol.reader import Block, Legible, SegmentReader, decompress, legible
 from mailboat.protocol.records import SCHEMA_COUNTER, Schema
 from mailboat.protocol.sealing import Keyring, PrivateKey, Unlock, unlocks_only
 from mailboat.server.rows import encode_rows, rows_of, those
@@ -245,10 +245,12 @@ class Decoding:
     def _block(self, block: Block) -> bool:
         """Take one block, or note its loss; False where it only wants a key."""
         first, end = block.header.first, block.header.first + block.header.records
-        fresh = list(_without(first, end, self._task.present))
         try:
-            records = raw_of(block, self._reader.schemas, self._unlock)
-            rows = rows_of(records, first, block.header.clock, self._reader.schemas)
+            found = raw_of(block, self._reader.schemas, self._unlock)
+            lost = first + len(found.records), first + len(found.records) + found.lost
+            fresh = list(_without(first, end, (*self._task.present, lost)))
+            clock, schemas = block.header.clock, self._reader.schemas
+            rows = [row for number, raw in found.runs(first) for row in rows_of(raw, number, clock, schemas)]
             if fresh != [(first, end)]:
                 rows = [(table, those(columns, lambda sequence: _within(sequence, fresh))) for table, columns in rows]
             lines = [(table, encode_rows(table, self._task.number, columns)) for table, columns in rows if columns[0]]
@@ -261,7 +263,9 @@ class Decoding:
             self._failed.append((block.offset, block.end - block.offset, reason, first, block.header.records))
             return True
         self._outcome.claimed += end - first
-        self._outcome.read += end - first
+        self._outcome.read += end - first - found.lost
+        if found.lost:
+            self._failed.append((block.offset, block.end - block.offset, found.reason, lost[0], found.lost))
         for table, written in lines:
             self._files.write(table, written)
         for span in fresh:
@@ -270,16 +274,16 @@ class Decoding:
         return True
 
 
-def raw_of(block: Block, schemas: dict[int, Schema], unlock: Unlock) -> list[list[Any]]:
-    """As `reader.raw_records`, faster: a block without declarations is one array that lacks its head."""
+def raw_of(block: Block, schemas: dict[int, Schema], unlock: Unlock) -> Legible:
+    """As `reader.legible`, faster: a block without declarations is one array that lacks its head."""
     header = block.header
     if header.records and not header.counts[SCHEMA_COUNTER]:
         try:
-            return _array.decode(_ARRAY.pack(_ARRAY_TAG, header.records) + decompress(block, unlock))
+            return Legible(_array.decode(_ARRAY.pack(_ARRAY_TAG, header.records) + decompress(block, unlock)))
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             # Text that is no UTF-8, or damage that the thorough way will tell apart.
             pass
-    return raw_records(block, schemas, unlock)
+    return legible(block, schemas, unlock)
 
 
 def add_range(ranges: list[Range], span: Range) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_PREAMBLE, MIB
-from mailboat.protocol.reader import Block, Gap, SegmentReader, raw_records
+from mailboat.protocol.reader import Block, Gap, SegmentReader, legible
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, SCHEMA_COUNTER, Record, Schema, decode
 from mailboat.protocol.sealing import Keyring, Unlock
 from mailboat.protocol.segment import BLOCK_HEADER_SIZE, BlockHeader
@@ -157,12 +157,18 @@ class Playback:
         frame = self._blobs.read(segment.upload_id, place.offset, length)
         try:
             block = Block(header, frame[BLOCK_HEADER_SIZE:], place.offset)
-            raw = raw_records(block, dict(index.schemas), self._unlock(segment))
-            for sequence, fields in enumerate(raw, header.first):
+            found = legible(block, dict(index.schemas), self._unlock(segment))
+            for sequence, fields in found.numbered(header.first):
                 if sequence <= last:
                     continue
                 if len(page.records) >= query.limit:
                     return last
+                if fields is None:
+                    page.gaps.append(
+                        SessionGap(segment.index, place.offset, length, found.reason, sequence, found.lost)
+                    )
+                    last = sequence + found.lost - 1
+                    continue
                 record = decode(fields, sequence, header.clock, index.schemas)
                 last = sequence
                 if query.wants(record):
@@ -249,7 +255,7 @@ def _places(reader: SegmentReader, schemas: dict[int, Schema], unlock: Unlock) -
             with suppress(
                 SegmentError, TypeError
             ):  # it is read again, and its loss told, when its records are asked for
-                raw_records(block, schemas, unlock)
+                legible(block, schemas, unlock)
         yield _Place(block.offset, block.header)
 
 

@@ -25,7 +25,7 @@ from mailboat.server import decoder as decoder_module
 from mailboat.server.decoder import Decoding, Files, Outcome, Service, Task, read_frame, write_frame
 from mailboat.server.decoding import Decoder, DecoderDied, DecoderRefused
 from testkit.loading import told
-from testkit.segments import Segment, event, feature, pack, positional, schema
+from testkit.segments import TAKING_IN, Segment, around, event, feature, pack, positional, schema
 
 
 class Kept(Files):
@@ -132,6 +132,23 @@ def test_damage_costs_its_block_and_is_told_once_however_the_bytes_come(bit: int
         sequence for gap in whole.gaps for sequence in range(gap.first, gap.first + (gap.records or 0))
     }
     assert len({gap[0] for gap in gaps if gap[4]}) == len([gap for gap in gaps if gap[4]]), "a gap is told once"
+
+
+@pytest.mark.parametrize("evil", TAKING_IN)
+def test_what_is_no_msgpack_costs_its_record_and_no_other(evil: bytes) -> None:
+    outcome, files = decoded(Task(0, complete=True), around(evil).seal())
+    others = [(at, f"n{at}") for at in range(7) if at != 2]
+    assert [each for each in files.names() if each[0] != 2] == others
+    lost = [(gap[3], gap[4]) for gap in outcome.gaps]
+    assert lost == ([] if len(files.names()) == 7 else [(2, 1)])
+    assert outcome.loaded == ([(0, 7)] if not lost else [(0, 2), (3, 7)])
+    assert (outcome.claimed, outcome.read, outcome.records) == (7, 7 - len(lost), 7 - len(lost))
+
+
+def test_of_what_another_segment_has_brought_nothing_is_loaded_again_around_it() -> None:
+    outcome, files = decoded(Task(0, present=((0, 1), (4, 5)), complete=True), around(b"\xc1").seal())
+    assert files.names() == [(1, "n1"), (3, "n3"), (5, "n5"), (6, "n6")]
+    assert outcome.loaded == [(1, 2), (3, 4), (5, 7)]
 
 
 def test_a_block_that_cannot_be_read_is_a_gap_between_its_neighbours() -> None:

@@ -16,7 +16,7 @@ from mailboat.server import playback
 from mailboat.server.json_text import encode
 from mailboat.server.playback import Page, PageQuery, Playback, as_json
 from testkit.loading import segment_row
-from testkit.segments import Raw, Segment, event, feature, pack, positional, schema
+from testkit.segments import TAKING_IN, Raw, Segment, around, event, feature, pack, positional, schema
 
 
 class Held:
@@ -217,6 +217,15 @@ def test_a_block_that_cannot_be_unpacked_is_a_gap() -> None:
     (page,) = pages(Held(segment.seal()), 10)
     assert sequences([page]) == [0, 3]
     assert [(gap.first, gap.records) for gap in page.gaps] == [(1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 10])
+@pytest.mark.parametrize("evil", TAKING_IN)
+def test_what_is_no_msgpack_costs_its_record_and_no_other(evil: bytes, limit: int) -> None:
+    found = pages(Held(around(evil).seal()), limit)
+    assert [each for each in sequences(found) if each != 2] == [0, 1, 3, 4, 5, 6]
+    gaps = [(gap.first, gap.records) for page in found for gap in page.gaps]
+    assert gaps == ([] if 2 in sequences(found) else [(2, 1)])
 
 
 def test_a_block_whose_declaration_is_malformed_is_a_gap() -> None:

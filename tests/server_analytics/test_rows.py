@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mailboat.protocol import SegmentError, SegmentReader
 from mailboat.protocol.limits import MIB
-from mailboat.protocol.reader import raw_records
+from mailboat.protocol.reader import legible
 from mailboat.protocol.records import Kind, Schema, decode
 from mailboat.protocol.sealing import Keyring
 from mailboat.server import rows
@@ -85,7 +85,7 @@ def test_the_fast_way_to_unpack_a_block_gives_what_the_thorough_one_gives(raws: 
     segment = Segment()
     segment.block([pack(raw) for raw in raws], counts=[len(raws), *([0] * 11)])
     (block,) = SegmentReader(segment.data).blocks()
-    assert raw_of(block, {}, Keyring(()).unlock) == raw_records(block, {})
+    assert raw_of(block, {}, Keyring(()).unlock) == legible(block, {})
 
 
 @pytest.mark.parametrize(

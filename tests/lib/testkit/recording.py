@@ -188,7 +188,8 @@ def block_records(path: Path) -> list[int]:
 
 def assert_counts(path: Path) -> None:
     """The counts in every header are those of the very records in the block."""
-    from mailboat.protocol.reader import decompress, unpack
+    from mailboat.protocol.reader import decompress
+    from mailboat.protocol.unpacking import unpack
 
     reader = SegmentReader(path.read_bytes())
     schemas = {}

@@ -101,3 +101,17 @@ def schema(number: int, name: str, *fields: str, kind: int = Kind.FEATURE) -> Ra
 
 def positional(number: int, *values: object, at: float = 0.0) -> Raw:
     return [Kind.POSITIONAL, int(at * 1e9), number, *values]
+
+
+TAKING_IN: Sequence[bytes] = (b"", b"\xc1", b"\x92", b"\xda\x00\x60", b"\xdf\xff\xff\xff\xff", b'{"a": 1}')
+"""Bytes in the place of a value that are no msgpack, or are short of what they announce."""
+
+
+def around(evil: bytes) -> Segment:
+    """A block of six records, of which the third has `evil` in the place of a value; and another one."""
+    segment = Segment()
+    of = [pack([1, 10**12 + at, f"n{at}", {"a": at, "b": at}]) for at in range(6)]
+    of[2] = of[2][:-1] + evil
+    segment.block(of, counts=[6, *[0] * (len(COUNTERS) - 1)])
+    segment.block([feature("n6")])
+    return segment
