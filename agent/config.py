@@ -109,7 +109,7 @@ class AgentConfig:
     sender: bool = True
     """False: this agent only records, `force_sync` included; another one sends."""
     upload_concurrency: int = 2
-    """Segments sent at the same time."""
+    """Segments sent at the same time; as many more may wait for their answer."""
     max_upload_rate: int | None = None
     """Bytes a second; None: as fast as it goes."""
     daily_bytes: int | None = None

@@ -30,6 +30,10 @@ SILENCE_TIMEOUT: Final = 60.0
 """Seconds in which nothing moves: nothing of a body is taken (a piece is `limits.UPLOAD_WRITE` at most, so a line of
 9 KB/s is fast enough), no answer begins after the last one, no answer ends after it began."""
 
+CONNECTIONS: Final = 40
+"""Connections at a time: for as many uploads as can be configured, going and waiting for their answer (`flights`), and
+the negotiations beside them."""
+
 TRANSPORT_FAILURES: Final = (aiohttp.ClientError, OSError, asyncio.TimeoutError, UnicodeError)
 """What an attempt may raise when there is no (whole) answer; the last for a name that cannot be looked up."""
 
@@ -55,7 +59,7 @@ class Http:
             self._headers["Authorization"] = f"Bearer {api_key}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=ssl, limit=16, ttl_dns_cache=30),
+            connector=aiohttp.TCPConnector(ssl=ssl, limit=CONNECTIONS, ttl_dns_cache=30),
             timeout=timeout,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),

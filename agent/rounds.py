@@ -22,6 +22,7 @@ from mailboat.agent import riding
 from mailboat.agent.backlog import Backlog, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.entries import Entry, Fate
+from mailboat.agent.flights import Flight, Flights
 from mailboat.agent.http import Http
 from mailboat.agent.ledger import LOST, Ending
 from mailboat.agent.negotiator import Outcome as Answered
@@ -230,18 +231,12 @@ class Rounds(Struct):
     # -- working -------------------------------------------------------------------------------------------------
 
     async def _work(self, window: Window, group: asyncio.TaskGroup) -> float | None:
-        under_way = 0
-
-        def landed(_: asyncio.Task[None]) -> None:
-            nonlocal under_way
-            under_way -= 1
-            self._landed.set()
-
+        flights = Flights(self.concurrency, self._landed.set)
         while True:
             self._landed.clear()
             if self._spent is not None:
                 return None  # what is under way has been granted its bytes, and goes on to its end
-            if under_way >= self.concurrency:
+            if flights.full:
                 await self._landed.wait()
                 continue
             match self.planner.next(self.clocks.now()):
@@ -251,8 +246,9 @@ class Rounds(Struct):
                 case Negotiate() as task:
                     await self._negotiate(task, window)
                 case Send() as task:
-                    under_way += 1
-                    group.create_task(self._send(task, window)).add_done_callback(landed)
+                    flight = flights.begin(task.segment.size - task.offset)
+                    sending = group.create_task(self._send(task, window, flight))
+                    sending.add_done_callback(flight.end)
                 case Wait(until):
                     # A window has time up to its deadline and nothing better to do; otherwise the round is over.
                     if not window.patient or window.deadline is None or until >= window.deadline:
@@ -335,12 +331,13 @@ class Rounds(Struct):
             raise LinkDown(Retry(0.0, reason))
         return ended
 
-    async def _send(self, task: Send, window: Window) -> None:
+    async def _send(self, task: Send, window: Window, flight: Flight) -> None:
         path = self._homes[task.session_id] / task.session_id / segment_name(task.segment.index)
 
         def progress(sent: int, held: int) -> None:
             self._sent[task.session_id] += sent
             window.moved(task, sent)
+            flight.moved(sent)
             self.planner.progressed(task, held)
             window.tell(self.planner)
 

@@ -25,6 +25,7 @@ from mailboat.protocol.errors import StoreError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.limits import MIB
 from mailboat.server.packs import Packs, is_packed, sync_folder
+from mailboat.server.writeback import begin_writing
 
 PACKS_FOLDER: Final = "packs"
 
@@ -33,6 +34,9 @@ _FILE_MODE: Final = 0o600
 
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 _BINARY: Final = getattr(os, "O_BINARY", 0)
+
+_WORTH_WRITING: Final = 2 * MIB
+"""Bytes that are sent to the disk together, ahead of a sync."""
 
 sync_data: Final = getattr(os, "fdatasync", os.fsync)
 """Make a file's bytes and its size durable; fsync where there is no fdatasync (macOS, Windows)."""
@@ -52,6 +56,11 @@ class BlobWriter(Protocol):
     def write(self, piece: bytes | memoryview) -> None:
         """Append a piece, whose memory is the caller's again on return; `OSError` when the disk refuses, after which
         `offset` tells what of it was kept.
+        """
+
+    def hasten(self) -> None:
+        """Begin to bring what was written to the disk, when that is worth a call, so that a `sync` has little to wait
+        for; it promises nothing. May wait for the disk.
         """
 
     def sync(self) -> int:
@@ -300,6 +309,7 @@ class LocalBlobWriter:
         self._fd = fd
         self._in_use = threading.Lock()  # a descriptor that is closed while it is synced may be another file by then
         self.offset = offset
+        self._hastened = offset
         self._make_name_last = make_name_last
 
     def write(self, piece: bytes | memoryview) -> None:
@@ -309,6 +319,13 @@ class LocalBlobWriter:
             written = os.pwrite(self._fd, left, self.offset)
             self.offset += written
             left = left[written:]
+
+    def hasten(self) -> None:
+        """See `BlobWriter.hasten`."""
+        written = self.offset - self._hastened
+        if written >= _WORTH_WRITING:
+            begin_writing(self._fd, self._hastened, written)
+            self._hastened += written
 
     def sync(self) -> int:
         """See `BlobWriter.sync`."""

@@ -65,6 +65,10 @@ class Followed:
         self._writer.write(piece)
         self._take(piece)
 
+    def hasten(self) -> None:
+        """See `BlobWriter.hasten`."""
+        self._writer.hasten()
+
     def sync(self) -> int:
         """See `BlobWriter.sync`."""
         return self._writer.sync()

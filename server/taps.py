@@ -135,6 +135,7 @@ def _draw(fd: int, most: int, writer: BlobWriter) -> Drawn:
             return Drawn(gone=True)
         try:
             writer.write(piece[:length])
+            writer.hasten()
         except OSError as error:
             raise WriteFailed from error
         taken += length

@@ -89,6 +89,7 @@ LATER = frozenset(
         "agent.connectivity",
         "agent.delivery",
         "agent.entries",
+        "agent.flights",
         "agent.http",
         "agent.negotiator",
         "agent.planner",

@@ -132,6 +132,9 @@ class MemoryWriter:
         self._content += piece
         self._blobs.put_object(self._id, self._start, bytes(self._content))
 
+    def hasten(self) -> None:
+        """Nothing to be done."""
+
     def sync(self) -> int:
         return self.offset
 
