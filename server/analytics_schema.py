@@ -112,7 +112,8 @@ TABLES: Final = {
 }
 """Every table with its columns."""
 
-_ROW: Final = {"s": "INTEGER", "q": "BIGINT", "t": "BIGINT"}
+_SCALARS: Final = {"s": "INTEGER", "o": "BIGINT"}
+_ROW: Final = {**_SCALARS, "q": "BIGINT", "t": "BIGINT"}
 _NAMED_ROW: Final = {**_ROW, "n": "VARCHAR", "a": "JSON"}
 _EVENT_ROW: Final = {**_NAMED_ROW, "l": "UTINYINT", "m": "VARCHAR"}
 
@@ -138,11 +139,8 @@ def insert_rows(table: str) -> str:
     All lists of a line are as long: its rows are their first values, their second, and so on.
     """
     members = ROWS[table]
-    chosen = ", ".join(
-        "make_timestamp(greatest(0, unnest(r.t) + b.shift))" if name == "t" else f"unnest(r.{name})"
-        for name in members
-        if name != "s"
-    )
+    time = "make_timestamp(greatest(0, (r.o + unnest(r.t)) // 1000 + b.shift))"
+    chosen = ", ".join(time if name == "t" else f"unnest(r.{name})" for name in members if name not in _SCALARS)
     return (
         f"INSERT INTO {table} SELECT b.product, b.session_id, b.internal, {chosen} "  # noqa: S608 - names from above
         f"FROM {_read(members)} r JOIN batch b ON b.number = r.s"
@@ -168,5 +166,5 @@ def _as_json(kind: str) -> str:
 
 
 def _read(members: dict[str, str]) -> str:
-    types = ", ".join(f"'{name}': '{kind}{'' if name == 's' else '[]'}'" for name, kind in members.items())
+    types = ", ".join(f"'{name}': '{kind}{'' if name in _SCALARS else '[]'}'" for name, kind in members.items())
     return f"read_json($file, format='newline_delimited', maximum_object_size={_MAX_LINE}, columns={{{types}}})"

@@ -2,11 +2,15 @@
 
 One line holds rows of one block for one table (`analytics_schema.ROWS`): the loader reads a file of them per table in
 less than half of the time that a line for each row takes. Its members have names of one letter. The number of the
-segment in its batch is ``s``; each other is a list with one value a row::
+segment in its batch is ``s``, the time from which its times count ``o``, nanoseconds since the epoch; each other is a
+list with one value a row::
 
-    q  sequence number      t  time, microseconds since the epoch      n  name (type, id)
+    q  sequence number      t  time, nanoseconds from ``o`` on      n  name (type, id)
     a  attributes (properties)      v  value (seconds)      u  unit      l  level      m  message      c  context
     k  stack (kind)      x  causes      g  group      f  fields
+
+Records as agents make them are read straight into what their kind has (`_Feature` and so on), which checks the types on
+the way. Others may be anything, and are looked at one by one.
 
 Bytes become base64 text here and numbers that are not finite become null: rows are for questions about many records.
 The records themselves are given back exactly from their segments (`playback`).
@@ -14,9 +18,13 @@ The records themselves are given back exactly from their segments (`playback`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import compress, islice, zip_longest
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
+from operator import attrgetter
+from typing import Annotated, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
 
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import KIB, MIB
@@ -32,12 +40,13 @@ MAX_ROW: Final = 64 * KIB
 longer by itself, with no short ones beside it, loses its attributes and the ends of its texts."""
 
 _EARLIEST: Final = 0
-_LATEST: Final = 253_402_300_799_000_000
-"""The end of the year 9999: times outside are moved to the nearest bound, for no calendar takes them."""
+_LATEST: Final = 2**63 - 1
+"""In the year 2262, in nanoseconds: times outside are moved to the nearest bound."""
 
 _MOST_OF_BYTE: Final = 255
 
-_COLUMNS: Final = {table: tuple(name for name in members if name != "s") for table, members in ROWS.items()}
+_SCALARS: Final = ("s", "o")
+_COLUMNS: Final = {table: tuple(name for name in members if name not in _SCALARS) for table, members in ROWS.items()}
 
 Row = tuple[Any, ...]
 """The values of one row in the order of its table's members from ``q`` on: sequence number, time and so on."""
@@ -46,9 +55,108 @@ Columns = Sequence[Sequence[Any]]
 """Rows the other way round: all their sequence numbers, all their times and so on."""
 
 
-def rows_of(
-    records: Sequence[Sequence[Any]], first: int, clock: int, schemas: Mapping[int, Schema]
-) -> list[tuple[str, Columns]]:
+class Rows(NamedTuple):
+    """Rows for one table; their times count from `origin` on."""
+
+    table: str
+    origin: int
+    columns: Columns
+
+
+# -- records as agents make them -----------------------------------------------------------------------------------
+
+_SAFE: Final = 2**62
+"""Two times within this, added, are a number of 64 bits."""
+_Time = Annotated[int, Meta(ge=-_SAFE, le=_SAFE)]
+_Level = Annotated[int, Meta(ge=0, le=_MOST_OF_BYTE)]
+
+
+class _Feature(Struct, array_like=True, tag=int(Kind.FEATURE), gc=False):
+    t: _Time
+    n: str
+    a: dict[str, Any]
+
+
+class _Installation(_Feature, tag=int(Kind.INSTALLATION), gc=False):
+    pass
+
+
+class _Value(_Feature, tag=int(Kind.VALUE), gc=False):
+    v: float
+    u: str | None = None
+
+
+class _Timing(_Feature, tag=int(Kind.TIMING), gc=False):
+    v: int
+
+
+class _Event(_Feature, tag=int(Kind.EVENT), gc=False):
+    l: _Level  # noqa: E741 - the name of its column
+    m: str | None = None
+
+
+class _Exception(_Event, tag=int(Kind.EXCEPTION), gc=False):
+    c: str | None = None
+    k: list[Any] | None = None
+    x: list[Any] | None = None
+
+
+_Plain = _Feature | _Installation | _Value | _Timing | _Event | _Exception
+_SHAPES: Final[dict[int, type[_Feature]]] = {
+    Kind.FEATURE: _Feature,
+    Kind.INSTALLATION: _Installation,
+    Kind.VALUE: _Value,
+    Kind.TIMING: _Timing,
+    Kind.EVENT: _Event,
+    Kind.EXCEPTION: _Exception,
+}
+_KINDS: Final = {shape: KIND_NAMES[kind] for kind, shape in _SHAPES.items()}
+_plain: Final = msgspec.msgpack.Decoder(list[_Plain])
+
+
+def rows_at_once(packed: bytes, first: int, clock: int) -> list[Rows] | None:
+    """The rows of a block's records, packed as one array; `first` is the first one's number. None where some record
+    is not quite as agents make them.
+    """
+    if not -_SAFE <= clock <= _SAFE:
+        return None
+    try:
+        records = _plain.decode(packed)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    kinds: dict[type[_Feature], tuple[list[int], list[Any]]] = {}
+    for sequence, record in enumerate(records, first):
+        shape = record.__class__
+        if shape not in kinds:
+            kinds[shape] = [], []
+        numbers, those = kinds[shape]
+        numbers.append(sequence)
+        those.append(record)
+    return [_in_bulk(shape, numbers, those, clock) for shape, (numbers, those) in kinds.items()]
+
+
+def _in_bulk(shape: type[_Feature], numbers: list[int], records: Sequence[Any], clock: int) -> Rows:
+    """The rows of records of one shape, column by column, which spares a call and a row for each."""
+    columns = [
+        numbers,
+        [record.t for record in records],
+        [record.n for record in records],
+        [record.a for record in records],
+    ]
+    columns += [list(map(attrgetter(name), records)) for name in shape.__struct_fields__[3:]]
+    if shape is _Timing:
+        columns[-1] = [nanoseconds / 1e9 for nanoseconds in columns[-1]]
+    elif shape is _Exception:
+        columns[-2:] = [stack or [] for stack in columns[-2]], [causes or [] for causes in columns[-1]]
+        _, _, names, _, _, messages, _, stacks, causes = columns
+        columns.append(list(map(group_of, names, stacks, causes, messages)))
+    return Rows(_KINDS[shape], clock, columns)
+
+
+# -- records that may be anything ----------------------------------------------------------------------------------
+
+
+def rows_of(records: Sequence[Sequence[Any]], first: int, clock: int, schemas: Mapping[int, Schema]) -> list[Rows]:
     """The rows of a block's raw records (`reader.raw_records`), each with its table; `first` is the first one's number.
 
     Declarations (SCHEMA) have no row. Raises `SegmentError` where the fields are not those of a record.
@@ -65,51 +173,33 @@ def rows_of(
             raws.append(raw)
     except (IndexError, TypeError) as error:
         raise SegmentError(f"record {sequence} has the wrong fields: {error!r}") from error
-    made = []
+    made: list[Rows] = []
     for kind, (numbers, raws) in kinds.items():
-        columns = _in_bulk(kind, numbers, raws, clock)
-        made += _one_by_one(numbers, raws, clock, schemas) if columns is None else [(_TABLES[kind], columns)]
+        plain = _as_plain(kind, numbers, raws, clock)
+        made += _one_by_one(numbers, raws, clock, schemas) if plain is None else [plain]
     return made
 
 
-def _in_bulk(kind: Any, numbers: list[int], raws: list[Sequence[Any]], clock: int) -> Columns | None:  # noqa: ANN401
-    """The rows of records of one kind, column by column, which spares a call and a row for each. None where some
-    record is not quite as agents make them.
-    """
-    fields = _FIELDS.get(kind)
-    if fields is None:
+def _as_plain(kind: Any, numbers: list[int], raws: list[Sequence[Any]], clock: int) -> Rows | None:  # noqa: ANN401
+    """The rows of records of one kind, where they are as agents make them in spite of the others."""
+    shape = _SHAPES.get(kind)
+    if shape is None or not -_SAFE <= clock <= _SAFE:
         return None
-    # No more of them than there are fields: one long record would have all others filled up to its length.
-    found = list(islice(zip_longest(*raws), 2 + len(fields)))
-    if len(found) < 2 + len(fields) or not _are(found[1], _WHOLE):
+    try:
+        return _in_bulk(shape, numbers, msgspec.convert(raws, list[shape]), clock)  # type: ignore[valid-type]
+    except (msgspec.MsgspecError, RecursionError):
         return None
-    _, times, *values = found
-    if (min(times) + clock) // 1000 < _EARLIEST:  # the whole numbers of msgpack end long before `_LATEST`
-        return None
-    columns: list[Sequence[Any]] = [numbers, [(time + clock) // 1000 for time in times]]
-    if not all(map(_are, values, fields)):
-        return None
-    columns += values
-    if kind == Kind.TIMING:
-        columns[-1] = [nanoseconds / 1e9 for nanoseconds in columns[-1]]
-    elif kind == Kind.EVENT and not 0 <= min(columns[-2]) <= max(columns[-2]) <= _MOST_OF_BYTE:
-        return None
-    return columns
-
-
-def _are(values: Iterable[object], types: frozenset[type]) -> bool:
-    return types.issuperset(map(type, values))
 
 
 def _one_by_one(
     numbers: Sequence[int], raws: Sequence[Sequence[Any]], clock: int, schemas: Mapping[int, Schema]
-) -> list[tuple[str, Columns]]:
+) -> list[Rows]:
     """The rows of records that may be anything."""
     made: dict[str, list[Row]] = {}
     for sequence, raw in zip(numbers, raws, strict=True):
         try:
             kind = raw[0]
-            time = min(max(int((raw[1] + clock) // 1000), _EARLIEST), _LATEST)
+            time = min(max(int(raw[1] + clock), _EARLIEST), _LATEST)
             if (maker := _MAKERS.get(kind)) is not None:
                 table, make = maker
                 values = make(raw)
@@ -122,26 +212,27 @@ def _one_by_one(
         except (IndexError, TypeError, KeyError, ValueError, OverflowError) as error:
             raise SegmentError(f"record {sequence} has the wrong fields: {error!r}") from error
         made.setdefault(table, []).append((sequence, time, *values))
-    return [(table, tuple(zip(*rows, strict=True))) for table, rows in made.items()]
+    return [Rows(table, 0, tuple(zip(*rows, strict=True))) for table, rows in made.items()]
 
 
-def those(columns: Columns, wanted: Callable[[int], bool]) -> Columns:
+def those(rows: Rows, wanted: Callable[[int], bool]) -> Rows:
     """The rows whose sequence numbers are `wanted`."""
-    chosen = list(map(wanted, columns[0]))
-    return [list(compress(column, chosen)) for column in columns]
+    chosen = list(map(wanted, rows.columns[0]))
+    return rows._replace(columns=[list(compress(column, chosen)) for column in rows.columns])
 
 
-def encode_rows(table: str, segment: int, columns: Columns) -> bytes:
+def encode_rows(rows: Rows, segment: int) -> bytes:
     """The rows of the segment with this number in its batch as lines of JSON; there must be some."""
-    line = encode({"s": segment, **dict(zip(_COLUMNS[table], columns, strict=True))})
+    table, origin, columns = rows
+    line = encode({"s": segment, "o": origin, **dict(zip(_COLUMNS[table], columns, strict=True))})
     count = len(columns[0])
     if len(line) <= min(MAX_LINE, MAX_ROW * count):
         return line + b"\n"
     if count > 1:
         half = count // 2
         parts = [column[:half] for column in columns], [column[half:] for column in columns]
-        return b"".join(encode_rows(table, segment, part) for part in parts)
-    return encode_rows(table, segment, [(_cut(column[0]),) for column in columns])
+        return b"".join(encode_rows(Rows(table, origin, part), segment) for part in parts)
+    return encode_rows(Rows(table, origin, [(_cut(column[0]),) for column in columns]), segment)
 
 
 def _cut(value: object) -> object:
@@ -222,17 +313,3 @@ _MAKERS: Final[dict[int, tuple[str, Callable[[Sequence[Any]], Row]]]] = {
     Kind.EXCEPTION: ("exception", _exception),
     Kind.INSTALLATION: ("installation", _feature),
 }
-
-_WHOLE: Final[frozenset[type]] = frozenset((int,))
-_NAMED: Final[tuple[frozenset[type], ...]] = (frozenset((str,)), frozenset((dict,)))
-_MAYBE_TEXT: Final[frozenset[type]] = frozenset((str, type(None)))
-_FIELDS: Final[dict[int, tuple[frozenset[type], ...]]] = {
-    Kind.FEATURE: _NAMED,
-    Kind.VALUE: (*_NAMED, frozenset((float,)), _MAYBE_TEXT),
-    Kind.TIMING: (*_NAMED, _WHOLE),
-    Kind.EVENT: (*_NAMED, _WHOLE, _MAYBE_TEXT),
-    Kind.INSTALLATION: _NAMED,
-}
-"""The types that the fields after kind and time have in nearly all records."""
-
-_TABLES: Final = {kind: table for kind, (table, _) in _MAKERS.items()}

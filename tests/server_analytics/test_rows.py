@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Sequence
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mailboat.protocol import SegmentError, SegmentReader
 from mailboat.protocol.limits import MIB
-from mailboat.protocol.reader import legible
+from mailboat.protocol.reader import raw_records
 from mailboat.protocol.records import Kind, Schema, decode
 from mailboat.protocol.sealing import Keyring
 from mailboat.server import rows
-from mailboat.server.decoder import raw_of
-from mailboat.server.rows import encode_rows, rows_of
+from mailboat.server.decoder import rows_in
+from mailboat.server.rows import Rows, encode_rows, rows_at_once, rows_of
 from testkit.loading import told
 from testkit.segments import (
     CLOCK,
@@ -57,8 +59,8 @@ SCHEMAS = {3: Schema(3, Kind.FEATURE, "order.placed", ("user_id", "price"))}
 
 def lines_of(raws: list[Any], schemas: dict[int, Schema] | None = None) -> dict[str, list[dict[str, Any]]]:
     lines: dict[str, list[dict[str, Any]]] = {}
-    for table, columns in rows_of(raws, 100, CLOCK, schemas or {}):
-        lines.setdefault(table, []).extend(told(encode_rows(table, 5, columns)))
+    for each in rows_of(raws, 100, CLOCK, schemas or {}):
+        lines.setdefault(each.table, []).extend(told(encode_rows(each, 5)))
     return {table: sorted(found, key=lambda line: int(line["q"])) for table, found in lines.items()}
 
 
@@ -80,12 +82,58 @@ def test_rows_say_what_the_protocol_reads(raws: list[tuple[Any, ...]]) -> None:
         assert line.get("k", []) == list(record.stack)
 
 
+def alone(raw: Sequence[Any], sequence: int = 100) -> tuple[str, dict[str, Any]]:
+    """The row of a record that is looked at by itself, and its table."""
+    ((table, origin, columns),) = rows._one_by_one([sequence], [raw], CLOCK, SCHEMAS)
+    (line,) = told(encode_rows(Rows(table, origin, columns), 5))
+    return table, line
+
+
+def at_once(raws: Sequence[Any], clock: int = CLOCK) -> list[tuple[str, dict[str, Any]]] | None:
+    """The rows, each with its table, of records that are as agents make them."""
+    found = rows_at_once(msgpack.packb(raws), 100, clock)
+    if found is None:
+        return None
+    lines = [(each.table, line) for each in found for line in told(encode_rows(each, 5))]
+    return sorted(lines, key=lambda line: int(line[1]["q"]))
+
+
 @given(st.lists(records, min_size=1, max_size=10))
-def test_the_fast_way_to_unpack_a_block_gives_what_the_thorough_one_gives(raws: list[tuple[Any, ...]]) -> None:
+def test_records_at_once_become_what_each_becomes_alone(raws: list[tuple[Any, ...]]) -> None:
+    plain = [json.loads(json.dumps(raw)) for raw in raws]
+    expected = [alone(raw, sequence) for sequence, raw in enumerate(plain, 100)]
+    positional = any(raw[0] == Kind.POSITIONAL for raw in raws)
+    assert at_once(plain) == (None if positional else expected)
+    lines = {line["q"]: (table, line) for table, found in lines_of(plain, SCHEMAS).items() for line in found}
+    assert [lines[sequence] for sequence in sorted(lines)] == expected
+
+
+@pytest.mark.parametrize("clock", [-(2**62) - 1, 2**62 + 1])
+def test_a_clock_that_no_machine_has_costs_no_row(clock: int) -> None:
+    raws = [feature("a"), value("size", 1.5)]
+    assert at_once(raws, clock) is None
+    found = [line for each in rows_of(raws, 100, clock, {}) for line in told(encode_rows(each, 5))]
+    assert [line["t"] for line in found] == [min(max(clock, 0), rows._LATEST) // 1000] * 2
+
+
+@given(st.lists(records, min_size=1, max_size=10), st.booleans())
+def test_the_fast_way_through_a_block_gives_what_the_thorough_one_gives(
+    raws: list[tuple[Any, ...]], declared: bool
+) -> None:
     segment = Segment()
-    segment.block([pack(raw) for raw in raws], counts=[len(raws), *([0] * 11)])
+    declaration = [[Kind.SCHEMA, 0, "order.placed", ["user_id", "price"], 3, Kind.FEATURE]] if declared else []
+    segment.block([pack(raw) for raw in [*declaration, *raws]], counts=[len(raws), *([0] * 10), int(declared)])
     (block,) = SegmentReader(segment.data).blocks()
-    assert raw_of(block, {}, Keyring(()).unlock) == legible(block, {})
+    schemas: dict[int, Schema] = {}
+    thorough = rows_of(raw_records(block, schemas), 0, CLOCK, schemas)
+    found: dict[int, Schema] = {}
+    made, lost, reason = rows_in(block, found, Keyring(()).unlock)
+    assert (_lines(made), lost[1] - lost[0], reason) == (_lines(thorough), 0, "")
+    assert found == schemas
+
+
+def _lines(made: list[Rows]) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(each.table, line["q"]): line for each in made for line in told(encode_rows(each, 5))}
 
 
 @pytest.mark.parametrize(
@@ -101,15 +149,14 @@ def test_the_fast_way_to_unpack_a_block_gives_what_the_thorough_one_gives(raws: 
 )
 def test_records_together_become_what_each_becomes_alone(raws: list[list[Any]]) -> None:
     (table,) = together = lines_of(raws)
-    alone = [line for raw in raws for line in lines_of([raw])[table]]
-    assert [{**line, "q": 100} for line in together[table]] == alone
+    assert [(table, line) for line in together[table]] == [alone(raw, at) for at, raw in enumerate(raws, 100)]
 
 
 def test_a_record_of_many_fields_costs_the_others_nothing() -> None:
     raws = [*(feature("a") for _ in range(2_000)), [*feature("b"), *range(20_000)]]
     tracemalloc.start()
     try:
-        ((_, columns),) = rows_of(raws, 100, CLOCK, {})
+        ((_, _, columns),) = rows_of(raws, 100, CLOCK, {})
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -148,7 +195,7 @@ def test_each_kind_has_its_table() -> None:
 
 @pytest.mark.parametrize(
     ("time", "expected"),
-    [(-(2**63), 0), (1e30, rows._LATEST), (1.5e9, (CLOCK + 1_500_000_000) // 1000)],
+    [(-(2**63), 0), (1e30, rows._LATEST // 1000), (1.5e9, (CLOCK + 1_500_000_000) // 1000)],
 )
 def test_times_outside_any_calendar_are_moved_to_its_bounds(time: float, expected: int) -> None:
     (line,) = lines_of([[Kind.FEATURE, time, "a", {}]])["feature"]
@@ -207,7 +254,7 @@ def test_long_rows_are_whole_among_short_ones_and_cut_where_all_are_long() -> No
 
 
 def test_rows_that_are_too_long_together_go_into_several_lines() -> None:
-    ((table, columns),) = rows_of([feature(str(at), text="\x00" * 10_000) for at in range(300)], 100, CLOCK, {})
-    lines = encode_rows(table, 5, columns)
+    (together,) = rows_of([feature(str(at), text="\x00" * 10_000) for at in range(300)], 100, CLOCK, {})
+    lines = encode_rows(together, 5)
     assert max(map(len, lines.splitlines())) <= rows.MAX_LINE < len(lines)
     assert [(row["s"], row["q"], row["n"]) for row in told(lines)] == [(5, 100 + at, str(at)) for at in range(300)]

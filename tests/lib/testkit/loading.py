@@ -82,7 +82,8 @@ def told(lines: bytes) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for line in lines.splitlines():
         columns: dict[str, Any] = json.loads(line)
-        segment = columns.pop("s")
+        segment, origin = columns.pop("s"), columns.pop("o")
+        columns["t"] = [(time + origin) // 1000 for time in columns["t"]]
         rows += [{"s": segment, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)]
     return rows
 
