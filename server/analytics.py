@@ -19,6 +19,7 @@ import duckdb
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import COUNTERS, Schema
 from mailboat.protocol.summary import INFO_TEXTS
+from mailboat.server import summing
 from mailboat.server.analytics_schema import (
     BATCH_COLUMNS,
     GAP_COLUMNS,
@@ -32,7 +33,7 @@ from mailboat.server.analytics_schema import (
     given,
     insert_rows,
 )
-from mailboat.server.analytics_store import AnalyticsError, Holding, Key, Progress, RowsRefused, Step
+from mailboat.server.analytics_store import AnalyticsError, Holding, Key, Progress, RowsRefused, Step, TooMuchToSum
 from mailboat.server.catalog import SegmentRow, SessionRow
 from mailboat.server.config import ANALYTICS_MEMORY
 from mailboat.server.decoder import schemas_from
@@ -131,6 +132,8 @@ class Analytics:
                 self._writer.execute(insert_rows(table), {"file": str(decoded.folder / f"{table}.json")})
             self._add_gaps(steps)
             self._replace_loaded([(step.segment, step.progress) for step in steps])
+            records = sum(step.outcome.records for step in steps)
+            self._writer.execute("UPDATE state SET waiting = waiting + $records", {"records": records})
 
     def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
         """Note that nothing more of this segment is to be loaded."""
@@ -141,8 +144,12 @@ class Analytics:
 
     def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
         """Put these sessions in place of what was known of them, and note the revision."""
-        keys = _keys([(row.product, row.summary.session_id) for row in rows])
+        installations = {(row.product, row.summary.session_id): row.summary.installation for row in rows}
+        keys = _keys(installations)
         with self._transaction():
+            renamed = summing.renamed(self._writer, installations.items())
+            if renamed:
+                summing.spoil(self._writer, renamed)
             self._writer.execute(
                 f"DELETE FROM session USING {given(KEY_COLUMNS)} old "
                 "WHERE session.product = old.product AND session.session_id = old.session_id",
@@ -150,16 +157,35 @@ class Analytics:
             )
             columns = _rows([session_columns(row) for row in rows])
             self._writer.execute(f"INSERT INTO session FROM {given(SESSION_COLUMNS)}", {"rows": columns})
+            if renamed:
+                summing.identify(self._writer, renamed)
             self._writer.execute("UPDATE state SET revision = $revision", {"revision": revision})
+
+    def sum_up(self, *, idle: bool) -> bool:
+        """See `AnalyticsStore.sum_up`."""
+        if not summing.due(self._writer, idle=idle):
+            return False
+        try:
+            with self._transaction():
+                summing.sum_up(self._writer)
+        except AnalyticsError as error:
+            if not isinstance(error.__cause__, duckdb.OutOfMemoryException):
+                raise
+            with self._transaction():
+                summing.postpone(self._writer)
+            raise TooMuchToSum(f"there is too much to be summed: {error.__cause__}") from error
+        return True
 
     # -- taking out, and counting --------------------------------------------------------------------------------
 
     def forget(self, sessions: Iterable[Key]) -> int:
         """See `AnalyticsStore.forget`."""
-        bound = {"rows": _rows(_keys(sorted(set(sessions))))}
+        keys = sorted(set(sessions))
+        bound = {"rows": _rows(_keys(keys))}
         records = 0
         with self._transaction():
-            for table in (*ROWS, "gap", "loaded", "session"):
+            summing.spoil(self._writer, keys)
+            for table in (*ROWS, "gap", "loaded", "session", "numbered"):
                 found = self._writer.execute(
                     f"DELETE FROM {table} USING {given(KEY_COLUMNS)} old "
                     f"WHERE {table}.product = old.product AND {table}.session_id = old.session_id",
@@ -181,6 +207,7 @@ class Analytics:
         ]
         records = 0
         with self._transaction():
+            summing.spoil(self._writer, known)
             for table in ROWS:
                 found = self._writer.execute(
                     f"DELETE FROM {table} USING {given(RANGE_COLUMNS)} old WHERE {table}.product = old.product "
@@ -219,6 +246,15 @@ class Analytics:
         finally:
             cursor.close()
 
+    def disagreements(self) -> Iterator[str]:
+        """See `AnalyticsStore.disagreements`."""
+        cursor = self.cursor()
+        try:
+            for product, week, table in summing.disagreements(cursor):
+                yield f"{product}: the sums in {table} of week {week} since 1970 are not those of its records"
+        finally:
+            cursor.close()
+
     def _batch(self, steps: Sequence[Step]) -> None:
         """Lay table ``batch``; whether a session is internal is known from its summary, or else from its preamble."""
         rows = [
@@ -229,10 +265,13 @@ class Analytics:
             }
             for step in steps
         ]
+        summing.number(self._writer, {(step.segment.product, step.segment.session_id) for step in steps})
         self._writer.execute(
             "CREATE OR REPLACE TEMP TABLE batch AS SELECT n.*, coalesce(s.internal, n.said, false) AS internal, "
-            "CAST(coalesce(s.skew, 0) * 1e6 AS BIGINT) AS shift "
-            f"FROM {given(BATCH_COLUMNS)} n LEFT JOIN session s USING (product, session_id)",
+            "CAST(coalesce(s.skew, 0) * 1e6 AS BIGINT) AS shift, numbered.number AS own, "
+            "state.generation + 1 AS generation "
+            f"FROM {given(BATCH_COLUMNS)} n JOIN numbered USING (product, session_id) "
+            "LEFT JOIN session s USING (product, session_id) CROSS JOIN state",
             {"rows": _rows(rows)},
         )
 
@@ -429,7 +468,7 @@ def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:
     connection.begin()
     for name, columns in TABLES.items():
         connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
-    connection.execute("INSERT INTO state SELECT $layout, 0, 0 WHERE NOT EXISTS (FROM state)", {"layout": LAYOUT})
+    connection.execute("INSERT INTO state SELECT $layout, 0, 0, 0, 0 WHERE NOT EXISTS (FROM state)", {"layout": LAYOUT})
     connection.commit()
 
 

@@ -8,14 +8,19 @@
     loaded        one row an upload: the bytes taken over, the sequence numbers that got rows, declarations so far, when
                   the last of these bytes came
     gap           what in an upload could not be read
+    numbered      one row a session of which something was loaded: its number, and that of its installation
+    kind_sum, feature_sum, installation_sum, value_sum
+                  what the records of each product and week come to (`sums`)
+    stale         products and weeks that have no sums for now
     state         one row: layout of these tables, generation (grows with each load), revision (of the catalog's
-                  sessions as copied last)
+                  sessions as copied last), the generation up to which records are summed, records that wait for it
 
 Nothing here is the only copy: all of it is made again from the catalog and the segments, so a layout is changed by
-starting anew. There are no keys or indexes, since a DuckLake has none; one writer keeps rows unique. Times are UTC, and
-corrected where a machine's clock was wrong (`skew`): those of a session as it was offered last, those of records as was
-known when they were loaded. `internal` repeats the session's `test` in each record, so that the default origin needs no
-join; as a column of one value it takes no room.
+starting anew. Each record tells the number of its session, by which sessions are told apart in a fraction of the time,
+and the generation that it came with. There are no keys or indexes, since a DuckLake has none; one writer keeps rows
+unique. Times are UTC, and corrected where a machine's clock was wrong (`skew`): those of a session as it was offered
+last, those of records as was known when they were loaded. `internal` repeats the session's `test` in each record, so
+that the default origin needs no join; as a column of one value it takes no room.
 """
 
 from __future__ import annotations
@@ -23,10 +28,20 @@ from __future__ import annotations
 from typing import Final
 
 from mailboat.protocol.records import COUNTERS
+from mailboat.server.sums import SUMS
 
-LAYOUT: Final = 3
+LAYOUT: Final = 4
 
-_RECORD: Final = "product VARCHAR, session_id UUID, internal BOOLEAN, sequence BIGINT, time TIMESTAMP"
+
+def _definition(columns: dict[str, str]) -> str:
+    return ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
+
+
+OWN_COLUMNS: Final = {"number": "INTEGER", "generation": "BIGINT"}
+"""Columns of records that mean something to this store alone."""
+_RECORD: Final = (
+    f"product VARCHAR, session_id UUID, internal BOOLEAN, {_definition(OWN_COLUMNS)}, sequence BIGINT, time TIMESTAMP"
+)
 _NAMED: Final = f"{_RECORD}, name VARCHAR, attributes JSON"
 _TEXTS: Final = (
     "application", "version", "environment", "agent", "user", "host", "os", "runtime", "time_zone", "locale",
@@ -92,12 +107,8 @@ BATCH_COLUMNS: Final = {"number": "INTEGER", **KEY_COLUMNS, "upload_id": "UUID",
 """One segment of a batch: its number in the lines, and whether its preamble says that it is internal."""
 
 
-def _definition(columns: dict[str, str]) -> str:
-    return ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
-
-
 TABLES: Final = {
-    "state": "layout INTEGER, generation BIGINT, revision BIGINT",
+    "state": "layout INTEGER, generation BIGINT, revision BIGINT, summed BIGINT, waiting BIGINT",
     "session": _definition(SESSION_COLUMNS),
     "feature": _NAMED,
     "value": f"{_NAMED}, value DOUBLE, unit VARCHAR",
@@ -109,6 +120,9 @@ TABLES: Final = {
     "other": f"{_RECORD}, kind VARCHAR, fields JSON",
     "loaded": _definition(LOADED_COLUMNS),
     "gap": _definition(GAP_COLUMNS),
+    "numbered": "product VARCHAR, session_id UUID, number INTEGER, installation INTEGER",
+    "stale": "product VARCHAR, week INTEGER",
+    **{each.table: _definition(each.columns) for each in SUMS},
 }
 """Every table with its columns."""
 
@@ -142,7 +156,7 @@ def insert_rows(table: str) -> str:
     time = "make_timestamp(greatest(0, (r.o + unnest(r.t)) // 1000 + b.shift))"
     chosen = ", ".join(time if name == "t" else f"unnest(r.{name})" for name in members if name not in _SCALARS)
     return (
-        f"INSERT INTO {table} SELECT b.product, b.session_id, b.internal, {chosen} "  # noqa: S608 - names from above
+        f"INSERT INTO {table} SELECT b.product, b.session_id, b.internal, b.own, b.generation, {chosen} "  # noqa: S608 - names from above
         f"FROM {_read(members)} r JOIN batch b ON b.number = r.s"
     )
 

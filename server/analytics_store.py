@@ -38,6 +38,10 @@ class RowsRefused(AnalyticsError):
     """The engine does not take some of the rows; nothing of the batch was kept."""
 
 
+class TooMuchToSum(AnalyticsError):
+    """The engine's memory does not suffice to sum records up; they wait, with those that come, for another attempt."""
+
+
 Key = tuple[str, str]
 """Product and session id."""
 
@@ -119,6 +123,14 @@ class AnalyticsStore(Protocol):
 
     def holdings(self) -> Iterator[Holding]:
         """Every session of which anything is here, counted; in order of product and session id."""
+
+    def sum_up(self, *, idle: bool) -> bool:
+        """Bring what is summed up to date, if it is worth it by now: more is when nothing else is to be done (`idle`).
+        Whether it was. Answers are the same before and after; only how long they take is not. Raises `TooMuchToSum`.
+        """
+
+    def disagreements(self) -> Iterator[str]:
+        """What is summed and is not what the records come to."""
 
     def reopen(self) -> None:
         """Open the store anew after a failed write; readers under way may fail."""

@@ -22,7 +22,7 @@ from msgspec import structs
 from mailboat.protocol.errors import Code, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.summary import Status
-from mailboat.server import adoption, answers, lateness, reconciling, reports, triage, wanting
+from mailboat.server import adoption, answers, lateness, reconciling, reports, triage, usage, wanting
 from mailboat.server.catalog import (
     Origin,
     Role,
@@ -203,7 +203,7 @@ async def show_overview(asked: Asked) -> web.StreamResponse:
 
 async def list_features(asked: Asked) -> web.StreamResponse:
     """Every feature and every category above it (dots make the hierarchy), most used first."""
-    return answered(await _ask(asked, functools.partial(reports.features, asked.scope(), asked.given.paging())))
+    return answered(await _ask(asked, functools.partial(usage.features, asked.scope(), asked.given.paging())))
 
 
 async def list_versions(asked: Asked) -> web.StreamResponse:
@@ -225,7 +225,7 @@ async def list_values(asked: Asked) -> web.StreamResponse:
     """Values by name and unit, and timings by name, with how they spread."""
     kind = asked.given.choice("kind", ValueKind, ValueKind.ALL)
     chosen = None if kind is ValueKind.ALL else kind.value
-    return answered(await _ask(asked, functools.partial(reports.values, asked.scope(), chosen, asked.given.paging())))
+    return answered(await _ask(asked, functools.partial(usage.values, asked.scope(), chosen, asked.given.paging())))
 
 
 async def list_exceptions(asked: Asked) -> web.StreamResponse:

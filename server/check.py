@@ -1,7 +1,8 @@
 """Is everything that the catalog says here, and is everything here that it says? Nothing is repaired by looking.
 
 Every upload is held against its blob (bytes that were announced, digests of what was verified), every blob against the
-uploads, every session against the analytics store and back: each record once, none of a session that is unknown.
+uploads, every session against the analytics store and back: each record once, none of a session that is unknown. What
+that store has added up is held against its records.
 
 Two kinds of faults can be put right without losing anything, when asked to: a blob that nobody knows is laid aside, and
 an analytics store that does not agree is begun anew, since all of it is made again from the segments.
@@ -55,9 +56,13 @@ class Kind(StrEnum):
     """It has records that it does not say it has loaded, or of a session that the catalog does not know."""
     NOT_LISTED = "not_listed"
     """A session is not in the reports, though the store says that it has copied it."""
+    SUMS_WRONG = "sums_wrong"
+    """What reports add up is not what the records come to."""
 
 
-ANALYTICS_KINDS: Final = frozenset({Kind.RECORDS_MISSING, Kind.RECORDS_TWICE, Kind.RECORDS_STRANGE, Kind.NOT_LISTED})
+ANALYTICS_KINDS: Final = frozenset(
+    {Kind.RECORDS_MISSING, Kind.RECORDS_TWICE, Kind.RECORDS_STRANGE, Kind.NOT_LISTED, Kind.SUMS_WRONG}
+)
 """What is put right by beginning the analytics store anew."""
 
 
@@ -212,6 +217,8 @@ async def _check_store(
             findings.records += holding.rows
         await _check_progress(catalog, blobs, store, some, sessions, findings)
     await _check_listed(catalog, store, set(sessions) - listed, findings)
+    for text in await asyncio.to_thread(lambda: list(store.disagreements())):
+        findings.add(Kind.SUMS_WRONG, "analytics store", text)
 
 
 def _check_holding(holding: Holding, findings: Findings, *, known: bool) -> None:

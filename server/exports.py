@@ -20,12 +20,14 @@ from aiohttp import web
 
 from mailboat.protocol.errors import Code
 from mailboat.protocol.limits import MIB
+from mailboat.server.analytics_schema import OWN_COLUMNS
 from mailboat.server.context import CONFIG, ProblemError, run_in_worker
 from mailboat.server.ingest import REPORTS
 from mailboat.server.operations import Asked, Operation, add_operations
 from mailboat.server.parameters import SCOPE, Parameter, refused, whole
-from mailboat.server.reports import RECORD_TABLES, Answer, Question, Scope, TooSlow
+from mailboat.server.reports import Answer, Question, Scope, TooSlow
 from mailboat.server.streaming import send
+from mailboat.server.sums import RECORD_TABLES
 
 PARQUET: Final = "application/vnd.apache.parquet"
 EXPORTED: Final = ("session", *RECORD_TABLES)
@@ -60,7 +62,8 @@ async def export(asked: Asked) -> web.StreamResponse:
 
 def _write(table: str, scope: Scope, limit: int, path: Path, question: Question) -> Answer:
     time = "started" if table == "session" else "time"
-    question.write_parquet(f"SELECT * FROM {table} WHERE {scope.where(time)} LIMIT {limit}", scope.values, path)
+    columns = "*" if table == "session" else f"* EXCLUDE ({', '.join(OWN_COLUMNS)})"
+    question.write_parquet(f"SELECT {columns} FROM {table} WHERE {scope.where(time)} LIMIT {limit}", scope.values, path)
     return {}
 
 

@@ -39,7 +39,7 @@ from aiohttp import web
 from mailboat.protocol.errors import MailboatError
 from mailboat.protocol.negotiation import Reason
 from mailboat.server.analytics import Analytics
-from mailboat.server.analytics_store import Key, RowsRefused, Step
+from mailboat.server.analytics_store import Key, RowsRefused, Step, TooMuchToSum
 from mailboat.server.batches import Known
 from mailboat.server.catalog import Catalog, SegmentRow, SessionRow
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, INGEST_WAKE, REPLICA
@@ -224,6 +224,7 @@ class Ingest:
         await self._sessions()
         listed = await self._catalog.segments_to_load(LISTED)
         if not listed:
+            await self._sum_up(idle=True)
             return False
         again = [each for each in listed if each.loaded < 0]
         if again:  # killed in between, nothing is there to be taken out next time
@@ -305,7 +306,16 @@ class Ingest:
                 )
             if step.segment.complete and step.unreadable:
                 await self._set_aside(step.segment, step.outcome.gaps[0][2])
+        await self._sum_up(idle=False)
         return len(whole) < len(steps)
+
+    async def _sum_up(self, *, idle: bool) -> None:
+        try:
+            if await self._loader.sum_up(idle=idle):
+                self._counters["ingest_sums"] += 1
+        except TooMuchToSum as error:  # names without end, say; loading goes on
+            self._counters["ingest_sums_failed"] += 1
+            _log.warning("reports about long periods take long, until the next attempt: %s", error)
 
     async def _set_aside(self, segment: SegmentRow, reason: str) -> None:
         """Have no more of a segment that cannot be loaded."""

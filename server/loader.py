@@ -120,6 +120,10 @@ class Loader:
         """See `AnalyticsStore.unload`."""
         return await self._write(lambda: self.analytics.unload(segments))
 
+    async def sum_up(self, *, idle: bool) -> bool:
+        """See `AnalyticsStore.sum_up`."""
+        return await self._write(lambda: self.analytics.sum_up(idle=idle))
+
     async def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
         """See `Analytics.load_sessions`."""
         await self._write(lambda: self.analytics.load_sessions(rows, revision))

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, SCHEMA_COUNTER
 from mailboat.protocol.wire import MOST
 from mailboat.server.analytics_store import SqlStore
 from mailboat.server.catalog import Origin
+from mailboat.server.sums import OF_KIND, RECORD_TABLES, WEEK, Sum, stale_records
 
 TIME_LIMIT: Final = 20.0
 """Seconds for one question: beyond it the server has better things to do."""
@@ -37,11 +38,6 @@ TOP: Final = 50
 """Versions, systems and the like listed in an overview, most used first."""
 MAX_DAYS: Final = 400
 """Days listed in an overview, latest first: a year and what is needed to compare it."""
-MAX_LEVELS: Final = 8
-"""Levels of the hierarchy that dots make in a feature's name; what is deeper counts to the eighth."""
-
-RECORD_TABLES: Final = ("feature", "value", "timing", "event", "exception", "installation", "other")
-
 Answer = dict[str, Any]
 
 
@@ -71,6 +67,16 @@ class Scope:
     def covers(self, time: float) -> bool:
         """Whether the period does, for what is in no table."""
         return (self.since is None or self.since <= time) and (self.until is None or time < self.until)
+
+    @property
+    def whose(self) -> str:
+        """The condition but for the period; its parameters are `owner`."""
+        return replace(self, since=None, until=None).where("")
+
+    @property
+    def owner(self) -> dict[str, Any]:
+        """The parameters of `whose`."""
+        return {} if self.product is None else {"product": self.product}
 
     @property
     def values(self) -> dict[str, Any]:
@@ -171,6 +177,7 @@ class _Asked:
             raise TooSlow("nobody waits for the answer any more")
         cursor = self._cursor = self._analytics.cursor()
         try:
+            cursor.begin()  # all statements see the same: what is a sum for one is not yet one for another
             return self._question(Question(cursor))
         except duckdb.OutOfMemoryException as error:
             raise TooSlow("the answer takes more memory than there is: ask about a shorter period") from error
@@ -210,6 +217,42 @@ def claimed(numbers: str, condition: str = "true") -> str:
     Whoever has a key may claim any number. The sum never fails for it: no report is refused for what one product says.
     """
     return f"least(coalesce(sum({numbers}) FILTER ({condition}), 0), {MOST})::BIGINT"
+
+
+def summed(total: Sum, scope: Scope, question: Question) -> str:
+    """SQL for a table expression: what the records of the scope come to, some of it in several rows to be added up
+    (`Sum.merged`). Its parameters are `Scope.owner`.
+
+    Whole weeks of the period come from sums, the rest from records: what the period cuts off of a week, what is not
+    summed yet, and weeks without sums.
+    """
+    state = question.row(
+        "SELECT summed, min(week) AS low, max(week) AS high FROM state LEFT JOIN stale ON true GROUP BY 1", {}
+    )
+    since = None if scope.since is None else int(scope.since * 1e6)
+    until = None if scope.until is None else int(scope.until * 1e6)
+    first, end = -((since or 0) // -WEEK), None if until is None else until // WEEK
+    if not state["summed"] or (end is not None and first >= end):
+        return f"({total.gathered(' AND '.join([scope.whose, *_between(since, until)]))})"
+    old = f"generation <= {state['summed']}"
+    pieces = [[f"generation > {state['summed']}", *_between(since, until)]]
+    if since is not None and since % WEEK:
+        pieces.append([old, *_between(since, first * WEEK)])
+    if until is not None and end is not None and until % WEEK:
+        pieces.append([old, *_between(end * WEEK, until)])
+    if state["low"] is not None:
+        high = state["high"] if end is None else min(state["high"], end - 1)
+        pieces.append([stale_records(state["summed"], max(state["low"], first), high)])
+    whole = [scope.whose, f"week >= {first}", *([] if end is None else [f"week < {end}"])]
+    queries = [total.kept(" AND ".join(whole))]
+    queries += [total.gathered(" AND ".join([scope.whose, *piece])) for piece in pieces]
+    return f"({' UNION ALL '.join(queries)})"
+
+
+def _between(since: int | None, until: int | None) -> list[str]:
+    """The conditions for a time in microseconds, of which each end may be open."""
+    ends = (">=", since), ("<", until)
+    return [f"time {sign} make_timestamp({end})" for sign, end in ends if end is not None]
 
 
 # -- overview ------------------------------------------------------------------------------------------------------
@@ -261,17 +304,13 @@ def _of_sessions(scope: Scope, question: Question, columns: str) -> list[Answer]
 
 def _records(scope: Scope, question: Question) -> list[Answer]:
     """Records that are here, by kind and day of recording; `day` is None for all days before the last `MAX_DAYS`."""
-    counts = " UNION ALL ".join(
-        f"SELECT '{table}' AS kind, time::DATE AS day, count(*) AS n FROM {table} "
-        f"WHERE {scope.where('time')} GROUP BY day"
-        for table in RECORD_TABLES
-    )
     return question.rows(
         f"""
         SELECT kind, CASE WHEN nth <= {MAX_DAYS} THEN strftime(day, '%Y-%m-%d') END AS day, sum(n)::BIGINT AS n
-        FROM (SELECT *, dense_rank() OVER (ORDER BY day DESC) AS nth FROM ({counts})) GROUP BY ALL
+        FROM (SELECT *, dense_rank() OVER (ORDER BY day DESC) AS nth FROM {summed(OF_KIND, scope, question)})
+        GROUP BY ALL
         """,
-        scope.values,
+        scope.owner,
     )
 
 
@@ -288,114 +327,6 @@ def _days(scope: Scope, records: Mapping[str, int], question: Question) -> list[
     none = dict.fromkeys(("sessions", "installations", "users", "crashed"), 0)
     days = sorted(sessions.keys() | records.keys(), reverse=True)[:MAX_DAYS]
     return [{"day": day, **none, **sessions.get(day, {}), "records": records.get(day, 0)} for day in days]
-
-
-# -- counting what is different ------------------------------------------------------------------------------------
-
-_PART: Final = 1024
-"""Numbers that are counted in one bitmap: one of 128 bytes takes no more room than a few entries of a hash table."""
-
-
-def _numbered(scope: Scope) -> str:
-    """A common table ``numbered``: all sessions that have records, numbered from zero, and so their installations.
-
-    What has a number is counted, exactly, by setting bits (`_bits`), in a fifth of the time that hashing takes.
-    """
-    product = "WHERE product = $product" if scope.product is not None else ""
-    return f"""
-        numbered AS (
-            SELECT product, session_id, row_number() OVER () - 1 AS number,
-                   CASE WHEN named IS NOT NULL THEN dense_rank() OVER (ORDER BY named) - 1 END AS installation
-            FROM (SELECT DISTINCT product, session_id FROM loaded {product})
-            LEFT JOIN (SELECT product, session_id, nullif(installation, '') AS named FROM session {product})
-                USING (product, session_id))"""
-
-
-def _bits(number: str) -> str:
-    """An aggregate: which numbers of a part there are, as bits."""
-    return f"bitstring_agg(({number} % {_PART})::SMALLINT, 0, {_PART - 1})"
-
-
-# -- features ------------------------------------------------------------------------------------------------------
-
-
-def features(scope: Scope, paging: Paging, question: Question) -> Answer:
-    """Every feature and every category above it, most used first.
-
-    `uses` and `sessions` of a category count all below it, `own` the uses of just this name. `share` is that of the
-    sessions whose records are here and that ran in the period.
-    """
-    rows = question.rows(
-        f"""
-        WITH {_numbered(scope)},
-        used AS (SELECT name, time, number, installation
-                 FROM (SELECT product, session_id, name, time FROM feature WHERE {scope.where("time")})
-                 JOIN numbered USING (product, session_id)),
-        of_sessions AS (
-            SELECT name, number // {_PART} AS part, {_bits("number")} AS seen, count(*) AS n, min(time) AS first,
-                   max(time) AS last FROM used GROUP BY name, part),
-        of_installations AS (
-            SELECT name, installation // {_PART} AS part, {_bits("installation")} AS seen
-            FROM used WHERE installation IS NOT NULL GROUP BY name, part),
-        names AS (SELECT DISTINCT name, string_split(name, '.') AS steps FROM of_sessions),
-        nodes AS (
-            SELECT name, unnest(list_append(
-                [array_to_string(steps[1:i], '.') FOR i IN range(1, least(len(steps), {MAX_LEVELS} + 1))],
-                name)) AS node
-            FROM names),
-        uses AS (
-            SELECT node, part, sum(n) AS n, sum(n) FILTER (name = node) AS own, min(first) AS first,
-                   max(last) AS last, bit_count(bit_or(seen)) AS sessions
-            FROM of_sessions JOIN nodes USING (name) GROUP BY node, part),
-        installed AS (
-            SELECT node, sum(seen)::BIGINT AS installations
-            FROM (SELECT node, bit_count(bit_or(seen)) AS seen
-                  FROM of_installations JOIN nodes USING (name) GROUP BY node, part) GROUP BY node)
-        SELECT node AS name, nullif(array_to_string(string_split(node, '.')[:-2], '.'), '') AS parent,
-               sum(n)::BIGINT AS uses, coalesce(sum(own), 0)::BIGINT AS own, sum(sessions)::BIGINT AS sessions,
-               coalesce(any_value(installations), 0) AS installations, min(first) AS first, max(last) AS last
-        FROM uses LEFT JOIN installed USING (node) GROUP BY node ORDER BY uses DESC, name {paging.sql}
-        """,
-        scope.values,
-    )
-    held = question.row(
-        f"SELECT count(*) AS n FROM session WHERE {scope.where('started', 'ended')} AND (product, session_id) IN "
-        "(SELECT (product, session_id) FROM loaded WHERE records > 0)",
-        scope.values,
-    )["n"]
-    page, cursor = paging.page(rows)
-    for row in page:
-        # A clock that was set while a session ran may put a record outside its session.
-        row["share"] = min(1.0, row["sessions"] / held) if held else None
-    return {"features": page, "sessions": held, "next": cursor}
-
-
-# -- values and timings --------------------------------------------------------------------------------------------
-
-_SPREAD: Final = "quantile_cont(x, [0.5, 0.9, 0.95, 0.99])"
-
-
-def values(scope: Scope, kind: str | None, paging: Paging, question: Question) -> Answer:
-    """Values by name and unit, and timings (in seconds) by name, with what is to be known of how they spread."""
-    sources = {
-        "value": "SELECT 'value' AS kind, name, unit, product, session_id, value AS x FROM value",
-        "timing": "SELECT 'timing' AS kind, name, 's' AS unit, product, session_id, seconds AS x FROM timing",
-    }
-    chosen = [f"{sql} WHERE {scope.where('time')}" for name, sql in sources.items() if kind in (None, name)]
-    rows = question.rows(
-        f"""
-        SELECT kind, name, unit, count(x) AS count, count(DISTINCT {SESSION_KEY}) AS sessions, sum(x) AS sum,
-               min(x) AS min, max(x) AS max, avg(x) AS mean, {_SPREAD} AS spread
-        FROM ({" UNION ALL ".join(chosen)}) GROUP BY kind, name, unit
-        ORDER BY count DESC, kind, name, unit {paging.sql}
-        """,
-        scope.values,
-    )
-    page, cursor = paging.page(rows)
-    for row in page:
-        spread = row.pop("spread") or (None, None, None, None)
-        row["percentiles"] = dict(zip(("50", "90", "95", "99"), spread, strict=True))
-    return {"values": page, "next": cursor}
 
 
 # -- what is here --------------------------------------------------------------------------------------------------

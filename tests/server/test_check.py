@@ -163,6 +163,11 @@ DAMAGES: dict[str, Damage] = {
         lambda _: None,
     ),
     "a session is not in the reports": (lambda left: left.duck("DELETE FROM session"), Kind.NOT_LISTED, lambda _: None),
+    "a sum is not that of its records": (
+        lambda left: left.duck("INSERT INTO kind_sum VALUES ('p', false, 2000, 'feature', '2008-05-01', 3)"),
+        Kind.SUMS_WRONG,
+        lambda _: None,
+    ),
     "the store has forgotten what it loaded": (
         lambda left: left.duck("UPDATE loaded SET consumed = 10"),
         Kind.RECORDS_MISSING,

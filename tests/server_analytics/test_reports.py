@@ -20,11 +20,12 @@ import pytest
 from mailboat.protocol import Info, SegmentReader, Status
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import COUNTERS
-from mailboat.server import reports, triage
+from mailboat.server import reports, summing, triage, usage
 from mailboat.server.analytics import Analytics
 from mailboat.server.catalog import Origin, SessionState
 from mailboat.server.decoding import Decoder
 from mailboat.server.reports import Answer, Paging, Question, Reports, Scope, TooSlow
+from mailboat.server.sums import RECORD_TABLES
 from testkit.loading import PRODUCT, Bench, segment_row, session_row
 from testkit.segments import START, Raw, Segment, event, exception, feature, timing, value
 
@@ -135,13 +136,17 @@ def add_session(world: World, chance: random.Random) -> None:
         world.bench.load((segment_row(data, session_id, product=product), data))
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+@pytest.fixture(scope="module", params=[None, 40, 60], ids=["records alone", "some sums", "sums"])
+def world(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[World]:
     folder, decoder = tmp_path_factory.mktemp("world"), Decoder()
     analytics = Analytics(folder / "analytics.duckdb")
     made, chance = World(Bench(analytics, decoder, folder)), random.Random(7)
-    for _ in range(60):
+    for count in range(1, 61):
         add_session(made, chance)
+        if count == request.param:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(summing, "TAIL", 0)
+                assert analytics.sum_up(idle=False)
     analytics.load_sessions(made.sessions, 1)
     yield made
     decoder.close()
@@ -205,7 +210,7 @@ def test_overview_by_day(world: World, scope: Scope, most: int, monkeypatch: pyt
         return dt.datetime.fromtimestamp(seconds, dt.UTC).date().isoformat()
 
     sessions = Counter(day(each.summary.started) for each in world.sessions_in(scope))
-    records = Counter(day(each.record.time) for each in world.records(scope, *reports.RECORD_TABLES))
+    records = Counter(day(each.record.time) for each in world.records(scope, *RECORD_TABLES))
     days = sorted(sessions.keys() | records.keys(), reverse=True)[:most]
     assert [row["day"] for row in said] == days
     assert [row["sessions"] for row in said] == [sessions[day] for day in days]
@@ -213,18 +218,14 @@ def test_overview_by_day(world: World, scope: Scope, most: int, monkeypatch: pyt
 
 
 @scopes
-@pytest.mark.parametrize("part", [2, 1024])
-def test_features_and_the_categories_above_them(
-    world: World, scope: Scope, part: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reports, "_PART", part)
-    said = world.ask(lambda question: reports.features(scope, Paging(1000), question))
+def test_features_and_the_categories_above_them(world: World, scope: Scope) -> None:
+    said = world.ask(lambda question: usage.features(scope, Paging(1000), question))
     uses, own, sessions, installations = Counter[str](), Counter[str](), defaultdict(set), defaultdict(set)
     for each in world.records(scope, "feature"):
         name = each.record.name
         own[name] += 1
         steps = name.split(".")
-        for node in {name, *(".".join(steps[:depth]) for depth in range(1, min(len(steps), reports.MAX_LEVELS + 1)))}:
+        for node in {name, *(".".join(steps[:depth]) for depth in range(1, min(len(steps), usage.MAX_LEVELS + 1)))}:
             uses[node] += 1
             sessions[node].add((each.product, each.session))
             installations[node].add(each.installation)
@@ -242,7 +243,7 @@ def test_features_and_the_categories_above_them(
 @scopes
 @pytest.mark.parametrize("kind", [None, "value", "timing"])
 def test_values_and_timings(world: World, scope: Scope, kind: str | None) -> None:
-    said = world.ask(lambda question: reports.values(scope, kind, Paging(1000), question))
+    said = world.ask(lambda question: usage.values(scope, kind, Paging(1000), question))
     numbers: dict[tuple[str, str, str | None], list[float]] = defaultdict(list)
     for each in world.records(scope, *([kind] if kind else ["value", "timing"])):
         record = each.record
@@ -287,11 +288,11 @@ def test_exceptions_grouped_by_type_and_way(world: World, scope: Scope) -> None:
 
 def test_pages_of_an_aggregate_are_the_aggregate(world: World) -> None:
     scope = Scope(origin=Origin.ALL)
-    whole = world.ask(lambda question: reports.features(scope, Paging(1000), question))
+    whole = world.ask(lambda question: usage.features(scope, Paging(1000), question))
     assert whole["next"] is None
     found, cursor = [], "0"
     while cursor is not None:
-        page = world.ask(lambda question, at=int(cursor): reports.features(scope, Paging(3, at), question))  # type: ignore[misc]
+        page = world.ask(lambda question, at=int(cursor): usage.features(scope, Paging(3, at), question))  # type: ignore[misc]
         assert len(page["features"]) <= 3
         found += page["features"]
         cursor = page["next"]

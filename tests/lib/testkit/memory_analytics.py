@@ -94,6 +94,13 @@ class MemoryAnalytics:
             numbers = kept.numbers.get(key, [])
             yield Holding(*key, noted, len(numbers), len(set(numbers)), key in kept.sessions)
 
+    def sum_up(self, *, idle: bool) -> bool:
+        """Nothing is summed here."""
+        return False
+
+    def disagreements(self) -> Iterator[str]:
+        return iter(())
+
     def reopen(self) -> None:
         """Nothing to be done."""
 

@@ -1,0 +1,202 @@
+"""How numbers and sums are kept (see `sums`): functions of a connection to the analytics store, in a transaction.
+
+Whatever takes records of summed generations out, or changes what they count for, calls `spoil` before: the sums of
+their weeks go in the same transaction, and are made again by the next `sum_up`.
+"""
+
+# ruff: noqa: S608 - what is put into SQL here are fragments of this package; values are always bound
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import duckdb
+
+from mailboat.server.analytics_schema import KEY_COLUMNS, given
+from mailboat.server.analytics_store import Key
+from mailboat.server.json_text import encode
+from mailboat.server.sums import PART, RECORD_TABLES, SCOPED, SUMS, TAIL, stale_records, week_of
+
+_NUMBERED: Final = {**KEY_COLUMNS, "number": "INTEGER", "installation": "INTEGER"}
+_IDENTIFIED: Final = {**KEY_COLUMNS, "installation": "INTEGER"}
+_NAMED: Final = {**KEY_COLUMNS, "installation": "VARCHAR"}
+
+
+# -- numbers -------------------------------------------------------------------------------------------------------
+
+
+def number(db: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
+    """Give those of the sessions a number that have none, and their installations."""
+    fresh = db.execute(
+        f"SELECT product, session_id::VARCHAR, nullif(session.installation, '') FROM {given(KEY_COLUMNS)} "
+        "ANTI JOIN numbered USING (product, session_id) LEFT JOIN session USING (product, session_id)",
+        {"rows": _keys(sorted(set(keys)))},
+    ).fetchall()
+    if fresh:
+        numbers, installations = _Numbers(db, "number"), _installations(db, fresh)
+        rows = [
+            {
+                "product": product,
+                "session_id": session_id,
+                "number": numbers.next(product),
+                "installation": installations.get(name),
+            }
+            for product, session_id, name in fresh
+        ]
+        db.execute(f"INSERT INTO numbered FROM {given(_NUMBERED)}", {"rows": _text(rows)})
+
+
+def identify(db: duckdb.DuckDBPyConnection, keys: Sequence[Key]) -> None:
+    """Have the numbers of these sessions' installations agree with table ``session``."""
+    bound = {"rows": _keys(keys)}
+    these = f"{given(KEY_COLUMNS)} old WHERE numbered.product = old.product AND numbered.session_id = old.session_id"
+    # What they had is the number of another installation, perhaps.
+    db.execute(f"UPDATE numbered SET installation = NULL FROM {these}", bound)
+    named = db.execute(
+        f"SELECT product, session_id::VARCHAR, installation FROM session JOIN {given(KEY_COLUMNS)} "
+        "USING (product, session_id) WHERE installation != ''",
+        bound,
+    ).fetchall()
+    installations = _installations(db, named)
+    rows = [
+        {"product": product, "session_id": session_id, "installation": installations[name]}
+        for product, session_id, name in named
+    ]
+    db.execute(
+        f"UPDATE numbered SET installation = known.installation FROM {given(_IDENTIFIED)} known "
+        "WHERE numbered.product = known.product AND numbered.session_id = known.session_id",
+        {"rows": _text(rows)},
+    )
+
+
+def _installations(
+    db: duckdb.DuckDBPyConnection, sessions: Iterable[tuple[str, str, str | None]]
+) -> dict[str | None, int]:
+    """The numbers of the installations, given with product and session id, by their names; new ones where needed."""
+    names = {name: product for product, _, name in sessions if name is not None}
+    if not names:
+        return {}
+    known = db.execute(
+        f"SELECT name, any_value(numbered.installation) FROM {given({'name': 'VARCHAR'})} "
+        "JOIN session ON session.installation = name JOIN numbered USING (product, session_id) "
+        "WHERE numbered.installation IS NOT NULL GROUP BY name",
+        {"rows": _text([{"name": name} for name in names])},
+    ).fetchall()
+    found: dict[str | None, int] = dict(known)
+    numbers = _Numbers(db, "installation")
+    for name in names.keys() - found.keys():
+        found[name] = numbers.next(names[name])
+    return found
+
+
+def renamed(db: duckdb.DuckDBPyConnection, installations: Iterable[tuple[Key, str]]) -> list[Key]:
+    """The numbered sessions of which the installation is, or was, another one than is known of them."""
+    rows = [{"product": key[0], "session_id": key[1], "installation": name} for key, name in installations]
+    return db.execute(
+        f"SELECT product, session_id::VARCHAR FROM {given(_NAMED)} said JOIN numbered USING (product, session_id) "
+        "LEFT JOIN session USING (product, session_id) "
+        "WHERE said.installation != coalesce(session.installation, '')",
+        {"rows": _text(rows)},
+    ).fetchall()
+
+
+class _Numbers:
+    """Numbers that nobody has: in the part that a product had the last one of, or in a new part."""
+
+    def __init__(self, db: duckdb.DuckDBPyConnection, column: str) -> None:
+        found = db.execute(
+            f"SELECT product, {column} // {PART} AS part, max({column}) FROM numbered WHERE {column} IS NOT NULL "
+            "GROUP BY ALL ORDER BY part"
+        ).fetchall()
+        self._part: dict[str, int] = {product: part for product, part, _ in found}
+        self._last: dict[int, int] = {}
+        for _, part, last in found:
+            self._last[part] = max(last, self._last.get(part, last))
+        self._new = 1 + max(self._last, default=-1)
+
+    def next(self, product: str) -> int:
+        """Take one."""
+        part = self._part.get(product)
+        if part is None or self._last[part] % PART == PART - 1:
+            part = self._part[product] = self._new
+            self._last[part] = part * PART - 1
+            self._new += 1
+        self._last[part] += 1
+        return self._last[part]
+
+
+# -- sums ----------------------------------------------------------------------------------------------------------
+
+
+def spoil(db: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
+    """Have no sums of the weeks in which these sessions have records."""
+    records = " UNION ALL ".join(f"SELECT product, number, time, generation FROM {table}" for table in RECORD_TABLES)
+    db.execute(
+        f"INSERT INTO stale SELECT DISTINCT product, {week_of('time')} FROM ({records}) JOIN "
+        f"(SELECT number FROM numbered JOIN {given(KEY_COLUMNS)} USING (product, session_id)) USING (number) "
+        "WHERE generation <= (SELECT summed FROM state) EXCEPT FROM stale",
+        {"rows": _keys(sorted(set(keys)))},
+    )
+    for each in SUMS:
+        db.execute(f"DELETE FROM {each.table} WHERE (product, week) IN (FROM stale)")
+
+
+def due(db: duckdb.DuckDBPyConnection, *, idle: bool) -> bool:
+    """Whether so much waits to be summed that it is worth it; when idle, weeks without sums alone are."""
+    sql = "SELECT waiting >= $tail OR ($idle AND waiting >= 0 AND EXISTS (FROM stale)) FROM state"
+    return db.execute(sql, {"tail": TAIL, "idle": idle}).fetchone() == (True,)
+
+
+def sum_up(db: duckdb.DuckDBPyConnection) -> None:
+    """Have all records in the sums."""
+    summed, stale = _state(db)
+    for each in SUMS:
+        weeks = "(product, week) IN (SELECT DISTINCT product, week FROM delta)"
+        db.execute(f"CREATE OR REPLACE TEMP TABLE delta AS {each.gathered(f'generation > {summed}', scoped=True)}")
+        if stale is not None:
+            db.execute(f"INSERT INTO delta {each.gathered(stale, scoped=True)}")
+        db.execute(f"INSERT INTO delta FROM {each.table} WHERE {weeks}")
+        db.execute(f"DELETE FROM {each.table} WHERE {weeks}")
+        db.execute(f"INSERT INTO {each.table} {each.merged('delta', scoped=True)}")
+    db.execute("DROP TABLE delta")
+    db.execute("DELETE FROM stale")
+    db.execute("UPDATE state SET summed = generation, waiting = 0")
+
+
+def postpone(db: duckdb.DuckDBPyConnection) -> None:
+    """Let more records come before the next attempt, also when idle."""
+    db.execute("UPDATE state SET waiting = $tail", {"tail": -TAIL})
+
+
+def disagreements(db: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, int, str]]:
+    """Product and week of sums that are not those of the records, with the name of their table."""
+    summed, _ = _state(db)
+    for each in SUMS:
+        exact = ", ".join((*SCOPED, *each.keys, *(name for name, value in each.values.items() if value.exact)))
+        made = each.gathered(
+            f"generation <= {summed} AND (product, {week_of('time')}) NOT IN (FROM stale)", scoped=True
+        )
+        kept, made = f"SELECT {exact} FROM {each.table}", f"SELECT {exact} FROM ({made})"
+        rows = db.execute(
+            f"SELECT DISTINCT product, week FROM (({kept} EXCEPT ALL {made}) UNION ALL ({made} EXCEPT ALL {kept})) "
+            "ORDER BY ALL"
+        ).fetchall()
+        for product, week in rows:
+            yield product, week, each.table
+
+
+def _state(db: duckdb.DuckDBPyConnection) -> tuple[int, str | None]:
+    """Up to which generation is summed, and the condition for those records up to it that are in no sum."""
+    summed, low, high = db.execute(
+        "SELECT summed, min(week), max(week) FROM state LEFT JOIN stale ON true GROUP BY 1"
+    ).fetchall()[0]
+    return summed, None if low is None else stale_records(summed, low, high)
+
+
+def _keys(keys: Iterable[Key]) -> str:
+    return _text([{"product": product, "session_id": session_id} for product, session_id in keys])
+
+
+def _text(rows: Sequence[dict[str, Any]]) -> str:
+    return encode(rows).decode()

@@ -1,0 +1,98 @@
+"""What is used, and what is measured: features by category, values and timings by name."""
+
+# ruff: noqa: S608 - what is put into SQL here are fragments of this package; values are always bound
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from mailboat.server.analytics_schema import given
+from mailboat.server.json_text import encode
+from mailboat.server.reports import Answer, Paging, Question, Scope, summed
+from mailboat.server.sums import OF_FEATURE, OF_INSTALLATION, OF_VALUE
+
+MAX_LEVELS: Final = 8
+"""Levels of the hierarchy that dots make in a feature's name; what is deeper counts to the eighth."""
+
+
+def features(scope: Scope, paging: Paging, question: Question) -> Answer:
+    """Every feature and every category above it, most used first.
+
+    `uses` and `sessions` of a category count all below it, `own` the uses of just this name. `share` is that of the
+    sessions whose records are here and that ran in the period.
+    """
+    rows = question.rows(
+        f"""
+        WITH used AS ({OF_FEATURE.merged(summed(OF_FEATURE, scope, question))}),
+        of_installations AS ({OF_INSTALLATION.merged(summed(OF_INSTALLATION, scope, question))}),
+        names AS (SELECT DISTINCT name, string_split(name, '.') AS steps FROM used),
+        nodes AS (
+            SELECT name, unnest(list_append(
+                [array_to_string(steps[1:i], '.') FOR i IN range(1, least(len(steps), {MAX_LEVELS} + 1))],
+                name)) AS node
+            FROM names),
+        uses AS (
+            SELECT node, part, sum(n) AS n, sum(n) FILTER (name = node) AS own, min(first) AS first,
+                   max(last) AS last, bit_count(bit_or(seen)) AS sessions
+            FROM used JOIN nodes USING (name) GROUP BY node, part),
+        installed AS (
+            SELECT node, sum(seen)::BIGINT AS installations
+            FROM (SELECT node, bit_count(bit_or(seen)) AS seen
+                  FROM of_installations JOIN nodes USING (name) GROUP BY node, part) GROUP BY node)
+        SELECT node AS name, nullif(array_to_string(string_split(node, '.')[:-2], '.'), '') AS parent,
+               sum(n)::BIGINT AS uses, coalesce(sum(own), 0)::BIGINT AS own, sum(sessions)::BIGINT AS sessions,
+               coalesce(any_value(installations), 0) AS installations, min(first) AS first, max(last) AS last
+        FROM uses LEFT JOIN installed USING (node) GROUP BY node ORDER BY uses DESC, name {paging.sql}
+        """,
+        scope.owner,
+    )
+    held = question.row(
+        f"SELECT count(*) AS n FROM session WHERE {scope.where('started', 'ended')} AND (product, session_id) IN "
+        "(SELECT (product, session_id) FROM loaded WHERE records > 0)",
+        scope.values,
+    )["n"]
+    page, cursor = paging.page(rows)
+    for row in page:
+        # A clock that was set while a session ran may put a record outside its session.
+        row["share"] = min(1.0, row["sessions"] / held) if held else None
+    return {"features": page, "sessions": held, "next": cursor}
+
+
+def values(scope: Scope, kind: str | None, paging: Paging, question: Question) -> Answer:
+    """Values by name and unit, and timings (in seconds) by name, with what is to be known of how they spread."""
+    rows = question.rows(
+        f"""
+        SELECT kind, name, unit, sum(n)::BIGINT AS count, sum(bit_count(seen))::BIGINT AS sessions, sum(total) AS sum,
+               min(low) AS min, max(high) AS max, sum(total) / nullif(sum(n), 0) AS mean
+        FROM ({OF_VALUE.merged(summed(OF_VALUE, scope, question))}) WHERE $kind IS NULL OR kind = $kind
+        GROUP BY kind, name, unit ORDER BY count DESC, kind, name, unit {paging.sql}
+        """,
+        {**scope.owner, "kind": kind},
+    )
+    page, cursor = paging.page(rows)
+    whole = cursor is None and not paging.offset
+    spread = _spread(scope, None if whole else {row["name"] for row in page}, question)
+    for row in page:
+        found = spread.get((row["kind"], row["name"], row["unit"])) or (None, None, None, None)
+        row["percentiles"] = dict(zip(("50", "90", "95", "99"), found, strict=True))
+    return {"values": page, "next": cursor}
+
+
+def _spread(scope: Scope, names: Iterable[str] | None, question: Question) -> dict[tuple[str, str, str | None], Any]:
+    """Quantiles by kind, name and unit, of these names or of all; exactly, so of the records themselves."""
+    quantiles = "quantile_cont({}, [0.5, 0.9, 0.95, 0.99]) AS spread"
+    where, bound = scope.where("time"), scope.values
+    if names is not None:
+        where += f" AND name IN (SELECT name FROM {given({'name': 'VARCHAR'})})"
+        bound["rows"] = encode([{"name": name} for name in names]).decode()
+    rows = question.rows(
+        f"""
+        SELECT 'value' AS kind, name, unit, {quantiles.format("value")} FROM value WHERE {where}
+        GROUP BY name, unit UNION ALL
+        SELECT 'timing' AS kind, name, 's' AS unit, {quantiles.format("seconds")} FROM timing WHERE {where}
+        GROUP BY name
+        """,
+        bound,
+    )
+    return {(row["kind"], row["name"], row["unit"]): row["spread"] for row in rows}
