@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from mailboat.agent import rounds
-from mailboat.agent.backlog import Backlog, read
+from mailboat.agent.backlog import Backlog, Sums, read
 from mailboat.agent.ended import Waiting
 from mailboat.agent.entries import Entry, Fate
 from mailboat.agent.files import Place
@@ -141,6 +142,17 @@ async def test_who_is_cancelled_waits_until_his_ends_are_entered(tmp_path: Path)
     assert len(ends.told) == SESSIONS
     with pytest.raises(FileNotFoundError):
         ends.files.read(ends.store.folder / WAITING / ends.told[0].session_id / "000000.zst")
+
+
+def test_what_a_session_has_lost_leaves_the_sums_with_it(tmp_path: Path) -> None:
+    whole = Ends(tmp_path).waiting[0].summary
+    both, sums = (whole, replace(whole, lost={"full": 3})), Sums()
+    for each in both:
+        sums.add(each)
+    assert (sums.records, sums.lost) == (2 * whole.records, {"full": 3})
+    for each in both:
+        sums.take_away(each)
+    assert (sums.records, +sums.lost) == (0, {})
 
 
 async def _turns() -> None:
