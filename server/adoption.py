@@ -66,20 +66,22 @@ def installations(scope: Scope, paging: Paging, question: Question) -> Answer:
 
 
 def warnings(scope: Scope, question: Question) -> Answer:
-    """What came and could not be used as it came: gaps, segments that cannot be loaded, wrong clocks, lost records."""
-    where = "WHERE product = $product" if scope.product is not None else ""
-    bound = {"product": scope.product} if scope.product is not None else {}
+    """What came and could not be used as it came, of the sessions asked about: gaps, segments that cannot be loaded,
+    wrong clocks, rejections.
+    """
+    sessions = f"(SELECT product, session_id FROM session WHERE {scope.where('started')})"
     return {
         "gaps": question.rows(
             "SELECT reason, count(*) AS count, count(DISTINCT session_id) AS sessions, "
-            f"{claimed('records')} AS records FROM gap {where} GROUP BY reason "
-            f"ORDER BY count DESC, reason LIMIT {TOP}",
-            bound,
+            f"{claimed('records')} AS records FROM gap SEMI JOIN {sessions} USING (product, session_id) "
+            f"GROUP BY reason ORDER BY count DESC, reason LIMIT {TOP}",
+            scope.values,
         ),
         "failed": question.rows(
-            f"SELECT failed AS reason, count(*) AS segments FROM (SELECT failed FROM loaded {where}) "
-            f"WHERE failed IS NOT NULL GROUP BY failed ORDER BY segments DESC, failed LIMIT {TOP}",
-            bound,
+            "SELECT failed AS reason, count(*) AS segments FROM (FROM loaded WHERE failed IS NOT NULL) "
+            f"SEMI JOIN {sessions} USING (product, session_id) "
+            f"GROUP BY failed ORDER BY segments DESC, failed LIMIT {TOP}",
+            scope.values,
         ),
         **question.row(
             "SELECT count(*) FILTER (skew != 0) AS clocks_corrected, max(abs(skew)) AS worst_clock, "

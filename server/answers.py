@@ -297,7 +297,8 @@ ACCOUNTS: Final = made_of(
             made_of(
                 {
                     "product": TEXT,
-                    "source": TEXT,
+                    "source": told(TEXT, "The store's id"),
+                    "installation": told(TEXT, "Whom its sessions named last; empty where they named nobody"),
                     "agent": TEXT,
                     "updated": TIME,
                     "said": made_of(
@@ -310,7 +311,8 @@ ACCOUNTS: Final = made_of(
                     "missing": told(maybe(COUNT), "Records that the store was told are here, and are not"),
                 }
             )
-        )
+        ),
+        "next": NEXT,
     }
 )
 TRIAGE: Final = made_of({"product": TEXT, "group": TEXT, "state": one_of(*Standing), "version": TEXT, "changed": TIME})

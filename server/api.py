@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import Final
@@ -24,6 +24,7 @@ from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.summary import Status
 from mailboat.server import adoption, answers, lateness, reconciling, reports, triage, usage, wanting
 from mailboat.server.catalog import (
+    LedgerRow,
     Origin,
     Role,
     SegmentRow,
@@ -49,6 +50,7 @@ from mailboat.server.parameters import (
     SCOPE_OF_ALL,
     WORD,
     Parameter,
+    cursor_of,
     refused,
     whole,
 )
@@ -269,17 +271,16 @@ async def show_delivery(asked: Asked) -> web.StreamResponse:
 
 
 async def show_ledger(asked: Asked) -> web.StreamResponse:
-    """What agents said last of their records, and what is here: all that was ever received.
+    """What agents said last of their records, by store; and what is here of each product: all that ever came.
 
     A period chooses the agents that said it within, and the sessions that began within; an origin, the sessions.
     """
-    given, paging = asked.given, asked.given.paging()
+    given = asked.given
     scope = replace(asked.scope(), origin=given.choice("origin", Origin, Origin.ALL))
     everything = all(given.text(name) is None for name in ("from", "to", "origin"))
-    said = [row for row in await asked.app[CATALOG].ledgers(scope.product) if scope.covers(row.updated)]
-    page, more = paging.page([structs.asdict(row) for row in said[paging.offset : paging.offset + paging.limit + 1]])
+    rows, following = await _ledgers(asked, scope)
     here = await _ask(asked, functools.partial(reports.holdings, scope, everything=everything))
-    return answered({"reported": page, "here": here["products"], "next": more})
+    return answered({"reported": [structs.asdict(row) for row in rows], "here": here["products"], "next": following})
 
 
 async def list_accounts(asked: Asked) -> web.StreamResponse:
@@ -288,10 +289,19 @@ async def list_accounts(asked: Asked) -> web.StreamResponse:
     `missing` are records that an agent was told are here, and are not: there should never be any. It is null where some
     were deleted for their age.
     """
-    product, catalog = asked.product(), asked.app[CATALOG]
-    rows, deletions = await catalog.ledgers(product), await catalog.deletions(product)
-    deleted = {row.product for row in deletions}
-    return answered(await _ask(asked, functools.partial(reconciling.reconcile, rows, product, deleted)))
+    product = asked.product()
+    rows, following = await _ledgers(asked, reports.Scope(product))
+    deleted = {row.product for row in await asked.app[CATALOG].deletions(product)}
+    accounts = await _ask(asked, functools.partial(reconciling.reconcile, rows, deleted))
+    return answered({**accounts, "next": following})
+
+
+async def _ledgers(asked: Asked, scope: reports.Scope) -> tuple[Sequence[LedgerRow], str | None]:
+    """A page of what agents said last, within the period, and the cursor of the next page."""
+    limit, period = asked.given.limit(), (scope.since, scope.until)
+    rows = await asked.app[CATALOG].ledgers(scope.product, asked.given.place(), limit + 1, period)
+    page = rows[:limit]
+    return page, cursor_of((page[-1].product, page[-1].source)) if len(rows) > limit else None
 
 
 async def show_document(asked: Asked) -> web.StreamResponse:
@@ -383,8 +393,8 @@ _OPERATIONS: Final = (
         refusals=(404, 413, 415),
     ),
     Operation("GET", "/api/v1/delivery", show_delivery, answers.DELIVERY, SCOPE),
-    Operation("GET", "/api/v1/ledger", show_ledger, answers.LEDGER, (*SCOPE_OF_ALL, *PAGING)),
-    Operation("GET", "/api/v1/accounts", list_accounts, answers.ACCOUNTS, (PRODUCT,)),
+    Operation("GET", "/api/v1/ledger", show_ledger, answers.LEDGER, (*SCOPE_OF_ALL, LIMIT, CURSOR)),
+    Operation("GET", "/api/v1/accounts", list_accounts, answers.ACCOUNTS, (PRODUCT, LIMIT, CURSOR)),
     Operation("GET", "/api/v1/openapi.json", show_document, ANYTHING),
     Operation("GET", "/metrics", metrics, METRICS_TYPE),
 )

@@ -348,8 +348,14 @@ class Catalog(Protocol):
         `register` and `adopt` count: each record of a wanted session once, in the month it was first told of.
         """
 
-    async def ledgers(self, product: str | None) -> tuple[LedgerRow, ...]:
-        """What the agents of a product (None: of all) said last."""
+    async def ledgers(
+        self,
+        product: str | None,
+        after: tuple[str, str] = ("", ""),
+        limit: int = 500,
+        period: tuple[float | None, float | None] = (None, None),
+    ) -> tuple[LedgerRow, ...]:
+        """What the agents of a product (None: all) said last, within a period, by product and source beyond `after`."""
 
     # -- uploads -------------------------------------------------------------------------------------------------
 

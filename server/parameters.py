@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +25,8 @@ MAX_OFFSET: Final = 1_000_000
 MAX_SECONDS: Final = 253_402_300_799.0
 """The end of the year 9999."""
 MAX_TEXT: Final = 1024
+MAX_CURSOR: Final = 4096
+"""Characters of a cursor: it may hold names of 200 characters each, of any script."""
 
 _E = TypeVar("_E", bound=StrEnum)
 
@@ -64,7 +68,7 @@ SCOPE: Final = (PRODUCT, *_PERIOD, _origin(Origin.PUBLIC))
 SCOPE_OF_ALL: Final = (PRODUCT, *_PERIOD, _origin(Origin.ALL))
 """The same where everything counts unless an origin is named."""
 LIMIT: Final = Parameter("limit", whole(1, MAX_LIMIT, 100), "Rows of a page")
-CURSOR: Final = Parameter("cursor", WORD, "The `next` of the page before")
+CURSOR: Final = Parameter("cursor", {"type": "string", "maxLength": MAX_CURSOR}, "The `next` of the page before")
 PAGING: Final = (LIMIT, Parameter("cursor", whole(0, MAX_OFFSET, 0), "The `next` of the page before"))
 """Pages of an aggregated list."""
 
@@ -80,8 +84,9 @@ class Parameters:
                 raise refused(name, f"there is no such parameter here; there are {', '.join(known)}")
             if len(request.query.getall(name)) > 1:
                 raise refused(name, "it is given twice")
-            if len(self._given[name]) > MAX_TEXT:
-                raise refused(name, f"at most {MAX_TEXT} characters are taken")
+            most = MAX_CURSOR if name == CURSOR.name else MAX_TEXT
+            if len(self._given[name]) > most:
+                raise refused(name, f"at most {most} characters are taken")
 
     def text(self, name: str) -> str | None:
         """A text, None when it is not given."""
@@ -138,12 +143,32 @@ class Parameters:
         """Rows of a page."""
         return self.whole("limit", 100, 1, MAX_LIMIT)
 
+    def place(self) -> tuple[str, str]:
+        """The place beyond which a page begins, as `cursor_of` gave it; two empty texts for the first page."""
+        given = self._given.get(CURSOR.name)
+        if given is None:
+            return "", ""
+        try:
+            place = json.loads(base64.urlsafe_b64decode(given.encode()))
+        except (ValueError, RecursionError) as error:
+            raise refused(CURSOR.name, "it was not handed out here") from error
+        match place:
+            case [str() as first, str() as second]:
+                return first, second
+            case _:
+                raise refused(CURSOR.name, "it was not handed out here")
+
 
 def product_of(principal: Principal, asked: str | None) -> str | None:
     """The product to be shown: the key's own, or what an admin asks for (None: all)."""
     if asked is not None and not principal.reaches(asked):
         raise ProblemError(Code.FORBIDDEN, "product: this key reads another product only")
     return principal.product if principal.product is not None else asked
+
+
+def cursor_of(place: tuple[str, str]) -> str:
+    """A cursor that leads to what is beyond `place`."""
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
 
 
 def refused(name: str, detail: str) -> ProblemError:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from mailboat.server.analytics_schema import given
 from mailboat.server.catalog import LedgerRow
+from mailboat.server.json_text import encode
 from mailboat.server.reports import Answer, Question, claimed
 
 _SUMMED = ("rejected", "evicted", "lost")
@@ -44,12 +46,15 @@ class Account:
         return self.recorded == known
 
 
-def reconcile(rows: Sequence[LedgerRow], product: str | None, deleted: Collection[str], question: Question) -> Answer:
+_STORES: Final = {"product": "VARCHAR", "source": "VARCHAR"}
+
+
+def reconcile(rows: Sequence[LedgerRow], deleted: Collection[str], question: Question) -> Answer:
     """Each store's account beside what is here of its sessions; `missing` are records accepted and not here.
 
     Of the products in `deleted` some was deleted for its age, so nobody can tell what is missing.
     """
-    here = {(row["product"], row["source"]): row for row in _here(product, question)}
+    here = {(row["product"], row["source"]): row for row in _here(rows, question)} if rows else {}
     return {"stores": [_beside(row, here.get((row.product, row.source)), row.product in deleted) for row in rows]}
 
 
@@ -59,6 +64,7 @@ def _beside(row: LedgerRow, here: Mapping[str, Any] | None, deleted: bool) -> An
     return {
         "product": row.product,
         "source": row.source,
+        "installation": here["installation"] if here else "",
         "agent": row.agent,
         "updated": row.updated,
         "said": {
@@ -71,22 +77,26 @@ def _beside(row: LedgerRow, here: Mapping[str, Any] | None, deleted: bool) -> An
     }
 
 
-def _here(product: str | None, question: Question) -> list[Answer]:
+def _here(rows: Sequence[LedgerRow], question: Question) -> list[Answer]:
     """By store: the sessions known of, and records by what became of them; gaps in segments count as here."""
-    where = "product = $product" if product is not None else "true"
+    stores = encode([{"product": row.product, "source": row.source} for row in rows]).decode()
     return question.rows(
         f"""
-        WITH l AS (SELECT product, session_id, sum(records)::BIGINT AS records FROM loaded WHERE {where} GROUP BY ALL),
-             g AS (SELECT product, session_id, sum(records) AS gone FROM gap WHERE {where} GROUP BY ALL)
-        SELECT s.product, source, count(*) AS sessions,
+        WITH s AS (SELECT product, session_id, source, state, records, started, nullif(installation, '') AS installation
+                   FROM session JOIN {given(_STORES)} USING (product, source)),
+             l AS (SELECT product, session_id, sum(records)::BIGINT AS records FROM loaded
+                   SEMI JOIN s USING (product, session_id) GROUP BY ALL),
+             g AS (SELECT product, session_id, sum(records) AS gone FROM gap
+                   SEMI JOIN s USING (product, session_id) GROUP BY ALL)
+        SELECT product, source, count(*) AS sessions,
+               coalesce(arg_max(installation, started), '') AS installation,
                {claimed("coalesce(l.records, 0) + coalesce(g.gone, 0)")} AS records,
                {claimed("s.records", "state = 'declined'")} AS declined,
                {claimed("s.records", "state = 'rejected'")} AS rejected
-        FROM (SELECT product, session_id, source, state, records FROM session WHERE {where}) s
-        LEFT JOIN l USING (product, session_id) LEFT JOIN g USING (product, session_id)
-        GROUP BY s.product, source
+        FROM s LEFT JOIN l USING (product, session_id) LEFT JOIN g USING (product, session_id)
+        GROUP BY product, source
         """,
-        {"product": product} if product is not None else {},
+        {"rows": stores},
     )
 
 

@@ -64,10 +64,6 @@ class Scope:
         ]
         return " AND ".join(condition for condition in conditions if condition) or "true"
 
-    def covers(self, time: float) -> bool:
-        """Whether the period does, for what is in no table."""
-        return (self.since is None or self.since <= time) and (self.until is None or time < self.until)
-
     @property
     def whose(self) -> str:
         """The condition but for the period; its parameters are `owner`."""

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
@@ -44,7 +45,7 @@ from mailboat.server.catalog import (
 from mailboat.server.catalog_schema import bring_up_to_date
 from mailboat.server.sqlite_engine import Engine
 from mailboat.server.sqlite_engine import faults as sqlite_faults
-from mailboat.server.sqlite_rows import KEY_COLUMNS, fetch, key_row, ledger_row, product_row
+from mailboat.server.sqlite_rows import KEY_COLUMNS, fetch, key_row, ledger_row, product_row, storable
 
 
 def fresh_id() -> str:
@@ -118,10 +119,23 @@ class SqliteCatalog:
         """See `Catalog.usage`."""
         return await self._engine.read(lambda db: sqlite_usage.usage(db, product, month, session_ids))
 
-    async def ledgers(self, product: str | None) -> tuple[LedgerRow, ...]:
+    async def ledgers(
+        self,
+        product: str | None,
+        after: tuple[str, str] = ("", ""),
+        limit: int = 500,
+        period: tuple[float | None, float | None] = (None, None),
+    ) -> tuple[LedgerRow, ...]:
         """See `Catalog.ledgers`."""
-        sql = "SELECT product, source, agent, ledger, updated FROM ledgers WHERE ? IS NULL OR product = ? ORDER BY 1, 2"
-        return tuple(map(ledger_row, await self._engine.read(lambda db: fetch(db, sql, product, product))))
+        sql = (
+            "SELECT product, source, agent, ledger, updated FROM ledgers WHERE (product, source) > (?, ?) "
+            f"AND updated >= ? AND updated < ? {'' if product is None else 'AND product = ?'} "
+            "ORDER BY product, source LIMIT ?"
+        )
+        since, until = period
+        within = (-inf if since is None else since, inf if until is None else until)
+        values = (*map(storable, after), *within, *(() if product is None else (product,)), limit)
+        return tuple(map(ledger_row, await self._engine.read(lambda db: fetch(db, sql, *values))))
 
     async def upload(self, upload_id: str) -> UploadRow | None:
         """See `Catalog.upload`."""

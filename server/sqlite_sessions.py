@@ -199,10 +199,7 @@ def _session_columns(offer: Registration, now: float, revision: int, counted: sq
 
 
 def _put_ledger(db: sqlite3.Connection, row: LedgerRow) -> None:
-    if row.ledger.get("store") == row.source:
-        # One account, whichever agent tells it: another version of it, or the command line.
-        db.execute("DELETE FROM ledgers WHERE product = ? AND source = ?", (row.product, storable(row.source)))
-    db.execute(
+    db.execute(  # one account, whichever agent tells it: another version of it, or the command line
         "INSERT OR REPLACE INTO ledgers (product, source, agent, ledger, updated) VALUES (?, ?, ?, ?, ?)",
         (row.product, storable(row.source), storable(row.agent), json.dumps(dict(row.ledger)), row.updated),
     )

@@ -78,6 +78,30 @@ async def test_what_could_not_be_used_is_told(site: Site) -> None:
     assert (await site.get("/api/v1/warnings", site.other_reader))["gaps"] == []
 
 
+@pytest.mark.parametrize("test", [False, True])
+async def test_warnings_are_of_the_sessions_asked_about(site: Site, test: bool) -> None:
+    """By their start and their origin, as all that is told of sessions: a gap, a segment that cannot be loaded."""
+    for records in ([feature("well", at=1)], []):
+        segment = Segment(fresh_session_id(), info=Info(product="Acme Studio", test=test))
+        if records:
+            segment.block(records)
+        segment.block([pack({"no": "record"})], counts=[1, *([0] * 11)])
+        await site.send(segment.seal())
+    await site.settled()
+
+    async def told(**scope: object) -> tuple[int, int]:
+        said = await site.get("/api/v1/warnings", **scope)
+        return sum(row["count"] for row in said["gaps"]), sum(row["segments"] for row in said["failed"])
+
+    (started,) = {each["started"] for each in (await site.get("/api/v1/sessions", origin="all"))["sessions"]}
+    all_of_them = await told(origin="all")
+    assert all_of_them[0] == 2
+    assert await told(origin="internal" if test else "public") == all_of_them
+    assert await told(origin="public" if test else "internal") == (0, 0)
+    assert await told(origin="all", from_=started, to=started + 1) == all_of_them
+    assert await told(origin="all", from_=started + 1) == await told(origin="all", to=started) == (0, 0)
+
+
 async def test_a_table_is_taken_away_as_a_file(site: Site, tmp_path: Path) -> None:
     await site.send(*session())
     await site.send(*session(OTHER), client=site.other_agent)

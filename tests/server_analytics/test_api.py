@@ -243,12 +243,12 @@ async def test_the_ledger_is_asked_for_by_period_origin_and_page(site: Site) -> 
     await site.settled()
     whole = await site.get("/api/v1/ledger")
     assert [each["ledger"]["recorded"] for each in whole["reported"]] == [0, 1, 2, 3, 4]
-    pages, cursor = [], "0"
-    while cursor is not None:
-        page = await site.get("/api/v1/ledger", limit="2", cursor=cursor)
+    pages, following = [], {}
+    while following is not None:
+        page = await site.get("/api/v1/ledger", limit="2", **following)
         assert page["here"] == whole["here"]
         pages.append(page["reported"])
-        cursor = page["next"]
+        following = None if page["next"] is None else {"cursor": page["next"]}
     assert [len(page) for page in pages] == [2, 2, 1]
     assert [each for page in pages for each in page] == whole["reported"]
     for origin, sessions in (("all", 6), ("public", 5), ("internal", 1)):

@@ -51,6 +51,7 @@ async def test_records_that_were_accepted_and_are_not_here_are_missing(site: Sit
     await site.settled()
     (store,) = (await site.get("/api/v1/accounts"))["stores"]
     assert (store["source"], store["balanced"], store["missing"]) == ("s-1", True, 0)
+    assert store["installation"] == "inst-42"
     assert store["here"] == {"sessions": 1, "records": 6, "declined": 0, "rejected": 0}
     await said(site, {"store": "s-1", "recorded": 50, "accepted": 46, "evicted": {"age": 4}}, *segments)
     (store,) = (await site.get("/api/v1/accounts"))["stores"]
@@ -58,6 +59,27 @@ async def test_records_that_were_accepted_and_are_not_here_are_missing(site: Sit
     assert (await site.get("/api/v1/accounts", site.other_reader))["stores"] == []
     assert len((await site.get("/api/v1/accounts", site.admin))["stores"]) == 1
     assert (await site.get("/api/v1/accounts", site.admin, product=OTHER))["stores"] == []
+
+
+@pytest.mark.parametrize(("path", "rows"), [("/api/v1/accounts", "stores"), ("/api/v1/ledger", "reported")])
+async def test_they_come_in_pages(site: Site, path: str, rows: str) -> None:
+    """A product has as many of them as its application has installations; names are of any script."""
+    stores = [f"{letter * 200}{number}"[:200] for number, letter in enumerate("aäж€🌍")]
+    for store in stores:
+        await said(site, {"store": store, "recorded": 6, "accepted": 6}, *session())
+    found, cursor = [], {}
+    while True:
+        page = await site.get(path, site.admin, limit=2, **cursor)
+        assert len(page[rows]) <= 2
+        found += [each["source"] for each in page[rows]]
+        if page["next"] is None:
+            break
+        cursor = {"cursor": page["next"]}
+    assert found == stores
+    assert len((await site.get(path))[rows]) == 5
+    for made_up in ("abc", "W10=", "WzEsMl0=", "W" * 2000, "W" * 4097, "é"):
+        answer = await site.ask(path, cursor=made_up)
+        assert (answer.status, b"cursor: " in answer.body) == (400, True), made_up
 
 
 def test_losses_beyond_what_a_column_holds_refuse_no_report(bench: Bench) -> None:
@@ -76,7 +98,7 @@ def test_losses_beyond_what_a_column_holds_refuse_no_report(bench: Bench) -> Non
     cursor = bench.analytics.cursor()
     try:
         question, scope = Question(cursor), Scope()
-        (store,) = reconcile([row], None, frozenset(), question)["stores"]
+        (store,) = reconcile([row], frozenset(), question)["stores"]
         (held,) = holdings(scope, question)["products"]
         (gap,) = warnings(scope, question)["gaps"]
     finally:
@@ -88,8 +110,8 @@ def test_where_some_was_deleted_for_its_age_nobody_can_tell(bench: Bench) -> Non
     row = LedgerRow(PRODUCT, "s-1", AGENT, {"recorded": 5, "accepted": 5}, 1.0)
     cursor = bench.analytics.cursor()
     try:
-        (gone,) = reconcile([row], None, {Deletion(PRODUCT, 0.0, 1, 1, 5, 9).product}, Question(cursor))["stores"]
-        (kept,) = reconcile([row], None, frozenset(), Question(cursor))["stores"]
+        (gone,) = reconcile([row], {Deletion(PRODUCT, 0.0, 1, 1, 5, 9).product}, Question(cursor))["stores"]
+        (kept,) = reconcile([row], frozenset(), Question(cursor))["stores"]
     finally:
         cursor.close()
     assert (gone["missing"], kept["missing"]) == (None, 5)

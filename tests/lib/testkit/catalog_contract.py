@@ -129,6 +129,29 @@ class CatalogContract:
         await catalog.register([], 1.0, LedgerRow("Other", "host", "agent", {}, 3.0))
         assert await catalog.ledgers(PRODUCT) == (row,)
         assert [each.product for each in await catalog.ledgers(None)] == [PRODUCT, "Other"]
+        other = replace(row, agent="another agent", ledger={"recorded": 3})
+        await catalog.register([], 1.0, other)
+        assert await catalog.ledgers(PRODUCT) == (other,), "one account, whoever tells it"
+
+    async def test_pages_show_every_ledger_once(self, catalog: Catalog) -> None:
+        rows = [LedgerRow(p, s, "agent", {}, 1.0) for p in ("A", "B", "Ö") for s in ("", "host", "z\U0001f30d", "ö")]
+        for row in rows[::-1]:
+            await catalog.register([], 1.0, row)
+        for product in (None, "B"):
+            found: list[LedgerRow] = []
+            while page := await catalog.ledgers(
+                product, (found[-1].product, found[-1].source) if found else ("", ""), 3
+            ):
+                found += page
+            assert found == [row for row in rows if product in (None, row.product)]
+        await catalog.register([], 1.0, replace(rows[2], updated=5.0))
+        for period, updated in (
+            ((5.0, None), {5.0}),
+            ((None, 5.0), {1.0}),
+            ((1.0, 6.0), {1.0, 5.0}),
+            ((6.0, 7.0), set()),
+        ):
+            assert {row.updated for row in await catalog.ledgers(None, period=period)} == updated
 
     # -- uploads ---------------------------------------------------------------------------------------------------
 

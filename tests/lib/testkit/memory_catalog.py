@@ -74,7 +74,7 @@ class MemoryCatalog:
     _keys: dict[bytes, KeyRow] = field(default_factory=dict)
     _sessions: dict[Key, _Session] = field(default_factory=dict)
     _uploads: dict[str, UploadRow] = field(default_factory=dict)
-    _ledgers: dict[tuple[str, str, str], LedgerRow] = field(default_factory=dict)
+    _ledgers: dict[tuple[str, str], LedgerRow] = field(default_factory=dict)
     _usage: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
     _doomed: dict[Key, Doomed] = field(default_factory=dict)
     _deletions: dict[tuple[str, float], Deletion] = field(default_factory=dict)
@@ -195,19 +195,24 @@ class MemoryCatalog:
             self._reject(row.product, row.session_id, row.reason, row.detail, now)
 
     def _put_ledger(self, row: LedgerRow) -> None:
-        if row.ledger.get("store") == row.source:
-            for key in [key for key in self._ledgers if key[:2] == (row.product, row.source)]:
-                del self._ledgers[key]
-        self._ledgers[row.product, row.source, row.agent] = row
+        self._ledgers[row.product, row.source] = row
 
     async def usage(self, product: str, month: int, session_ids: Sequence[str] = ()) -> Usage:
         known = ((session_id, self._sessions.get((product, session_id))) for session_id in session_ids)
         taken = frozenset(each for each, found in known if found and found.row.state is SessionState.WANTED)
         return Usage(self._usage.get((product, month), 0), taken)
 
-    async def ledgers(self, product: str | None) -> tuple[LedgerRow, ...]:
-        rows = [row for row in self._ledgers.values() if product in (None, row.product)]
-        return tuple(sorted(rows, key=lambda row: (row.product, row.source)))
+    async def ledgers(
+        self,
+        product: str | None,
+        after: tuple[str, str] = ("", ""),
+        limit: int = 500,
+        period: tuple[float | None, float | None] = (None, None),
+    ) -> tuple[LedgerRow, ...]:
+        since, until = period
+        rows = [row for place, row in sorted(self._ledgers.items()) if place > after and product in (None, place[0])]
+        rows = [row for row in rows if since is None or row.updated >= since]
+        return tuple(row for row in rows if until is None or row.updated < until)[:limit]
 
     # -- uploads -------------------------------------------------------------------------------------------------
 
