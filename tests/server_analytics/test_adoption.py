@@ -80,7 +80,7 @@ async def test_what_could_not_be_used_is_told(site: Site) -> None:
 
 @pytest.mark.parametrize("test", [False, True])
 async def test_warnings_are_of_the_sessions_asked_about(site: Site, test: bool) -> None:
-    """By their start and their origin, as all that is told of sessions: a gap, a segment that cannot be loaded."""
+    """By their start and their origin, as all that is told of sessions."""
     for records in ([feature("well", at=1)], []):
         segment = Segment(fresh_session_id(), info=Info(product="Acme Studio", test=test))
         if records:

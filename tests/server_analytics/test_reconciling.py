@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from mailboat.agent import Agent
-from mailboat.protocol import wire
+from mailboat.protocol import Info, wire
 from mailboat.protocol.negotiation import Request
 from mailboat.server.adoption import warnings
-from mailboat.server.catalog import Deletion, LedgerRow
+from mailboat.server.catalog import Deletion, LedgerRow, Origin
 from mailboat.server.reconciling import Account, reconcile
 from mailboat.server.reports import Question, Scope, holdings
 from testkit.loading import Bench, session_row
@@ -104,6 +104,25 @@ def test_losses_beyond_what_a_column_holds_refuse_no_report(bench: Bench) -> Non
     finally:
         cursor.close()
     assert store["here"]["records"] == held["missing"] == gap["records"] == wire.MOST
+
+
+def test_segments_that_failed_are_those_of_the_sessions_asked_about(bench: Bench) -> None:
+    row = session_row(info=Info(test=True))
+    bench.analytics.load_sessions([row], 1)
+    bench.sql(
+        "INSERT INTO loaded (product, session_id, failed) VALUES ($product, $id::UUID, 'it killed the decoder')",
+        product=PRODUCT,
+        id=row.summary.session_id,
+    )
+    cursor = bench.analytics.cursor()
+    try:
+        told = [warnings(Scope(origin=origin), Question(cursor))["failed"] for origin in Origin]
+        later = warnings(Scope(since=row.summary.started + 1, origin=Origin.ALL), Question(cursor))["failed"]
+    finally:
+        cursor.close()
+    failed = [{"reason": "it killed the decoder", "segments": 1}]
+    assert dict(zip(Origin, told, strict=True)) == {Origin.PUBLIC: [], Origin.INTERNAL: failed, Origin.ALL: failed}
+    assert later == []
 
 
 def test_where_some_was_deleted_for_its_age_nobody_can_tell(bench: Bench) -> None:
