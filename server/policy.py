@@ -89,7 +89,7 @@ class Plan:
             share=_number("share", values.get("share", 1.0), 0.0, 1.0),
             versions=_versions(values.get("versions", {})),
             records_per_month=_whole("records_per_month", values.get("records_per_month")),
-            max_age_days=_number("max_age_days", values.get("max_age_days", 30.0), 0.0, MAX_DAYS),
+            max_age_days=_days("max_age_days", values.get("max_age_days", 30.0)),
             history_days=_days_or_none("history_days", values.get("history_days")),
             agents=_texts("agents", values.get("agents", ())),
             oldest_agent=_version("oldest_agent", values.get("oldest_agent", "")),
@@ -258,8 +258,18 @@ def _number(name: str, value: object, low: float, high: float) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def _days(name: str, value: object) -> float:
+    """Zero is refused: who gives it for "no limit" would have everything rejected for good, or deleted."""
+    days = _number(name, value, 0.0, MAX_DAYS)
+    if not days:
+        raise ConfigError(
+            f"plan.{name}=0: a number of days above zero is needed; with none at all nothing would be left"
+        )
+    return days
+
+
 def _days_or_none(name: str, value: object) -> float | None:
-    return None if value is None else _number(name, value, 0.0, MAX_DAYS)
+    return None if value is None else _days(name, value)
 
 
 def _seconds_or_none(name: str, value: object) -> float | None:

@@ -25,7 +25,7 @@ from testkit.servers import given_by
 PLANS: Mapping[Reason, Mapping[str, Any]] = {
     Reason.WRONG_AGENT_TYPE: {"agents": ["mailboat-go"]},
     Reason.UNSUPPORTED_VERSION: {"oldest_agent": "99.0"},
-    Reason.TOO_OLD: {"max_age_days": 0.0},
+    Reason.TOO_OLD: {"max_age_days": 1e-9},
     Reason.OVER_PLAN: {"records_per_month": 0},
 }
 

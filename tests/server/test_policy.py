@@ -126,6 +126,8 @@ def test_months_are_the_calendars() -> None:
         ("records_per_month", 1.5),
         ("records_per_month", "many"),
         ("max_age_days", -1),
+        ("max_age_days", 0),
+        ("history_days", 0.0),
         ("max_age_days", float("inf")),
         ("history_days", "week"),
         ("agents", "mailboat-python"),
