@@ -59,8 +59,17 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     except sqlite3.Error as error:
-        raise CatalogError(f"{path}: {error}") from error
+        raise _failed(path, error) from error
     return db
+
+
+def _failed(path: Path, error: sqlite3.Error) -> CatalogError:
+    """What SQLite says of the file; and what is to be done where the file itself is at fault, not the machine."""
+    damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+    advice = (
+        "; this is no catalog, or a damaged one: bring back a backup (`mailboat server restore`)" if damaged else ""
+    )
+    return CatalogError(f"{path}: {error}{advice}")
 
 
 def _make(path: Path) -> None:
@@ -173,7 +182,7 @@ class Engine:
             prepare(db)
         except sqlite3.Error as error:
             db.close()
-            raise CatalogError(f"{self._path}: {error}") from error
+            raise _failed(self._path, error) from error
         except BaseException:
             db.close()
             raise

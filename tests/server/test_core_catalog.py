@@ -140,8 +140,28 @@ async def test_a_closed_catalog_says_so(tmp_path: Path) -> None:
 async def test_a_file_that_is_no_catalog_says_so(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
     path.write_bytes(b"this is no database" * 100)
-    with pytest.raises(CatalogError, match=r"catalog\.sqlite"):
+    with pytest.raises(CatalogError, match=r"catalog\.sqlite: .*bring back a backup"):
         await SqliteCatalog(path).open()
+
+
+async def test_a_damaged_catalog_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    catalog = SqliteCatalog(path)
+    await catalog.open()
+    await catalog.close()
+    content = bytearray(path.read_bytes())
+    place = content.index(b"CREATE TABLE notes")
+    content[place : place + 6] = b"\0" * 6
+    path.write_bytes(content)
+    with pytest.raises(CatalogError, match=r"catalog\.sqlite: .*bring back a backup"):
+        await SqliteCatalog(path).open()
+
+
+async def test_a_catalog_that_cannot_be_opened_is_no_damaged_one(tmp_path: Path) -> None:
+    (tmp_path / "catalog.sqlite").mkdir()
+    with pytest.raises(CatalogError, match=r"catalog\.sqlite") as raised:
+        await SqliteCatalog(tmp_path / "catalog.sqlite").open()
+    assert "backup" not in str(raised.value)
 
 
 async def test_a_catalog_of_a_later_mailboat_is_left_alone(tmp_path: Path) -> None:
