@@ -21,8 +21,10 @@ _SHARED: Final = {
     Code.BAD_REQUEST.status: "A parameter or the body is wrong; `detail` names it",
     Code.UNAUTHORISED.status: "A valid key is needed",
     Code.FORBIDDEN.status: "This key may not ask that",
+    Code.TOO_MANY_REQUESTS.status: "The key asks too often: wait as long as `Retry-After` says",
     Code.UNAVAILABLE.status: "The answer takes too long, or the storage fails: try again, or ask about less",
 }
+_OF_CHANGES: Final = {Code.STORAGE_FULL.status: "The server's disk is full: nothing was changed"}
 _OTHERS: Final = {
     Code.NOT_FOUND.status: "There is none",
     Code.CONFLICT.status: "It is in another state",
@@ -95,6 +97,8 @@ def _answer(answer: Shape | str | None) -> dict[str, Any]:
 
 def _refusals(operation: Operation) -> dict[str, Any]:
     texts = {**_SHARED, **{status: _OTHERS[status] for status in operation.refusals}}
+    if operation.method != "GET":
+        texts |= _OF_CHANGES
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         str(status): {"description": text, "content": {PROBLEM_MEDIA_TYPE: {"schema": schema}}}

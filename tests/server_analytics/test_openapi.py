@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 from urllib.parse import quote
 
 import pytest
@@ -20,8 +25,13 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from mailboat.server import ServerConfig, create_app
+from mailboat.server.catalog import Role
+from mailboat.server.context import CATALOG
+from mailboat.server.keys import create_key
 from mailboat.server.operations import OPERATIONS
-from testkit.serverkit import Wire
+from mailboat.server.serving import running
+from testkit.serverkit import Wire, wired
 from testkit.sites import OTHER, Site, session
 
 CHECKS = (
@@ -63,6 +73,27 @@ async def test_every_operation_says_what_it_is_for(site: Site) -> None:
     for each in operations:
         assert each["summary"].endswith((".", "s")), each
         assert len(each["summary"]) > 10, each
+
+
+async def test_what_any_request_may_be_refused_for_is_told(tmp_path: Path) -> None:
+    """By a server that refuses: a key asks too often, the disk is full when something is to be changed."""
+    config = ServerConfig(data=tmp_path / "data", port=0, max_requests=0.1)
+    token = await asyncio.to_thread(create_key, config.data, None, Role.ADMIN)
+    async with running(config) as server, wired(server.url, token) as admin:
+        paths = json.loads((await admin.ask("GET", "/api/v1/openapi.json")).body)["paths"]
+        assert (await admin.ask("GET", "/api/v1/keys")).status == 429
+    assert all("429" in each["responses"] for methods in paths.values() for each in methods.values())
+    config = replace(config, max_requests=1000.0)
+    app = create_app(config)
+    async with running(config, app) as server, wired(server.url, token) as admin:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        with patch.object(type(app[CATALOG]), "put_product", side_effect=full):
+            answer = await admin.ask("PUT", "/api/v1/products/x", data=b"{}", Content_Type="application/json")
+        assert answer.status == 507
+    for methods in paths.values():
+        assert {method: "507" in each["responses"] for method, each in methods.items()} == {
+            m: m != "get" for m in methods
+        }
 
 
 async def test_parameters_are_those_that_are_taken(site: Site) -> None:
