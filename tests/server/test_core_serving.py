@@ -14,9 +14,10 @@ import pytest
 from mailboat.protocol import StoreError
 from mailboat.server import ServerConfig
 from mailboat.server.blobs import LocalBlobs
-from mailboat.server.catalog import SessionQuery
+from mailboat.server.catalog import Role, SessionQuery
+from mailboat.server.context import CATALOG
 from mailboat.server.keys import create_key
-from mailboat.server.serving import running
+from mailboat.server.serving import first_keys, running
 from mailboat.server.sqlite_catalog import SqliteCatalog
 from mailboat.server.upkeep import check_folder
 from testkit.serverkit import (
@@ -51,6 +52,20 @@ async def test_the_first_start_makes_and_tells_what_is_needed(tmp_path: Path) ->
     second = await ServerProcess.start(data)
     assert not any("mbk_" in line for line in second.lines)
     assert await second.stop() == 0
+
+
+async def test_where_no_key_is_of_use_any_more_a_start_makes_another(tmp_path: Path) -> None:
+    """Or nobody could ever make one through the API again."""
+    config = ServerConfig(data=tmp_path / "data", port=0)
+    async with running(config) as server:
+        catalog = server.app[CATALOG]
+        assert len(await first_keys(catalog, config, 1.0)) == 3
+        assert await first_keys(catalog, config, 2.0) == []
+        (admin,) = [row for row in await catalog.keys() if row.role is Role.ADMIN]
+        await catalog.revoke_key(admin.id, 3.0)
+        told, _ = await first_keys(catalog, config, 4.0)
+        assert told.startswith("admin token: ")
+        assert await first_keys(catalog, config, 5.0) == []
 
 
 async def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:

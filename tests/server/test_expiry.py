@@ -144,6 +144,7 @@ async def test_an_upload_in_use_is_left_alone(bench: Bench) -> None:
     await eventually(lambda: bench.server.app[TURNS].transfers == 1)
     assert await bench.sweep(8 * DAY) == 0
     assert bench.there(path)
+    assert bench.server.app[TURNS].transfers == 1, "and is not cut for a look at it"
     await slow.close()
     await eventually(lambda: not bench.server.app[TURNS].busy(upload_id))
     assert await bench.sweep(8 * DAY) == 1

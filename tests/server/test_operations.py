@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mailboat.protocol import wire
 from mailboat.protocol.negotiation import Request
-from mailboat.server import ServerConfig
+from mailboat.server import ServerConfig, create_app
 from mailboat.server.catalog import ProductRow, Role
 from mailboat.server.context import CATALOG, COUNTERS
 from mailboat.server.ingest import INGEST
@@ -118,8 +118,10 @@ async def test_what_is_worth_an_alert_stands_at_zero_from_the_start(server: Runn
 
 async def test_what_waits_to_be_loaded_is_told(config: ServerConfig, key: str) -> None:
     """On a server whose loading has stopped."""
-    clock = time.time
-    async with running(config) as server, wired(server.url, key) as client:
+    clock, ahead = time.time, [0.0]
+    token = await asyncio.to_thread(create_key, config.data, None, Role.ADMIN)
+    app = create_app(config, clock=lambda: clock() + ahead[-1])
+    async with running(config, app) as server, wired(server.url, key) as client, wired(server.url, token) as admin:
         await server.app[INGEST].stop()
         data = make_segment(fresh_session_id())
         path = await client.upload_of(data)
@@ -128,6 +130,10 @@ async def test_what_waits_to_be_loaded_is_told(config: ServerConfig, key: str) -
         assert (queue.unfinished, queue.segments, queue.bytes) == (0, 1, len(data))
         assert queue.since is not None
         assert clock() - 60 < queue.since <= clock()
+        ahead.append(90.0)
+        found = await scrape(admin)
+        assert 90 <= found["mailboat_ingest_lag_seconds", ()] < 150
+        assert found["mailboat_ingest_queue_bytes", ()] == len(data)
 
 
 async def test_a_product_sees_nothing_of_the_server(config: ServerConfig, server: RunningServer) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from msgspec.structs import replace
 
-from mailboat.protocol import Info
+from mailboat.protocol import Info, Status
 from mailboat.protocol.segment import SealReason
 from mailboat.server.context import CONFIG
 from testkit.segments import START, Segment, feature, pack
@@ -36,14 +37,17 @@ async def test_versions_are_told_with_their_share_and_how_they_end(site: Site) -
     ):
         await ran(site, version, installation, ended=ended)
     await site.send(*session(OTHER), client=site.other_agent)
+    runs = Segment(fresh_session_id(), info=Info(product="Acme Studio", application="importer", version="1.0"))
+    running = replace(summary_of(runs.seal()), status=Status.RUNNING, installation="c")
+    await site.agent.negotiate(running)
     await site.settled()
     said = await site.get("/api/v1/versions")
     assert [
         (row["version"], row["sessions"], row["installations"], row["crashed"], row["share"], row["crash_free"])
         for row in said["versions"]
-    ] == [("1.0", 3, 2, 1, 0.75, pytest.approx(2 / 3)), ("2.0", 1, 1, 0, 0.25, 1.0)]
+    ] == [("1.0", 4, 3, 1, 0.8, pytest.approx(2 / 3)), ("2.0", 1, 1, 0, 0.2, 1.0)]
     assert [(row["version"], row["sessions"], row["installations"]) for row in said["days"]] == [
-        ("1.0", 3, 2),
+        ("1.0", 4, 3),
         ("2.0", 1, 1),
     ]
     assert (await site.get("/api/v1/versions", to=START - DAY))["versions"] == []

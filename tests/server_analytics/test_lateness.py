@@ -106,11 +106,13 @@ def test_delivery_tells_what_is_late_and_how_complete_days_are(bench: Bench) -> 
     load(bench, 60, 3.5 * DAY, ENOUGH // 2)
     load(bench, 1.5, 5.0, 30, declared=60)
     load(bench, 10.5, 5.0, 80)
+    load(bench, 2.9, 5.0, 40)
     said = asked(bench)
     assert said["lateness"]["records"] == ENOUGH, "what ended within the horizon is still incomplete, and left out"
     assert said["lateness"]["percentiles"]["50"] == pytest.approx(10.0, rel=0.1)
     assert said["lateness"]["percentiles"]["99"] == pytest.approx(3.5 * DAY, rel=0.1)
-    young, old, *_ = said["days"]
+    young, between, old, *_ = said["days"]
+    assert (between["here"], between["complete"]) == (40, pytest.approx(0.5)), "begun three days ago, over for two"
     assert (young["announced"], young["here"], young["complete"]) == (60, 30, pytest.approx(0.25))
     assert (old["announced"], old["here"], old["complete"]) == (80, 80, 1.0)
 
