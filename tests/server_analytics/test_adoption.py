@@ -94,7 +94,7 @@ async def test_warnings_are_of_the_sessions_asked_about(site: Site, test: bool) 
     await site.settled()
 
     async def told(**scope: object) -> tuple[int, int]:
-        said = await site.get("/api/v1/warnings", **scope)
+        said = await site.get("/api/v1/warnings", None, **scope)
         return sum(row["count"] for row in said["gaps"]), sum(row["segments"] for row in said["failed"])
 
     (started,) = {each["started"] for each in (await site.get("/api/v1/sessions", origin="all"))["sessions"]}

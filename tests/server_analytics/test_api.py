@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import msgpack
 import pytest
@@ -243,9 +244,10 @@ async def test_the_ledger_is_asked_for_by_period_origin_and_page(site: Site) -> 
     await site.settled()
     whole = await site.get("/api/v1/ledger")
     assert [each["ledger"]["recorded"] for each in whole["reported"]] == [0, 1, 2, 3, 4]
-    pages, following = [], {}
+    pages: list[list[Any]] = []
+    following: dict[str, str] | None = {}
     while following is not None:
-        page = await site.get("/api/v1/ledger", limit="2", **following)
+        page = await site.get("/api/v1/ledger", None, limit="2", **following)
         assert page["here"] == whole["here"]
         pages.append(page["reported"])
         following = None if page["next"] is None else {"cursor": page["next"]}

@@ -67,7 +67,8 @@ async def test_they_come_in_pages(site: Site, path: str, rows: str) -> None:
     stores = [f"{letter * 200}{number}"[:200] for number, letter in enumerate("aäж€🌍")]
     for store in stores:
         await said(site, {"store": store, "recorded": 6, "accepted": 6}, *session())
-    found, cursor = [], {}
+    found: list[str] = []
+    cursor: dict[str, str] = {}
     while True:
         page = await site.get(path, site.admin, limit=2, **cursor)
         assert len(page[rows]) <= 2
