@@ -5,6 +5,7 @@ The rules:
 * A block whose header checks is trusted for its length. If its payload does not check, that one block is lost.
 * Bytes that are no intact frame are passed over up to the next header or seal that checks.
 * What ends in the middle of a frame is a *torn tail*: bytes still to come, or cut off by a crash. It is no damage.
+* Places that look like a header are tried up to `MAX_STARTS` in a segment. Beyond them damage ends with the segment.
 * Every loss is reported as a `Gap`, by sequence numbers wherever the neighbours tell them.
 
 `SegmentReader(data)` iterates over the records of a whole segment. For bytes that arrive bit by bit, make one without
@@ -21,7 +22,7 @@ import zstandard
 from msgspec import Struct, field
 
 from mailboat.protocol.errors import KeyMissing, SegmentError
-from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL
+from mailboat.protocol.limits import MAX_BLOCK, MAX_BLOCK_RAW, MAX_PREAMBLE, MAX_SEAL, MAX_SEGMENT
 from mailboat.protocol.records import SCHEMA_COUNTER, Kind, Record, Schema, decode, schema_of
 from mailboat.protocol.sealing import SealedPayload, SegmentKey, Unlock, key_of, unlocks_only
 from mailboat.protocol.segment import (
@@ -30,6 +31,7 @@ from mailboat.protocol.segment import (
     BLOCK_START,
     ENCODING_SEALED,
     ENCODING_ZSTD,
+    FORMAT_VERSION,
     PREAMBLE_MAGIC,
     SEAL_MAGIC,
     SEAL_TAG,
@@ -42,6 +44,12 @@ from mailboat.protocol.unpacking import around_damage, unpack, whole_records
 
 _MAX_FRAME: Final = {PREAMBLE_MAGIC: MAX_PREAMBLE + 1024, SEAL_MAGIC: MAX_SEAL + 1024}
 _KEEP_IN_SEARCH: Final = MAX_SEAL + 1024 + SKIPPABLE.size
+
+_HEADER_START: Final = BLOCK_START + bytes([FORMAT_VERSION])
+MAX_STARTS: Final = MAX_SEGMENT // BLOCK_HEADER_SIZE
+"""Places that look like a header and are none, tried in one segment: as many as it could hold if it were nothing but
+headers, of another session, say. Bytes made to look like headers hold ten times more, and would keep a reader busy for
+many seconds."""
 
 
 class Gap(Struct, frozen=True):
@@ -195,6 +203,7 @@ class SegmentReader:
         self._closed = False
         self._salt: int | None = None
         self._damage_from: int | None = None
+        self._starts = 0
         self._begun_without: int | None = None
         self._digest = hashlib.sha256() if digest else None
         self._digest_checks: bool | None = None
@@ -400,11 +409,12 @@ class SegmentReader:
 
     def _find_frame(self, start: int) -> int | None:
         """The index of the first intact header at or after `start`, or of the seal that the segment ends with."""
-        at = self._buffer.find(BLOCK_START, start)
-        while at >= 0:
+        at = self._buffer.find(_HEADER_START, start)
+        while at >= 0 and self._starts < MAX_STARTS:
             if self._header_at(at) is not None:
                 return at
-            at = self._buffer.find(BLOCK_START, at + 1)
+            self._starts += 1
+            at = self._buffer.find(_HEADER_START, at + 1)
         # A seal is only looked for at the end, where it has to be: to try every place that looks like the start of one
         # would take hours over bytes made for it.
         ending = self._ending()

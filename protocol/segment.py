@@ -68,6 +68,8 @@ PREAMBLE_TAG: Final = b"mailboat"
 _HEADER: Final = struct.Struct(f"<BBHIQIIIq{len(COUNTERS)}III")
 _HEADER_BODY: Final = _HEADER.size - 4
 _HEADER_BOUND: Final = _HEADER.size - 8
+_SALT: Final = slice(4, 8)
+"""Where it stands in a header."""
 _SEAL_TAIL: Final = struct.Struct("<II4s")
 SEAL_TAG: Final = b"seal"
 
@@ -244,12 +246,15 @@ class BlockHeader(Struct, frozen=True):
         """The header at the start of `frame`, or None when those bytes are no intact header."""
         if len(frame) < BLOCK_HEADER_SIZE or bytes(frame[: SKIPPABLE.size]) != BLOCK_START:
             return None
+        # The checksum first: after damage a reader may come by half a million places that look like a header.
         body = bytes(frame[SKIPPABLE.size : SKIPPABLE.size + _HEADER_BODY])
-        fields = _HEADER.unpack_from(frame, SKIPPABLE.size)
-        layout, encoding, _, salt, first, records, raw_length, length, clock = fields[:9]
-        counts, (payload_crc, header_crc) = fields[9:-2], fields[-2:]
-        if layout != FORMAT_VERSION or crc32(body, salt) != header_crc:
+        salt = int.from_bytes(body[_SALT], "little")
+        header_crc = int.from_bytes(frame[BLOCK_HEADER_SIZE - 4 : BLOCK_HEADER_SIZE], "little")
+        if body[0] != FORMAT_VERSION or crc32(body, salt) != header_crc:
             return None
+        fields = _HEADER.unpack_from(frame, SKIPPABLE.size)
+        encoding, first, records, raw_length, length, clock = fields[1], *fields[4:9]
+        counts, payload_crc = fields[9:-2], fields[-2]
         if raw_length > MAX_BLOCK_RAW or length > MAX_BLOCK or first > MAX_SEQUENCE:
             return None
         return cls(salt, first, records, raw_length, length, clock, counts, payload_crc, encoding)

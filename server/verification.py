@@ -16,7 +16,7 @@ from typing import Final
 from msgspec import Struct
 
 from mailboat.protocol.errors import SegmentError, WireError
-from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL, MAX_SEGMENT, MIB
+from mailboat.protocol.limits import KIB, MAX_PREAMBLE, MAX_SEAL, MAX_SEGMENT, MIB
 from mailboat.protocol.negotiation import Reason
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.segment import (
@@ -40,6 +40,10 @@ from mailboat.server.following import RunningDigest
 
 _READ: Final = MIB
 """Bytes read at a time: a block is at most a few MiB, and the reader holds one."""
+
+_WINDOW: Final = 8 * KIB
+"""Bytes read at a time where headers are followed: little beside a block as agents make them, and a segment of nothing
+but tiny ones takes no more than some thousand reads."""
 
 _HEAD: Final = 18
 """Bytes of a segment up to and including its format version."""
@@ -122,9 +126,11 @@ def _followed(blobs: Readable, blob_id: str, seal: Seal, end: int) -> Preamble |
         preamble = Preamble.decode(blobs.read(blob_id, 0, at))
     except SegmentError:
         return None
-    following = preamble.first
+    following, here, window = preamble.first, at, b""
     while at < end:
-        header = BlockHeader.decode(blobs.read(blob_id, at, BLOCK_HEADER_SIZE))
+        if at + BLOCK_HEADER_SIZE > here + len(window):
+            here, window = at, blobs.read(blob_id, at, _WINDOW)
+        header = BlockHeader.decode(window[at - here : at - here + BLOCK_HEADER_SIZE])
         if header is None or header.salt != preamble.salt or header.first < following:
             return None
         at += BLOCK_HEADER_SIZE + header.length

@@ -1,8 +1,8 @@
 """Doing something at every place where a signal handler, a finalizer or another thread's exception may come in.
 
 CPython looks for them at the entry of a Python function, after each call of a C function and when a loop jumps back,
-and nowhere else. `run(call, at=n, action=f)` runs `call` and does `f` at the n-th such place within mailboat's agent;
-`places` counts them. What `f` raises is raised there.
+and nowhere else; of a loop the first turns count. `run(call, at=n, action=f)` runs `call` and does `f` at the n-th such
+place within mailboat's agent; `places` counts them. What `f` raises is raised there.
 
 An exception raised by a trace function counts as raised by the instruction to come, not by the call that has just
 returned; where these two have different handlers, `raising` leaves the place out.
@@ -11,13 +11,20 @@ returned; where these two have different handlers, `raising` leaves the place ou
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 from collections.abc import Callable
 from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
-_LOOKING = ("CALL", "CALL_FUNCTION_EX", "CALL_KW", "JUMP_BACKWARD")
+_CALLS = ("CALL", "CALL_FUNCTION_EX", "CALL_KW")
+_BACK = ("JUMP_BACKWARD", *(f"POP_JUMP_BACKWARD_IF_{what}" for what in ("TRUE", "FALSE", "NONE", "NOT_NONE")))
+"""Those with a condition are CPython 3.11's."""
+_TURNS = 3
+"""Of each loop, as so many of its turns are places: one over the stack has as many turns as that is deep, which is
+another number in each test.
+"""
 _PART = "/agent/"
 _TEMPLATE = "<mailboat recording call>"
 
@@ -52,6 +59,7 @@ class _Tracer:
         self.count = 0
         self._raising = raising
         self._last: dict[int, int] = {}
+        self._turns: dict[tuple[int, int], int] = {}
 
     def trace(self, frame: FrameType, event: str, _arg: object) -> Any:  # noqa: ANN401 - itself
         if event == "call":
@@ -61,18 +69,25 @@ class _Tracer:
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
             self._last.pop(id(frame), None)
+            self._turns = {key: turns for key, turns in self._turns.items() if key[0] != id(frame)}
             self._place()
         elif event == "exception":
             self._last.pop(id(frame), None)  # a call that raised is not followed by a look
         elif event == "opcode":
             last = self._last.get(id(frame))
             self._last[id(frame)] = frame.f_lasti
-            if last is not None and self._looks(frame.f_code, last, frame.f_lasti):
+            if last is not None and self._looks(frame, last, frame.f_lasti):
                 self._place()
         return self.trace
 
-    def _looks(self, code: CodeType, last: int, following: int) -> bool:
-        if _operations(code).get(last) not in _LOOKING:
+    def _looks(self, frame: FrameType, last: int, following: int) -> bool:
+        code = frame.f_code
+        operation = _operations(code).get(last, "")
+        if operation in _BACK and following < last:
+            turns = self._turns[id(frame), last] = self._turns.get((id(frame), last), 0) + 1
+            if turns > _TURNS:
+                return False
+        elif operation not in _CALLS:
             return False
         return not self._raising or _handler(code, last) == _handler(code, following)
 
@@ -84,12 +99,17 @@ class _Tracer:
 
 def run(call: Callable[[], object], at: int = 0, action: Action = lambda: None, *, raising: bool = False) -> int:
     """Call it; returns how many places it came by. The action is not traced."""
-    tracer, before = _Tracer(at, action, raising=raising), sys.gettrace()
+    tracer, before, collects = _Tracer(at, action, raising=raising), sys.gettrace(), gc.isenabled()
+    gc.disable()  # whoever is told of a collection, or finalized by it, would hide the place where that came
+    # CPython 3.12 tells of instructions only if some frame had asked for them when the tracing began.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(tracer.trace)
     try:
         call()
     finally:
         sys.settrace(before)
+        if collects:
+            gc.enable()
     return tracer.count
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from mailboat.protocol import reader as reader_module
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_BLOCK_RAW, MAX_SEAL, MAX_SEQUENCE
 from mailboat.protocol.reader import Block, Gap, SegmentReader, decompress
@@ -449,6 +450,34 @@ def test_a_seal_with_a_wrong_map_among_damage_is_damage() -> None:
     with pytest.raises(SegmentError):
         Seal.decode(frame)
     assert len(BLOCK_START) == SKIPPABLE.size < BLOCK_HEADER_SIZE
+
+
+@pytest.mark.parametrize("places", [30, 31, 1000])
+def test_of_places_made_to_look_like_a_header_only_so_many_are_tried(
+    monkeypatch: pytest.MonkeyPatch, places: int
+) -> None:
+    """A stranger's segment must not keep a reader busy; what the seal says of it is told all the same."""
+    monkeypatch.setattr(reader_module, "MAX_STARTS", 30)
+    tries: list[int] = []
+    header_at = SegmentReader._header_at
+
+    def counting(self: SegmentReader, at: int) -> BlockHeader | None:
+        tries.append(at)
+        return header_at(self, at)
+
+    monkeypatch.setattr(SegmentReader, "_header_at", counting)
+    made = Segment()
+    made.block([feature("before")])
+    made._keep((BLOCK_START + b"\x01") * places + BLOCK_START * 500 + bytes(BLOCK_HEADER_SIZE))
+    made.block([feature("behind")])
+    content = made.seal()
+    reader = SegmentReader(content, digest=False)
+    names = [record.name for record in reader]
+    # The first of them is where the damage begins, and found to be no header before anything is looked for.
+    assert names == (["before", "behind"] if places <= 30 else ["before"])
+    assert len(tries) < 30 + 10, "those, and once for each frame that follows another"
+    assert reader.seal is not None
+    assert sum(gap.records or 0 for gap in reader.gaps) == 2 - len(names)
 
 
 def test_without_a_digest_the_same_is_read_and_nothing_called_intact() -> None:
