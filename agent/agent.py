@@ -31,7 +31,7 @@ from mailboat.agent.config import AgentConfig
 from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.integrations.hooks import Hooks
 from mailboat.agent.link_policy import LinkState
-from mailboat.agent.loops import LOOP_ENDED, LoopEnded, elsewhere, running_loop
+from mailboat.agent.loops import LOOP_ENDED, LoopEnded, elsewhere, leave_no_frames, running_loop
 from mailboat.agent.report import FORKED, NO_SERVER, AgentState, SessionOutcome, Status, SyncProgress, SyncReport
 from mailboat.agent.sending import Sending
 from mailboat.agent.session import Session, end_unwanted, open_in_child, open_session
@@ -177,6 +177,8 @@ class Agent(RecordingCalls):
             self._tasks += sending.begin(agent, sources, recorded, tuple(self._listeners), self._recovered)
             while self._said:
                 sending.tell(self._said.popitem()[1])
+        for task in self._tasks:
+            task.add_done_callback(leave_no_frames)
         self._alerts.enter(asyncio.get_running_loop(), sending.on_errors if sending is not None else None)
 
     async def _outlive_loop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
@@ -44,3 +45,14 @@ async def elsewhere(loop: asyncio.AbstractEventLoop | None, call: Callable[[], C
         if task is not None and not task.cancelling():
             raise LoopEnded from None  # what cancels all tasks of a loop is its end
         raise
+
+
+def leave_no_frames(task: asyncio.Task[None]) -> None:
+    """Have a task that was cancelled, with its loop, keep nothing of that: to be called when it is done.
+
+    The error that ended it holds the frames in which the loop ran, the host's among them, and would keep what is in
+    those alive as long as the agent is: a host's finalizers came too late then to tell that they failed.
+    """
+    if task.cancelled():
+        with contextlib.suppress(asyncio.CancelledError):
+            task.exception()  # who asks for the error takes it out of the task

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import weakref
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from mailboat.agent import Agent
 from testkit.crashing import run, stories
 
 LOGGING = """
@@ -105,3 +109,20 @@ async def test_the_host_ends_as_it_would_have(tmp_path: Path, case: str) -> None
         (each.name, each.message) for each in records if each.name != "asyncio"
     )  # asyncio logs what it does
     assert found == expected
+
+
+def test_an_agent_whose_loop_has_ended_keeps_none_of_the_hosts_objects(tmp_path: Path) -> None:
+    class Local:
+        """What stands in a frame of the host's."""
+
+    agent = Agent(store=tmp_path, product="Acme Studio", application="importer")
+
+    def host() -> weakref.ref[Local]:
+        local = Local()
+        asyncio.run(agent.start())
+        return weakref.ref(local)
+
+    kept = host()
+    gc.collect()
+    assert kept() is None
+    asyncio.run(agent.stop())

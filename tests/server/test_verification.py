@@ -15,12 +15,8 @@ from msgspec.structs import replace
 
 from mailboat.protocol.limits import MAX_SEQUENCE
 from mailboat.protocol.reader import SegmentReader
-<<<<<<< HEAD
-from mailboat.protocol.segment import BLOCK_HEADER_SIZE, SEGMENT_DAMAGED, Seal
-=======
 from mailboat.protocol.records import COUNTERS
-from mailboat.protocol.segment import BLOCK_HEADER_SIZE, BlockHeader, Seal
->>>>>>> 93b99bf (Bound the work on bytes made to look like blocks)
+from mailboat.protocol.segment import BLOCK_HEADER_SIZE, SEGMENT_DAMAGED, BlockHeader, Seal
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.decoder import MAX_GAPS
