@@ -45,6 +45,13 @@ class LogHandler(logging.Handler):
         """None: an agent records on any thread, and in a signal handler."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """As that of `logging`, but for the lock, which it takes unasked since Python 3.13."""
+        found: bool | logging.LogRecord = self.filter(record)
+        if found:
+            self.emit(found if isinstance(found, logging.LogRecord) else record)
+        return bool(found)
+
     def emit(self, record: logging.LogRecord) -> None:
         """See the class."""
         if record.name == OWN_LOGGER or record.name.startswith(OWN_LOGGER + "."):

@@ -80,6 +80,31 @@ async def test_log_records_become_events_with_their_place_and_extras(tmp_path: P
     assert attributes == {"order": 7, "extra.level": "gold", "extra.context": [1]}
 
 
+async def test_a_line_takes_no_lock_whatever_logging_does_by_itself(
+    tmp_path: Path, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since Python 3.13 a handler's lock is taken without a look at whether there is one."""
+
+    def locking(self: logging.Handler, record: logging.LogRecord) -> bool:
+        raise AssertionError(f"{self.lock} is to be taken for {record}")
+
+    class Renamed(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> Any:  # noqa: ANN401 - since Python 3.12 a record, too
+            return logging.makeLogRecord({**vars(record), "name": "renamed"}) if record.args else False
+
+    monkeypatch.setattr(logging.Handler, "handle", locking)
+    async with recording(tmp_path) as (agent, found):
+        handler = LogHandler(agent)
+        logger.addHandler(handler)
+        logger.info("one")
+        handler.addFilter(Renamed())
+        logger.info("left out")
+        logger.info("number %d", 2)
+    # Python 3.11 takes what a filter says for yes or no.
+    renamed = "renamed" if sys.version_info >= (3, 12) else "acme.orders"
+    assert [(each.name, each.message) for each in found] == [("acme.orders", "one"), (renamed, "number 2")]
+
+
 async def test_an_exception_is_recorded_once_and_the_line_in_any_case(tmp_path: Path, logger: logging.Logger) -> None:
     async with recording(tmp_path) as (agent, found):
         logger.addHandler(LogHandler(agent))
