@@ -31,7 +31,7 @@ from mailboat.agent.config import AgentConfig
 from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.integrations.hooks import Hooks
 from mailboat.agent.link_policy import LinkState
-from mailboat.agent.loops import LOOP_ENDED, LoopEnded, elsewhere, leave_no_frames, running_loop
+from mailboat.agent.loops import LOOP_ENDED, LoopEnded, elsewhere, owned, running_loop
 from mailboat.agent.report import FORKED, NO_SERVER, AgentState, SessionOutcome, Status, SyncProgress, SyncReport
 from mailboat.agent.sending import Sending
 from mailboat.agent.session import Session, end_unwanted, open_in_child, open_session
@@ -166,19 +166,17 @@ class Agent(RecordingCalls):
         stores = self._stores = Stores(store, everyones=config.send_all_applications)
         room, going = session.writer.room, lambda: self._state is AgentState.RUNNING
         upkeep = self._upkeep = Upkeep(stores, disk, self._clocks, room, session.id, going)
-        self._recovered = asyncio.create_task(self._recover(upkeep, stores), name="mailboat-recovery")
+        self._recovered = owned(self._recover(upkeep, stores), "mailboat-recovery")
         self._tasks.append(self._recovered)
         watching = upkeep.watch(self._recovered, lambda: self._in_loop(lambda sync: sync.store_has_room()))
-        self._tasks.append(asyncio.create_task(watching, name="mailboat-upkeep"))
-        self._tasks.append(asyncio.create_task(self._outlive_loop(), name="mailboat-life"))
+        self._tasks.append(owned(watching, "mailboat-upkeep"))
+        self._tasks.append(owned(self._outlive_loop(), "mailboat-life"))
         self._sending, recorded = sending, lambda: session.recorder.recorded
         if sending is not None:
             sources = Sources(stores, self._live, disk, self._running, upkeep.take_up)
             self._tasks += sending.begin(agent, sources, recorded, tuple(self._listeners), self._recovered)
             while self._said:
                 sending.tell(self._said.popitem()[1])
-        for task in self._tasks:
-            task.add_done_callback(leave_no_frames)
         self._alerts.enter(asyncio.get_running_loop(), sending.on_errors if sending is not None else None)
 
     async def _outlive_loop(self) -> None:

@@ -47,12 +47,18 @@ async def elsewhere(loop: asyncio.AbstractEventLoop | None, call: Callable[[], C
         raise
 
 
-def leave_no_frames(task: asyncio.Task[None]) -> None:
-    """Have a task that was cancelled, with its loop, keep nothing of that: to be called when it is done.
+def owned(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """A task that an agent keeps, and that keeps nothing of the loop when it is cancelled with that.
 
-    The error that ended it holds the frames in which the loop ran, the host's among them, and would keep what is in
+    The error that ended it would hold the frames in which the loop ran, the host's among them, and keep what is in
     those alive as long as the agent is: a host's finalizers came too late then to tell that they failed.
     """
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_leave_no_frames)
+    return task
+
+
+def _leave_no_frames(task: asyncio.Task[None]) -> None:
     if task.cancelled():
         with contextlib.suppress(asyncio.CancelledError):
             task.exception()  # who asks for the error takes it out of the task

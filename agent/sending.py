@@ -28,6 +28,7 @@ from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import TUS_SCHEME, AgentConfig
 from mailboat.agent.descriptors import DESCRIPTORS
 from mailboat.agent.eligibility import Eligibility
+from mailboat.agent.loops import owned
 from mailboat.agent.report import SessionOutcome, SyncProgress, SyncReport, one_line
 from mailboat.agent.sources import Sources
 
@@ -93,10 +94,10 @@ class Sending:
         if self._automatic:
             self.eligibility = Eligibility(self._clocks, recorded, self._wake, self._config.alert_interval)
         self._put_together()
-        running = asyncio.create_task(self._run(recovered), name="mailboat-sync")
+        running = owned(self._run(recovered), "mailboat-sync")
         if self.eligibility is None:
             return [running]
-        return [running, asyncio.create_task(self.eligibility.watch(), name="mailboat-watch")]
+        return [running, owned(self.eligibility.watch(), "mailboat-watch")]
 
     def _put_together(self) -> None:
         if self._assemble is None or self._said is None or self._delivery is not None or self._abandoned:
