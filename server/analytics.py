@@ -33,7 +33,16 @@ from mailboat.server.analytics_schema import (
     given,
     insert_rows,
 )
-from mailboat.server.analytics_store import AnalyticsError, Holding, Key, Progress, RowsRefused, Step, TooMuchToSum
+from mailboat.server.analytics_store import (
+    AnalyticsError,
+    Holding,
+    Key,
+    OutOfMemory,
+    Progress,
+    RowsRefused,
+    Step,
+    TooMuchToSum,
+)
 from mailboat.server.catalog import SegmentRow, SessionRow
 from mailboat.server.config import ANALYTICS_MEMORY
 from mailboat.server.decoder import schemas_from
@@ -124,7 +133,7 @@ class Analytics:
     def load(self, decoded: Decoded, steps: Sequence[Step]) -> None:
         """Add the rows of a batch and what is to be known of the segments that they came from.
 
-        All or nothing, and durable on return. Raises `RowsRefused` when it is the rows' fault.
+        All or nothing, and durable on return. Raises `RowsRefused` when it is the rows' fault, and `OutOfMemory`.
         """
         with self._transaction():
             self._batch(steps)
@@ -326,12 +335,17 @@ class _Transaction:
             else:
                 self._connection.rollback()
         except duckdb.Error as failure:
-            raise AnalyticsError(f"the analytics file cannot be written: {failure}") from failure
+            raise _refusal(failure) from failure
         # These are about values (a number out of range, a line that is no JSON); the others about the machine.
         if isinstance(error, duckdb.DataError | duckdb.InvalidInputException):
             raise RowsRefused(f"the analytics store does not take the rows: {error}") from error
         if isinstance(error, duckdb.Error):
-            raise AnalyticsError(f"the analytics file cannot be written: {error}") from error
+            raise _refusal(error) from error
+
+
+def _refusal(error: duckdb.Error) -> AnalyticsError:
+    kind = OutOfMemory if isinstance(error, duckdb.OutOfMemoryException) else AnalyticsError
+    return kind(f"the analytics file cannot be written: {error}")
 
 
 def session_columns(row: SessionRow) -> dict[str, Any]:

@@ -42,6 +42,12 @@ class TooMuchToSum(AnalyticsError):
     """The engine's memory does not suffice to sum records up; they wait, with those that come, for another attempt."""
 
 
+class OutOfMemory(AnalyticsError):
+    """The engine lacked memory for it, or room for what it would keep elsewhere meanwhile; nothing was kept. It is to
+    be opened anew, and may take fewer rows.
+    """
+
+
 Key = tuple[str, str]
 """Product and session id."""
 
@@ -104,7 +110,7 @@ class AnalyticsStore(Protocol):
     def load(self, decoded: Decoded, steps: Sequence[Step]) -> None:
         """Add the rows of a batch and what is to be known of the segments that they came from.
 
-        Raises `RowsRefused` when it is the rows' fault.
+        Raises `RowsRefused` when it is the rows' fault, `OutOfMemory` when there may be too many of them.
         """
 
     def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:

@@ -19,6 +19,8 @@ What goes wrong:
 * A segment that is sealed to a key which is not here waits for the key; see `unsealing`.
 * A segment that was set aside and is to be tried again (see `quarantine`) comes with ``loaded`` below zero: what the
   store has of it is taken out first.
+* A batch for which the analytics engine lacks memory is taken segment by segment. One that is too much by itself is
+  tried again in later rounds, with growing pauses, and is set aside after `STARVED` of them.
 * When the machine refuses (a full disk), the round ends and is tried again, with growing pauses.
 """
 
@@ -39,7 +41,7 @@ from aiohttp import web
 from mailboat.protocol.errors import MailboatError
 from mailboat.protocol.negotiation import Reason
 from mailboat.server.analytics import Analytics
-from mailboat.server.analytics_store import Key, RowsRefused, Step, TooMuchToSum
+from mailboat.server.analytics_store import Key, OutOfMemory, RowsRefused, Step, TooMuchToSum
 from mailboat.server.batches import Known
 from mailboat.server.catalog import Catalog, SegmentRow, SessionRow
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, INGEST_WAKE, REPLICA
@@ -57,6 +59,9 @@ LOOK: Final = 60.0
 """Seconds after which a round is made even without news."""
 RETRY_LONGEST: Final = 60.0
 """Longest pause after failures; they begin with one of a second, and double."""
+STARVED: Final = 8
+"""Rounds in which a segment alone may find too little memory: the pauses between them add up to three minutes, time
+for whatever else had taken it, or filled the disk that the engine goes on with."""
 LEASE: Final = 60.0
 """Seconds for which loading is left to a server that may have died; half of them is between two looks of the others."""
 LEASE_NAME: Final = "ingest"
@@ -89,6 +94,7 @@ class Ingest:
         self._unsealing = unsealing
         self._replica = replica
         self._leased_until = -inf
+        self._starved: Counter[str] = Counter()
         self._catalog = catalog
         self._loader = loader
         self._wake = wake
@@ -244,6 +250,9 @@ class Ingest:
             self._counters["ingest_batches_failed"] += 1
             _log.info("a batch failed, and is taken segment by segment: %s", error)
             more |= await self._one_by_one(fresh)
+        except OutOfMemory as error:
+            await self._without_memory(error)
+            more |= await self._one_by_one(fresh)
         generation = await self._loader.generation()
         if generation != self._generation:
             await self._catalog.put_note(GENERATION_NOTE, str(generation))
@@ -260,17 +269,36 @@ class Ingest:
             await self._catalog.put_note(KEYS_NOTE, ids)
 
     async def _one_by_one(self, segments: Sequence[SegmentRow]) -> bool:
-        """Load them so that one which cannot be loaded costs itself alone; whether more is left."""
-        more = False
+        """Load them so that one which cannot be loaded costs itself alone; whether more is left. Raises `OutOfMemory`,
+        the others having been loaded, where one is to be tried again in another round.
+        """
+        more, starved = False, None
         for segment in await self._without_done(segments, await self._loader.progress(segments)):
-            done = await self._loader.load_alone(segment)
+            try:
+                done = await self._loader.load_alone(segment)
+            except OutOfMemory as error:
+                await self._without_memory(error)
+                self._starved[segment.upload_id] += 1
+                if self._starved[segment.upload_id] < STARVED:
+                    starved = error
+                    continue
+                done = str(error)
+                await self._loader.give_up(segment, done)
+            self._starved.pop(segment.upload_id, None)
             if isinstance(done, str):
                 self._counters["ingest_segments_failed"] += 1
                 _log.warning("segment %d of session %s: %s", segment.index, segment.session_id, done)
                 await self._set_aside(segment, done)
             else:
                 more |= await self._loaded(done)
+        if starved is not None:
+            raise starved
         return more
+
+    async def _without_memory(self, error: OutOfMemory) -> None:
+        self._counters["ingest_out_of_memory"] += 1
+        _log.warning("what is loaded is taken segment by segment: %s", error)
+        await self._loader.reopen()
 
     async def _without_done(self, segments: Sequence[SegmentRow], known: Known) -> list[SegmentRow]:
         """The segments that have something to load; the others are marked, and listed no more."""
@@ -339,8 +367,12 @@ class Ingest:
         try:
             await self._loader.load_sessions([self._unsealing.row(row) for row in rows], latest)
             self._counters["ingest_sessions"] += len(rows)
-        except RowsRefused as error:
+        except (RowsRefused, OutOfMemory) as error:
             half = len(rows) // 2
+            if isinstance(error, OutOfMemory):
+                await self._without_memory(error)
+                if not half:
+                    raise
             if half:
                 await self._load_sessions(rows[:half], revision, revision)
                 await self._load_sessions(rows[half:], revision, latest)

@@ -174,10 +174,14 @@ class Loader:
                 return await self._load(batch, await self._decode(batch))
             except BLAMED as error:
                 reason = str(error)
+        await self.give_up(segment, reason)
+        return reason
+
+    async def give_up(self, segment: SegmentRow, reason: str) -> None:
+        """Note in the store why nothing more of a segment will be loaded."""
         known = await self.progress([segment])
         before = known.get((segment.product, segment.session_id), {}).get(segment.upload_id, Progress(segment.index))
         await self._write(lambda: self.analytics.load_failed(segment, before, reason))
-        return reason
 
     async def _decode(self, batch: Batch) -> Decoded:
         if self._stopping:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from functools import partial
 from pathlib import Path
 
+import duckdb
 import pytest
 from msgspec.structs import replace
 
@@ -17,7 +18,7 @@ from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import COUNTERS
 from mailboat.server import batches, ingest
 from mailboat.server.analytics import Analytics
-from mailboat.server.analytics_store import AnalyticsError, Key, Progress, RowsRefused, Step
+from mailboat.server.analytics_store import AnalyticsError, Key, OutOfMemory, Progress, RowsRefused, Step
 from mailboat.server.catalog import CatalogError, Registration, SessionRow, SessionState, Verification
 from mailboat.server.decoding import Decoded, Decoder
 from mailboat.server.loader import ATTEMPTS
@@ -343,6 +344,75 @@ async def test_when_the_machine_refuses_it_is_tried_again(rig: Rig, monkeypatch:
     assert bench(rig).sequences() == list(range(15))
     assert await state_of(rig, upload_id) == (Verification.VERIFIED, "")
     assert rig.counters["ingest_failures"] == 2
+
+
+@pytest.mark.parametrize("tries", [3, ingest.STARVED + 1, 10**6])
+async def test_a_segment_that_is_too_much_for_the_engine_keeps_no_other_one_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    """In its batch first, then alone, round after round; what takes its memory away may pass."""
+    load, refused = Analytics.load, list[int]()
+
+    def greedy(self: Analytics, decoded: Decoded, steps: Sequence[Step]) -> None:
+        with self._transaction():
+            if any(step.segment.session_id == SESSION for step in steps) and len(refused) < tries:
+                refused.append(len(steps))
+                raise duckdb.OutOfMemoryException("could not allocate block")
+        load(self, decoded, steps)
+
+    monkeypatch.setattr(Analytics, "load", greedy)
+    monkeypatch.setattr(ingest, "RETRY_LONGEST", 0.01)
+    async with rig.ingest._in_round:
+        upload_id = await rig.add(SESSION, of(5).seal())
+        for session_id in OTHERS:
+            await rig.add(session_id, of(5, session_id).seal())
+    await rig.ingest.settled()
+    assert [len(bench(rig).sequences(each)) for each in OTHERS] == [15] * 10
+    given_up = tries > ingest.STARVED + 1
+    assert bench(rig).sequences() == ([] if given_up else list(range(15)))
+    kept = (Verification.REJECTED, "corrupted") if given_up else (Verification.VERIFIED, "")
+    assert await state_of(rig, upload_id) == kept
+    assert len(refused) <= 2 * ingest.STARVED
+    assert rig.counters["ingest_out_of_memory"] == len(refused)
+    assert rig.counters["ingest_segments_failed"] == given_up
+    assert await rig.waiting() == ()
+
+
+async def test_sessions_that_are_too_many_for_the_engine_are_copied_in_parts(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, refusals = Analytics.load_sessions, [3]
+
+    def greedy(self: Analytics, rows: Sequence[SessionRow], revision: int) -> None:
+        with self._transaction():
+            if len(rows) > 3 or (len(rows) == 1 and refusals and refusals.pop()):
+                raise duckdb.OutOfMemoryException("could not allocate block")
+        load(self, rows, revision)
+
+    monkeypatch.setattr(Analytics, "load_sessions", greedy)
+    monkeypatch.setattr(ingest, "RETRY_LONGEST", 0.01)
+    await rig.catalog.register(
+        [Registration(PRODUCT, session_row(each).summary, SessionState.WANTED) for each in OTHERS], 1.0
+    )
+    rig.wake.set()
+    await rig.ingest.settled()
+    assert bench(rig).sql("SELECT count(*) FROM session") == [(10,)]
+    assert rig.counters["ingest_sessions_refused"] == 0
+    assert rig.counters["ingest_failures"] <= 1
+
+
+def test_a_lack_of_the_engines_memory_is_told_from_other_troubles_of_its(tmp_path: Path) -> None:
+    """The engine itself refuses here; opened anew it takes fewer of them."""
+    info = Info(product=PRODUCT, properties={"what": "x" * 16_000})
+    rows = [session_row(f"018f0000-0000-7000-8000-{number:012}", info=info) for number in range(1000)]
+    analytics = Analytics(tmp_path / "analytics.duckdb", memory=32 * MIB)
+    with pytest.raises(OutOfMemory):
+        analytics.load_sessions(rows, 1)
+    analytics.reopen()
+    assert analytics.revision == 0
+    analytics.load_sessions(rows[:3], 1)
+    assert analytics.revision == 1
+    analytics.close()
 
 
 async def lose(rig: Rig) -> None:
