@@ -35,6 +35,7 @@ from mailboat.server.catalog import (
 )
 from mailboat.server.context import CATALOG
 from mailboat.server.context import COUNTERS as COUNTED
+from mailboat.server.ingest import INGEST
 from mailboat.server.keys import create_key
 from mailboat.server.policy import DAY
 from mailboat.server.serving import RunningServer
@@ -178,6 +179,7 @@ async def test_a_full_request_is_one_transaction(server: RunningServer, client: 
     catalog = server.app[CATALOG]
     assert isinstance(catalog, SqliteCatalog)
     offers = [another(summary) for _ in range(MAX_OFFERS)]
+    await server.app[INGEST].settled()  # which has taken its lease then
     before = catalog.commits
     decisions = await client.negotiate(*offers)
     assert catalog.commits == before + 1

@@ -117,6 +117,7 @@ async def test_a_full_request_is_one_transaction_and_one_flush(
         sync(fd)
 
     monkeypatch.setattr(blobs.packs, "_sync_data", counted)
+    await server.app[INGEST].settled()  # which has taken its lease then
     before = server.app[CATALOG].commits  # type: ignore[attr-defined] # SQLite's
     decisions = await ride(client, *(small() for _ in range(40)))
     assert {decision.verdict for decision in decisions} == {"have"}
