@@ -226,7 +226,7 @@ IMPOSSIBLE: list[dict[str, Any]] = [
     *({name: value} for name in TEXTS for value in (1.2, b"text", ["text"])),
     *({name: value} for name in ("store", "sealed_journal") for value in (5, "", b"", ["folder"])),
     {"store": "~nobody-of-this-name/store"},
-    *({"ssl": value} for value in ("no", 0, object())),
+    *({"ssl": value} for value in ("no", 0, Agent)),
     *({"server": value} for value in ("", "https://", "ftp://example.com", "tus+ftp://example.com", "http://a b", 5)),
     *({"properties": value} for value in (None, ["plan"])),
     *({"scrub": 1}, {"policy": 1}),
