@@ -121,10 +121,12 @@ class Writer:
         self._taken = self._appended = 0
         self._clock = clocks.offset
         self._synced_at = clocks.now()
+        self._unsynced_at = -math.inf
         self._filling = Filling(clocks.now())
         self._tended_at = clocks.now() - TICK
         self._refusals = 0
         self._refusal: Exception | None = None
+        self._told: set[str] = set()
         self._urgent = self._ended = self._gone = False
         self._thread = threading.Thread(target=self._run, name="mailboat-writer", daemon=True)
         self.trouble = ""
@@ -213,17 +215,21 @@ class Writer:
 
     def _take(self) -> None:
         """Wait for something to do, then take all there is."""
-        pause = TICK
-        if self._urgent:
-            pause = min(TICK, max(0.0, self._synced_at + URGENT_PAUSE - self._clocks.now()))
-        if not self._full:
-            active = self._recorder.journal.active
-            pause = min(pause, self._filling.wait(self._clocks.now(), active.memory.tell(), active.size))
         try:
-            self._sort(self._inbox.get(timeout=pause))
+            self._sort(self._inbox.get(timeout=self._pause()))
             self._take_waiting()
         except queue.Empty:
             return  # nothing was asked for: only look at what is due
+
+    def _pause(self) -> float:
+        """Seconds until something may be due by itself."""
+        now, pause = self._clocks.now(), TICK
+        if self._urgent:
+            pause = min(pause, max(0.0, self._urgent_at - now))
+        if not self._full:
+            active = self._recorder.journal.active
+            pause = min(pause, self._filling.wait(now, active.memory.tell(), active.size))
+        return pause
 
     def _take_waiting(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -251,6 +257,8 @@ class Writer:
         turned, synced = self._tried(self._advance), self._tried(self._sync_if_due)
         if refusals == self._refusals:
             self.trouble = ""
+            if self._synced_at >= self._unsynced_at:
+                self._told.clear()
         return turned and synced
 
     def _tried(self, step: Callable[[], bool]) -> bool:
@@ -384,11 +392,17 @@ class Writer:
 
     def _sync_if_due(self) -> bool:
         """Also where blocks are refused: what the journal holds may survive the machine all the same."""
-        since = self._clocks.now() - self._synced_at
-        urgent = self._urgent and since >= URGENT_PAUSE
-        if urgent or since >= self._settings.save_interval or any(request.durable for request in self._requests):
+        now = self._clocks.now()
+        urgent = self._urgent and now >= self._urgent_at
+        due = now - self._synced_at >= self._settings.save_interval
+        if urgent or due or any(request.durable for request in self._requests):
             return self._sync()
         return True
+
+    @property
+    def _urgent_at(self) -> float:
+        """When an error may be synced: not at once after the last sync, and later if the disk has just refused one."""
+        return max(self._synced_at + URGENT_PAUSE, self._unsynced_at + TICK)
 
     def _sync(self) -> bool:
         """Make all that was recorded survive the machine: the segment first, since without its beginning and its
@@ -396,6 +410,7 @@ class Writer:
         (no more halves are closed then, each would take its room whatever it holds).
         """
         urgent, self._urgent = self._urgent, False
+        synced = False
         try:
             self._segments.sync()
             synced = self._sync_journal()
@@ -403,11 +418,12 @@ class Writer:
                 self._turn()
                 self._segments.sync()
                 synced = True
-        except BaseException:
-            self._urgent = urgent
-            raise
-        self._urgent |= urgent and not synced
-        self._synced_at = self._clocks.now() if synced else self._synced_at
+        finally:
+            self._urgent |= urgent and not synced
+            if synced:
+                self._synced_at = self._clocks.now()
+            else:
+                self._unsynced_at = self._clocks.now()
         return synced
 
     def _sync_journal(self) -> bool:
@@ -429,7 +445,8 @@ class Writer:
         self._refusals += 1
         self._refusal = self._refusal or error
         told = f"{type(error).__name__}: {error}"
-        if told != self.trouble:
+        if told not in self._told:
+            self._told.add(told)
             log.warning("the store cannot be written, records are kept in the journal meanwhile: %s", told)
         self.trouble = told
 

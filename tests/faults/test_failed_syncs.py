@@ -10,8 +10,9 @@ import pytest
 
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.store import LIVE, WAITING, Store
+from mailboat.protocol.records import Level
 from mailboat.protocol.segment import SealReason
-from testkit.disk import Disk, Unsynced, failure
+from testkit.disk import Disk, Unsynced, failure, from_then_on
 from testkit.power import PowerDisk
 from testkit.recording import OTHER_BOOT, Rig, only, read_session, recovered
 
@@ -71,6 +72,35 @@ def test_the_segment_is_abandoned_and_its_records_are_written_again(rig: Rig, di
     story = read_session(rig.store.folder / WAITING / rig.id)
     assert (story.names, story.gaps) == (["safe", "a", "b", "c"], [])
     assert story.reasons == [SealReason.ABANDONED, SealReason.STOPPED]
+
+
+def test_a_disk_that_refuses_an_error_is_left_in_peace_until_it_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Disk()
+    rig = Rig(tmp_path / "store", files=disk.files)
+    rig.recorder.feature("before")
+    assert rig.flush(durable=True)
+    disk.plan = from_then_on(1, errno.EIO)
+    rig.recorder.event("failed", level=Level.ERROR)
+    begun, steps = rig.time.clocks.now(), 0
+    while rig.time.clocks.now() < begun + 60 and steps < 1000:
+        rig.step(rig.writer._pause())
+        steps += 1
+    assert steps <= 62, "the writer did not wait"
+    assert rig.writer.trouble
+    told = [record.getMessage() for record in caplog.records if "cannot be written" in record.getMessage()]
+    assert told
+    assert len(told) == len(set(told)), "the same was told again"
+    disk.plan = lambda _number, _name: None
+    disk.calls.clear()
+    rig.step(rig.writer._pause())
+    assert "sync" in disk.calls, "the error was not synced when the disk was back"
+    rig.step(rig.writer._pause())
+    assert not rig.writer.trouble
+    assert rig.end()
+    story = read_session(rig.store.folder / WAITING / rig.id)
+    assert (story.names, story.gaps) == (["before", "failed"], [])
 
 
 def test_a_segment_of_which_nothing_was_synced_goes_altogether(rig: Rig, disk: Syncing) -> None:
