@@ -50,6 +50,9 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     _make(path)
     try:
         db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise _failed(path, error) from error
+    try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
@@ -59,6 +62,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     except sqlite3.Error as error:
+        db.close()
         raise _failed(path, error) from error
     return db
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -140,8 +143,19 @@ async def test_a_closed_catalog_says_so(tmp_path: Path) -> None:
 async def test_a_file_that_is_no_catalog_says_so(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
     path.write_bytes(b"this is no database" * 100)
-    with pytest.raises(CatalogError, match=r"catalog\.sqlite: .*bring back a backup"):
+    with pytest.raises(CatalogError, match=r"catalog\.sqlite: .*bring back a backup") as raised:
         await SqliteCatalog(path).open()
+    if sys.platform == "linux":
+        assert str(path) not in open_files(), f"{raised.value} left it open"
+
+
+def open_files() -> list[str]:
+    """What this process has open."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names are enough
+        with contextlib.suppress(FileNotFoundError):  # the folder that was just listed
+            found.append(str(Path(f"/proc/self/fd/{number}").readlink()))
+    return found
 
 
 async def test_a_damaged_catalog_says_so(tmp_path: Path) -> None:
