@@ -64,6 +64,9 @@ from mailboat.protocol.unpacking import around_damage, unpack, whole_pieces, who
 
 log = logging.getLogger("mailboat")
 
+_RECORD_BYTES: Final = 8
+"""Bytes that a record takes at least: an array of its kind, its time and its name."""
+
 _ENDINGS: Final = (SealReason.STOPPED, SealReason.CRASHED)
 """Seals after which nothing of a session can follow."""
 
@@ -414,7 +417,7 @@ def _mended(half: Left, end: int, records: list[list[Any]], following: Left | No
     found = sum(record[0] != Kind.SCHEMA for record in records)
     count = following.first - half.first if following is not None else -1
     whole = end == len(half.raw)
-    if half.damaged or not 0 < count <= JOURNAL_GROWTH:
+    if half.damaged or not 0 < count <= len(half.raw) // _RECORD_BYTES:  # or the number that follows is damaged
         if whole:
             return half
         raw, breaks = whole_pieces(half.raw)

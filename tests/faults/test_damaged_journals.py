@@ -13,6 +13,7 @@ import pytest
 from mailboat.agent.journal_layout import (
     DURABLE_AT,
     END,
+    FIRST,
     GENERATION,
     HEAD,
     HEAD_CRC,
@@ -126,6 +127,20 @@ def test_every_byte_flipped_costs_little_and_is_counted(
         if at >= HEAD_SIZE:
             assert len(story.names) >= len(promised) - 4, f"{at}: it costs a stretch, or what is behind the last one"
     assert kept > len(promised) * len(places) * 3 // 4
+
+
+@pytest.mark.parametrize("boot", [BOOT, OTHER_BOOT])
+def test_a_number_that_is_damaged_makes_no_loss_of_millions(scene: Scene, tmp_path: Path, boot: str) -> None:
+    promised = scene.told if boot == BOOT else scene.told[: scene.proven]
+    for index in scene.halves:
+        for at in range(descriptor(index) + 8 * FIRST, descriptor(index) + 8 * FIRST + 8):
+            flipped = bytes([scene.content[at] ^ 0xFF])
+            check(
+                scene.recovered_with(changed(scene.content, at, flipped), tmp_path / "s", boot),
+                scene.told,
+                promised,
+                at,
+            )
 
 
 def test_nothing_is_damaged_where_nothing_is(scene: Scene, tmp_path: Path) -> None:
