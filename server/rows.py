@@ -65,8 +65,8 @@ class Rows(NamedTuple):
 
 # -- records as agents make them -----------------------------------------------------------------------------------
 
-_SAFE: Final = 2**62
-"""Two times within this, added, are a number of 64 bits."""
+_SAFE: Final = 2**62 - 1
+"""Two times within this, added, are a number of 64 bits, in the analytics engine, too."""
 _Time = Annotated[int, Meta(ge=-_SAFE, le=_SAFE)]
 _Level = Annotated[int, Meta(ge=0, le=_MOST_OF_BYTE)]
 

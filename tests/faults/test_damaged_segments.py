@@ -118,6 +118,17 @@ def test_nothing_is_counted_where_nothing_is_damaged(scene: Scene, tmp_path: Pat
     assert story.lost == {}
 
 
+def recovered_twice(folder: Path, at: int) -> tuple[bool, Story]:
+    """What comes of it when the first recovery is killed at this call, and whether it came so far."""
+    disk, killed = Disk(killed_at(at), real=Unsynced()), False
+    try:
+        recovered(folder, files=disk.files)
+    except Killed:
+        disk.bury()
+        killed = True
+    return killed, only(recovered(folder))
+
+
 @pytest.mark.parametrize("block", range(len(SIZES)))
 def test_killed_at_any_call_of_the_recovery_it_counts_the_same(scene: Scene, tmp_path: Path, block: int) -> None:
     (path,) = scene.paths
@@ -130,13 +141,7 @@ def test_killed_at_any_call_of_the_recovery_it_counts_the_same(scene: Scene, tmp
         at += 1
         copy = tmp_path / str(at)
         shutil.copytree(tmp_path / "damaged", copy)
-        disk = Disk(killed_at(at), real=Unsynced())
-        try:
-            recovered(copy, files=disk.files)
-            killed = False
-        except Killed:
-            disk.bury()
-        story = only(recovered(copy))
+        killed, story = recovered_twice(copy, at)
         assert len(story.names) == len(scene.told) - records, at
         assert story.lost == {SEGMENT_DAMAGED: records}, at
     assert at > 10
@@ -153,13 +158,7 @@ def test_the_records_of_a_segment_that_is_set_aside_are_counted(tmp_path: Path, 
         at += 1
         copy = tmp_path / str(at)
         flip(scene.copied(copy) / path.name, 20)
-        disk = Disk(killed_at(at), real=Unsynced())
-        try:
-            recovered(copy, files=disk.files)
-            killed = False
-        except Killed:
-            disk.bury()
-        story = only(recovered(copy))
+        killed, story = recovered_twice(copy, at)
         assert list(story.folder.glob(f"*{DAMAGED}")), at
         assert len(story.names) == len(scene.told) - SIZES[index - 1], at
         assert story.lost == {SEGMENT_DAMAGED: SIZES[index - 1]}, at

@@ -108,12 +108,18 @@ def test_records_at_once_become_what_each_becomes_alone(raws: list[tuple[Any, ..
     assert [lines[sequence] for sequence in sorted(lines)] == expected
 
 
-@pytest.mark.parametrize("clock", [-(2**62) - 1, 2**62 + 1])
+@pytest.mark.parametrize("clock", [-(2**62), 2**62, 2**62 + 1])
 def test_a_clock_that_no_machine_has_costs_no_row(clock: int) -> None:
     raws = [feature("a"), value("size", 1.5)]
     assert at_once(raws, clock) is None
     found = [line for each in rows_of(raws, 100, clock, {}) for line in told(encode_rows(each, 5))]
     assert [line["t"] for line in found] == [min(max(clock, 0), rows._LATEST) // 1000] * 2
+
+
+def test_times_that_the_engine_cannot_add_are_none_of_an_agents() -> None:
+    most = 2**62 - 1
+    assert at_once([[Kind.FEATURE, most + 1, "a", {}]], most) is None
+    assert at_once([[Kind.FEATURE, most, "a", {}]], most) is not None
 
 
 @given(st.lists(records, min_size=1, max_size=10), st.booleans())
