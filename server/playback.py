@@ -116,6 +116,8 @@ class Playback:
 
         A record that two segments hold (one was abandoned and repeated in part) is given once.
         """
+        if self._unsealing is not None:
+            self._unsealing.look()
         page, left, last = Page(), MAX_DECODED, query.after
         for segment in self._from(segments, query.after):
             index = self._index(segment)

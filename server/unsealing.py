@@ -4,10 +4,11 @@
 
     DATA/sealing/KEYID.key      0600, in a folder of 0700: one private key as text (``mbx_...``)
 
-A key is made by a command, while the server runs or not; the server looks for new ones whenever it loads segments.
-There may be several: agents keep sealing to an older key until they are told the newer one, and every box names its
-own. What is sealed to a key that is not here is kept as it came, shown as a gap that names the key, and loaded once
-the key is here. A private key is never logged, and goes to no other process than the decoder, through a pipe.
+A key is made by a command, while the server runs or not; the server looks for new ones whenever it loads segments, or
+is asked for a session's records. There may be several: agents keep sealing to an older key until they are told the
+newer one, and every box names its own. What is sealed to a key that is not here is kept as it came, shown as a gap that
+names the key, and loaded once the key is here. A private key is never logged, and goes to no other process than the
+decoder, through a pipe.
 """
 
 from __future__ import annotations
@@ -114,6 +115,14 @@ class Unsealing:
         self._keyring = Keyring(keys)
         self.private, self.ids = tuple(key.text for key in keys), tuple(sorted(key.public.id for key in keys))
         self._seen = seen
+
+    def look(self) -> None:
+        """As `refresh`, for whoever goes on with the keys that there are."""
+        try:
+            self.refresh()
+        except ConfigError as error:
+            self.unread += 1
+            _log.warning("private keys cannot be used: %s", error)
 
     def _readable(self, paths: Iterable[Path]) -> Iterable[PrivateKey]:
         for path in paths:

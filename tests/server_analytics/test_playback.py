@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,7 +18,9 @@ from mailboat.protocol.records import COUNTERS
 from mailboat.server import playback
 from mailboat.server.json_text import encode
 from mailboat.server.playback import Page, PageQuery, Playback, as_json
+from mailboat.server.unsealing import FOLDER, SUFFIX, Unsealing
 from testkit.loading import segment_row
+from testkit.sealed import PRIVATE, SealedSegment
 from testkit.segments import TAKING_IN, Raw, Segment, around, event, feature, pack, positional, schema
 
 
@@ -34,8 +39,8 @@ class Held:
         self.read_bytes += len(piece)
         return piece
 
-    def playback(self) -> Playback:
-        return Playback(self)  # type: ignore[arg-type] # of a store of blobs, only `read` is used
+    def playback(self, unsealing: Unsealing | None = None) -> Playback:
+        return Playback(self, unsealing)  # type: ignore[arg-type] # of a store of blobs, only `read` is used
 
 
 def pages(held: Held, limit: int, **filters: str) -> list[Page]:
@@ -304,3 +309,37 @@ def test_nesting_that_no_agent_makes_is_cut() -> None:
     segment.block([packed], counts=[0, 0, 0, 1, *([0] * 8)])
     (page,) = pages(Held(segment.seal()), 10)
     assert [json.loads(encode(as_json(record)))["sequence"] for record in page.records] == [0]
+
+
+def test_a_key_that_has_just_come_opens_what_is_asked_for(tmp_path: Path) -> None:
+    sealed = SealedSegment()
+    sealed.block([feature("secret")])
+    held = Held(sealed.seal())
+    reader = held.playback(Unsealing(tmp_path))
+    (gap,) = reader.page(held.rows, PageQuery()).gaps
+    assert "which is not here" in gap.reason
+    keep(tmp_path, "x")
+    assert "which is not here" in reader.page(held.rows, PageQuery()).gaps[0].reason, "that is no key"
+    keep(tmp_path, PRIVATE.text)
+    page = reader.page(held.rows, PageQuery())
+    assert ([record.name for record in page.records], page.gaps) == (["secret"], [])
+
+
+def test_a_server_that_lacks_the_library_shows_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(tmp_path, PRIVATE.text)
+    monkeypatch.setitem(sys.modules, "nacl", None)
+    monkeypatch.setitem(sys.modules, "nacl.bindings", None)
+    plain, unsealing = Segment(), Unsealing(tmp_path)
+    plain.block([feature("plain")])
+    held = Held(plain.seal())
+    page = held.playback(unsealing).page(held.rows, PageQuery())
+    assert ([record.name for record in page.records], page.gaps) == (["plain"], [])
+    assert unsealing.unread == 1
+
+
+def keep(data: Path, text: str) -> None:
+    """Have a private key in a server's folder, as it is when another process has just made it."""
+    path = data / FOLDER / f"{PRIVATE.public.id}{SUFFIX}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (len(text), len(text)))
