@@ -20,6 +20,7 @@ from mailboat.agent.files import OsFileSystem
 from mailboat.agent.host import boot_id, process_start
 from mailboat.agent.store import WAITING
 from mailboat.protocol.segment import Preamble
+from testkit.serverkit import eventually
 
 USER, HOST, COMMAND = "ada-of-the-user", "engine-of-the-host", "--argument-of-the-command"
 
@@ -87,6 +88,7 @@ async def test_nobody_else_may_read_what_is_kept_whatever_the_umask(tmp_path: Pa
         await agent.start()
         agent.exception(ValueError("error"))
         assert await agent.flush(durable=True)
+        await eventually(lambda: any((tmp_path / "store").rglob("reserve")))  # the store's thread sees to it
         running = modes(tmp_path / "store")
         await agent.stop()
         async with made(tmp_path / "store") as other:
