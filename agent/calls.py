@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mailboat.agent.recorded import mark
-from mailboat.agent.recorder import Recorder, declaration_of
+from mailboat.agent.recorder import Recorder, declaration_of, one_too_many
 from mailboat.agent.scrub import Scrub, Scrubber
 from mailboat.agent.scrubbed import Recording, ScrubbedRecorder
 from mailboat.agent.timing import Timing
@@ -106,18 +106,14 @@ class RecordingCalls:
         It belongs to the running session. Declared while none runs, it records in each that is begun afterwards, a
         little slower. Raises `ValueError` for a declaration that cannot be: a mistake in the application's source.
         """
-        return (
-            self._declared_before(name, fields, kind)
-            if self._recorder is None
-            else (self._recorder.emitter(name, fields, kind))
-        )
+        if self._recorder is None:
+            return self._declared_before(name, fields, kind)
+        return self._recorder.emitter(name, fields, kind)
 
     def _declared_before(self, name: str, fields: tuple[str, ...], kind: Kind) -> Callable[..., None]:
         declaration = declaration_of(name, fields, kind)
         if len(self._later) >= MAX_SCHEMAS and declaration not in self._later:
-            raise ValueError(
-                f"emitter {name!r} is one too many, {MAX_SCHEMAS} are taken: are names made up as it runs?"
-            )
+            raise one_too_many(name)
         later = self._later.setdefault(declaration, _Later())
         if self._recorder is not None:  # another thread has just started the agent
             later.call = self._recorder.emitter(*declaration)

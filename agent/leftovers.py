@@ -31,8 +31,7 @@ from mailboat.agent.journal_layout import (
 )
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import MAX_SEQUENCE
-from mailboat.protocol.records import Kind
-from mailboat.protocol.unpacking import whole_pieces, whole_records
+from mailboat.protocol.unpacking import numbered, whole_pieces, whole_records
 
 
 class Left(Struct, frozen=True):
@@ -202,7 +201,7 @@ def _stretches(raw: bytes, generation: int, marks: list[_Mark], promised: int) -
 def _records_in(damaged: bytes) -> int:
     """How many records there were, at least."""
     records, end = whole_records(damaged)
-    return len([record for record in records if record[0] != Kind.SCHEMA]) + (end < len(damaged))
+    return numbered(records) + (end < len(damaged))
 
 
 def _marks(content: bytes, index: int) -> list[_Mark]:

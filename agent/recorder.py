@@ -134,9 +134,7 @@ class Recorder(Intake):
 
     def _declared(self, name: str, fields: tuple[str, ...], kind: Kind) -> Callable[..., None]:
         if len(self.schemas) >= MAX_SCHEMAS:
-            raise ValueError(
-                f"emitter {name!r} is one too many, {MAX_SCHEMAS} are taken: are names made up as it runs?"
-            )
+            raise one_too_many(name)
         schema = Schema(len(self.schemas), int(kind), name, fields)
         path = emitter(self._around, (counter(kind),), schema)
         self.schemas.append(schema)
@@ -172,6 +170,11 @@ class Recorder(Intake):
             self._on_urgent(*fields)
         except Exception:  # noqa: BLE001 - whatever it is, it is not the host's; counted
             self.faults += 1
+
+
+def one_too_many(name: str) -> ValueError:
+    """For an emitter beyond `MAX_SCHEMAS`."""
+    return ValueError(f"emitter {name!r} is one too many, {MAX_SCHEMAS} are taken: are names made up as it runs?")
 
 
 def declaration_of(name: str, fields: Sequence[str], kind: Kind) -> tuple[str, tuple[str, ...], Kind]:

@@ -60,7 +60,7 @@ from mailboat.protocol.records import (
 from mailboat.protocol.sealing import Entropy, Note, SealedPayload, require_library
 from mailboat.protocol.segment import ENCODING_SEALED, SEGMENT_DAMAGED, Preamble, SealReason
 from mailboat.protocol.summary import cut_properties, cut_text
-from mailboat.protocol.unpacking import around_damage, unpack, whole_pieces, whole_records
+from mailboat.protocol.unpacking import around_damage, numbered, unpack, whole_pieces, whole_records
 
 log = logging.getLogger("mailboat")
 
@@ -414,7 +414,7 @@ def _mended(half: Left, end: int, records: list[list[Any]], following: Left | No
     """The half without what is no record, of which there are some up to `end`: an application may have put that into
     one, as it stands. How many there should be is known where another half follows.
     """
-    found = sum(record[0] != Kind.SCHEMA for record in records)
+    found = numbered(records)
     count = following.first - half.first if following is not None else -1
     whole = end == len(half.raw)
     if half.damaged or not 0 < count <= len(half.raw) // _RECORD_BYTES:  # or the number that follows is damaged

@@ -169,11 +169,11 @@ def around_damage(raw: bytes, count: int) -> tuple[int, int]:
         return 0, start  # all are records, too few or too many of them
     kept = bisect_right(ends, start)
     behind, their_ends = _placed(raw, start)
-    beyond = _numbered(records[:kept]) + _numbered(behind) - count
+    beyond = numbered(records[:kept]) + numbered(behind) - count
     if beyond > 0:
         counted = [end for each, end in zip(behind, their_ends, strict=True) if each[0] != Kind.SCHEMA]
         start = counted[beyond - 1] if beyond <= len(counted) else len(raw)
-    return (ends[kept - 1] if kept and _numbered(records[:kept]) <= count else 0), start
+    return (ends[kept - 1] if kept and numbered(records[:kept]) <= count else 0), start
 
 
 def _where_it_goes_on(raw: bytes, records: list[list[Any]], ends: list[int], count: int) -> int:
@@ -194,7 +194,7 @@ def _where_it_goes_on(raw: bytes, records: list[list[Any]], ends: list[int], cou
         if not their_ends or their_ends[-1] < len(raw):
             look = max([look, *(each + 1 for each in their_ends[-2:-1])])
             continue
-        together = _numbered(before) + _numbered(behind)
+        together = numbered(before) + numbered(behind)
         if together > most and _follows(behind[0], _time_of(before)):
             best, most = found, together
         if most >= count - 1:
@@ -220,7 +220,8 @@ def _within_reach(time: int, last: int | None) -> bool:
     return last is None or -_BACK < time - last < _AHEAD
 
 
-def _numbered(records: list[list[Any]]) -> int:
+def numbered(records: list[list[Any]]) -> int:
+    """How many of them have a sequence number; declarations have none."""
     return sum(record[0] != Kind.SCHEMA for record in records)
 
 

@@ -67,7 +67,6 @@ class FaultProxy:
         self.cuts: list[Cut] = []
         self._cut_at: list[int] = []
         self._reserved = _bound(0)
-        self._listener = self._reserved
         self._server: asyncio.Server | None = None
         self._transports: set[asyncio.StreamWriter] = set()
         self._to_server: set[asyncio.StreamWriter] = set()
@@ -94,8 +93,8 @@ class FaultProxy:
     async def open(self) -> None:
         """Take connections from now on."""
         if self._server is None:
-            self._listener = _bound(self.port)
-            self._server = await asyncio.start_server(self._connected, sock=self._listener, backlog=_BACKLOG)
+            listener = _bound(self.port)
+            self._server = await asyncio.start_server(self._connected, sock=listener, backlog=_BACKLOG)
 
     async def close(self) -> None:
         """Cut every connection, and refuse new ones from now on. What was planned to be cut is forgotten."""
@@ -103,19 +102,10 @@ class FaultProxy:
         self._cut_at.clear()
         self._abort_all()
         if server is not None:
-            await self._let_accepted_begin()
+            await _let_accepted_begin(server)
             server.close()
         if self._connections:
             await asyncio.wait(self._connections)
-
-    async def _let_accepted_begin(self) -> None:
-        """Have whatever the event loop has taken just now begin, and find the network closed: asyncio leaves a
-        connection to the garbage collector whose server is closed between the two.
-        """
-        with suppress(NotImplementedError):  # of a loop on Windows, which takes no connection in this way
-            asyncio.get_running_loop().remove_reader(self._listener)
-        for _ in range(_TURNS_TO_BEGIN):
-            await asyncio.sleep(0)
 
     def cut_after(self, *counts: int) -> None:
         """Cut all connections whenever so many more bytes, counted from now, have come from clients."""
@@ -227,3 +217,14 @@ def _bound(port: int) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+async def _let_accepted_begin(server: asyncio.Server) -> None:
+    """Have whatever the event loop has taken just now begin, and find the network closed: asyncio leaves a connection
+    to the garbage collector whose server is closed between the two.
+    """
+    with suppress(NotImplementedError):  # of a loop on Windows, which takes no connection in this way
+        for listener in server.sockets:
+            asyncio.get_running_loop().remove_reader(listener)
+    for _ in range(_TURNS_TO_BEGIN):
+        await asyncio.sleep(0)
