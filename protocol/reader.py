@@ -119,7 +119,11 @@ def raw_records(block: Block, schemas: dict[int, Schema], unlock: Unlock = _seal
     """The raw fields of a block's records, all of them or `SegmentError`; declarations among them are added to
     `schemas`. `unlock` opens sealed blocks.
     """
-    records = unpack(decompress(block, unlock))
+    return _all_of(decompress(block, unlock), block, schemas)
+
+
+def _all_of(raw: bytes, block: Block, schemas: dict[int, Schema]) -> list[list[Any]]:
+    records = unpack(raw)
     if block.header.counts[SCHEMA_COUNTER]:
         schemas.update((schema.number, schema) for schema in _declared(records))
         records = [record for record in records if record[0] != Kind.SCHEMA]
@@ -157,10 +161,10 @@ def legible(block: Block, schemas: dict[int, Schema], unlock: Unlock = _sealed_a
     """As `raw_records`, but something that an application had put into a record, and that is no msgpack, costs no more
     than the records that it is in or reaches into; see `unpacking.around_damage`. `SegmentError` where nothing is left.
     """
+    raw, count = decompress(block, unlock), block.header.records
     try:
-        return Legible(raw_records(block, schemas, unlock))
+        return Legible(_all_of(raw, block, schemas))
     except SegmentError as error:
-        raw, count = decompress(block, unlock), block.header.records
         end, start = around_damage(raw, count)
         both = whole_records(raw[:end])[0], whole_records(raw[start:])[0]
         if not any(both):
