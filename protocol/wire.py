@@ -58,7 +58,9 @@ Scalars: TypeAlias = Annotated[Mapping[str, Scalar], Meta(max_length=MAX_PROPERT
 
 
 class Untyped(Exception):
-    """A message is not as its types have it; read through `Fields` it may still be one."""
+    """A message is not as its types have it, or what reads it by them is only being made; read through `Fields` it may
+    still be one.
+    """
 
 
 def typed(kind: type[T], body: bytes) -> T:
@@ -72,10 +74,17 @@ def typed(kind: type[T], body: bytes) -> T:
 def _decoder(kind: type[T]) -> msgspec.msgpack.Decoder[T]:
     """Made when first needed: an agent never reads what agents say. One at a time: msgspec (0.22) keeps what it has
     found out of a type beside the type before it is done, and a thread that comes upon half of that ends the process.
+
+    `Untyped` while another one is being made. Nobody waits for that: whoever makes it may be a thread of the process
+    that this one was forked from, and will never be done.
     """
     if kind not in _decoders:
-        with _making:
+        if not _making.acquire(blocking=False):
+            raise Untyped
+        try:
             _decoders[kind] = _decoders.get(kind) or msgspec.msgpack.Decoder(kind)
+        finally:
+            _making.release()
     return _decoders[kind]
 
 
@@ -85,6 +94,7 @@ _making: Final = Lock()
 
 def fitting(kind: type[T], values: object) -> T:
     """The same of what msgpack has given already; texts of JSON, which may be half a surrogate pair, are not for it."""
+    _decoder(kind)  # or this would be where msgspec looks at the type for the first time
     try:
         return msgspec.convert(values, kind)
     except (msgspec.ValidationError, RecursionError) as error:

@@ -110,6 +110,14 @@ async def test_a_fork_while_the_lock_is_held_by_a_thread_that_the_child_has_not(
     assert of(sessions, "parent").counts == {"parent": 20}
 
 
+async def test_a_fork_while_another_thread_makes_what_reads_sessions(tmp_path: Path) -> None:
+    family, sessions = await played("fork_while_a_decoder_is_made", tmp_path)
+    assert family.status == 0, family.errors
+    assert {who: of(sessions, who).reason for who in ("first", "second")} == {"first": "crashed", "second": "crashed"}
+    for who in ("child", "parent"):
+        assert (of(sessions, who).counts, of(sessions, who).reason) == ({who: 20}, "stopped")
+
+
 async def test_a_signal_handler_that_records_in_a_child_just_born(tmp_path: Path) -> None:
     at_once = "import os, signal; os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGUSR1))"
     with Play("signalled_as_it_is_born", tmp_path, before=at_once) as play:

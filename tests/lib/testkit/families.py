@@ -28,6 +28,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
+
 from mailboat.agent import Agent
 from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.last_words import LastWords
@@ -332,6 +334,43 @@ def orphaned(parent: int) -> None:
     """Wait until this process has lost its parent."""
     while os.getppid() == parent:
         time.sleep(0.005)
+
+
+@scenario
+def fork_while_a_decoder_is_made(teller: Teller) -> None:
+    """The store's thread takes up one of two crashed sessions, for which it makes its first decoder, at the moment of
+    the fork. The child takes up the other one, without such a thread.
+    """
+    agent, loop = teller.agent(), asyncio.new_event_loop()
+    loop.run_until_complete(agent.start())
+
+    def killed(who: str) -> None:
+        teller.record(agent, who, 20)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for who in ("first", "second"):
+        waited(forked(lambda who=who: killed(who)), status=signal.SIGKILL)  # type: ignore[misc]
+    loop.run_until_complete(agent.stop())
+    make, making, forked_now = msgspec.msgpack.Decoder, threading.Event(), threading.Event()
+
+    def make_late(kind: type) -> Any:  # noqa: ANN401 - a decoder
+        making.set()
+        forked_now.wait()
+        return make(kind)
+
+    async def child() -> None:
+        async with agent:
+            await agent._recovered
+            teller.record(agent, "child", 20)
+
+    msgspec.msgpack.Decoder = make_late  # type: ignore[assignment,misc]
+    loop.run_until_complete(agent.start())
+    loop.run_until_complete(asyncio.to_thread(making.wait))
+    waited(forked(lambda: asyncio.run(child())))
+    forked_now.set()
+    loop.run_until_complete(agent._recovered)
+    teller.record(agent, "parent", 20)
+    loop.run_until_complete(agent.stop())
 
 
 @scenario
