@@ -37,11 +37,14 @@ from mailboat.server.analytics_store import (
     AnalyticsError,
     Holding,
     Key,
+    Mark,
     OutOfMemory,
     Progress,
     RowsRefused,
+    StaleLoad,
     Step,
     TooMuchToSum,
+    require_known,
 )
 from mailboat.server.catalog import SegmentRow, SessionRow
 from mailboat.server.config import ANALYTICS_MEMORY
@@ -128,14 +131,28 @@ class Analytics:
             known.setdefault((product, session_id), {})[upload_id] = _progress(*rest)
         return known
 
+    def _marks(self, sessions: Iterable[Key]) -> dict[Key, dict[str, Mark]]:
+        """As `progress`, in brief."""
+        found = self._writer.execute(
+            "SELECT product, session_id::VARCHAR, upload_id::VARCHAR, consumed, records, failed FROM loaded "
+            f"JOIN {given(KEY_COLUMNS)} USING (product, session_id)",
+            {"rows": _rows(_keys(sorted(set(sessions))))},
+        ).fetchall()
+        marks: dict[Key, dict[str, Mark]] = {}
+        for product, session_id, upload_id, consumed, records, failed in found:
+            marks.setdefault((product, session_id), {})[upload_id] = (consumed, records, failed)
+        return marks
+
     # -- loading -------------------------------------------------------------------------------------------------
 
     def load(self, decoded: Decoded, steps: Sequence[Step]) -> None:
         """Add the rows of a batch and what is to be known of the segments that they came from.
 
-        All or nothing, and durable on return. Raises `RowsRefused` when it is the rows' fault, and `OutOfMemory`.
+        All or nothing, and durable on return. Raises `RowsRefused` when it is the rows' fault, `OutOfMemory`, and
+        `StaleLoad`.
         """
         with self._transaction():
+            require_known(steps, self._marks({(step.segment.product, step.segment.session_id) for step in steps}))
             self._batch(steps)
             for table in decoded.tables:
                 self._writer.execute(insert_rows(table), {"file": str(decoded.folder / f"{table}.json")})
@@ -145,10 +162,13 @@ class Analytics:
             self._writer.execute("UPDATE state SET waiting = waiting + $records", {"records": records})
 
     def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
-        """Note that nothing more of this segment is to be loaded."""
-        known = before or Progress(segment.index)
+        """See `AnalyticsStore.load_failed`."""
+        known, key = before or Progress(segment.index), (segment.product, segment.session_id)
         failed = Progress(known.segment, known.consumed, known.next, known.records, known.ranges, (), reason)
         with self._transaction():
+            there = self._marks([key]).get(key, {})
+            if there.get(segment.upload_id, Progress(segment.index).mark) != known.mark:
+                raise StaleLoad(f"something else was loaded meanwhile of session {segment.session_id}")
             self._replace_loaded([(segment, failed)])
 
     def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:

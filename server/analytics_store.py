@@ -9,6 +9,9 @@ The promises:
 * Each of the changing functions is one transaction, durable on return: with an exception nothing of it was changed.
 * `load` adds the rows and what `progress` and `holdings` tell of them in the same transaction, so that whatever is
   killed when, every record is loaded exactly once.
+* `load` and `load_failed` are refused (`StaleLoad`) where something else has been loaded of a session since `progress`
+  told of it, and of two transactions at once that load, one fails: two loaders on one store double nothing, whatever a
+  lease promises them.
 * `generation` grows with each load; a store that was begun anew has generation zero.
 
 All functions block. Those that change something are for one thread; `cursor` (of `SqlStore`) is for any.
@@ -16,7 +19,7 @@ All functions block. Those that change something are for one thread; `cursor` (o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,8 +51,15 @@ class OutOfMemory(AnalyticsError):
     """
 
 
+class StaleLoad(AnalyticsError):
+    """Something else was loaded of these sessions, or taken out, since `progress` told of them; nothing was kept."""
+
+
 Key = tuple[str, str]
 """Product and session id."""
+
+Mark = tuple[int, int, str | None]
+"""What tells one state of an upload from every other one: bytes taken over, records, and why no more will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +74,22 @@ class Progress:
     schemas: tuple[Schema, ...] = ()
     failed: str | None = None
 
+    @property
+    def mark(self) -> Mark:
+        """See `Mark`."""
+        return self.consumed, self.records, self.failed
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One segment of a batch: what became of its task, and its progress with that."""
+    """One segment of a batch: what became of its task, its progress with that, and that of all uploads of its session
+    `before`, by upload id.
+    """
 
     segment: SegmentRow
     outcome: Outcome
     progress: Progress
+    before: Mapping[str, Progress]
 
     @property
     def unreadable(self) -> bool:
@@ -110,11 +128,14 @@ class AnalyticsStore(Protocol):
     def load(self, decoded: Decoded, steps: Sequence[Step]) -> None:
         """Add the rows of a batch and what is to be known of the segments that they came from.
 
-        Raises `RowsRefused` when it is the rows' fault, `OutOfMemory` when there may be too many of them.
+        Raises `RowsRefused` when it is the rows' fault, `OutOfMemory` when there may be too many of them, `StaleLoad`
+        where what is there of their sessions is not what the steps were made with.
         """
 
     def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
-        """Note that nothing more of this segment is to be loaded."""
+        """Note that nothing more of this segment is to be loaded, of which `before` was (None: nothing). Raises
+        `StaleLoad` where that is not so.
+        """
 
     def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
         """Put these sessions in place of what was known of them, and note the revision."""
@@ -150,6 +171,14 @@ class SqlStore(AnalyticsStore, Protocol):
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection for one thread to read with, to be closed by it; it can be interrupted from any other."""
+
+
+def require_known(steps: Sequence[Step], there: Mapping[Key, Mapping[str, Mark]]) -> None:
+    """Raise `StaleLoad` unless what is `there` of the sessions is what the steps were made with."""
+    first = {(step.segment.product, step.segment.session_id): step.before for step in reversed(steps)}
+    for key, before in first.items():
+        if there.get(key, {}) != {upload_id: progress.mark for upload_id, progress in before.items()}:
+            raise StaleLoad(f"something else was loaded meanwhile of session {key[1]}")
 
 
 def advanced(known: Progress, outcome: Outcome) -> Progress:

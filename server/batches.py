@@ -1,8 +1,9 @@
-"""Which segments are loaded together, and from where on. Pure."""
+"""Which segments are loaded together, in which order, and from where on. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -54,23 +55,57 @@ class Batch:
         """Note what became of a task."""
         segment = self.segments[outcome.number]
         uploads = self.known.setdefault((segment.product, segment.session_id), {})
-        progress = advanced(uploads.get(segment.upload_id, Progress(segment.index)), outcome)
+        before = dict(uploads)
+        progress = advanced(before.get(segment.upload_id, Progress(segment.index)), outcome)
         uploads[segment.upload_id] = progress
-        self.steps.append(Step(segment, outcome, progress))
+        self.steps.append(Step(segment, outcome, progress, before))
 
 
-def batches(segments: Sequence[SegmentRow], known: Known) -> Iterator[Batch]:
-    """The segments in batches of bounded size, in their order."""
-    some: list[SegmentRow] = []
-    size = 0
-    for segment in segments:
-        uploads = known.get((segment.product, segment.session_id), {})
-        progress = uploads.get(segment.upload_id)
-        fresh = segment.offset - (progress.consumed if progress else 0)
-        if some and (size + fresh > BATCH_BYTES or len(some) >= BATCH_SEGMENTS):
-            yield Batch(some, known)
-            some, size = [], 0
-        some.append(segment)
-        size += fresh
-    if some:
-        yield Batch(some, known)
+class Order:
+    """The order in which segments are loaded, while what comes meanwhile does not wait for what was there.
+
+    A batch of what came last and a batch of what waits longest, by turns: so the one is at most a batch behind, and
+    half of the time is the other's, however much comes.
+    """
+
+    def __init__(self, waiting: Iterable[SegmentRow], known: Known) -> None:
+        """`waiting` in their order; `known` is shared with the batches (see `Batch`)."""
+        self.known = known
+        self._waiting = deque(waiting)
+        self._latest: deque[SegmentRow] = deque()
+        self._turn = False
+
+    def put_latest(self, segments: Iterable[SegmentRow]) -> None:
+        """Have these in their order as what came last, in place of what was before."""
+        self._latest = deque(segments)
+
+    def next(self) -> Batch | None:
+        """The next batch; None when nothing is left. Those before it must have been decoded."""
+        self._turn = not self._turn
+        lines = (self._latest, self._waiting) if self._turn else (self._waiting, self._latest)
+        for line in lines:
+            some = self._take(line)
+            if some:
+                return Batch(some, self.known)
+        return None
+
+    def _take(self, line: deque[SegmentRow]) -> list[SegmentRow]:
+        """Take as many from a line as a batch may hold, and what has been loaded since along with them."""
+        some: list[SegmentRow] = []
+        size = 0
+        while line and len(some) < BATCH_SEGMENTS:
+            fresh = self._fresh(line[0])
+            if some and size + fresh > BATCH_BYTES:
+                break
+            segment = line.popleft()
+            if fresh > 0:
+                some.append(segment)
+                size += fresh
+        return some
+
+    def _fresh(self, segment: SegmentRow) -> int:
+        """Bytes of a segment that are still to be loaded."""
+        progress = self.known.get((segment.product, segment.session_id), {}).get(segment.upload_id)
+        if progress is None:
+            return segment.offset
+        return 0 if progress.failed is not None else segment.offset - progress.consumed

@@ -409,6 +409,12 @@ class Catalog(Protocol):
     async def segments_to_load(self, limit: int = 100) -> tuple[SegmentRow, ...]:
         """Segments with durable bytes beyond what was loaded, none of them rejected, those waiting longest first."""
 
+    async def latest_to_load(self, limit: int, size: int) -> tuple[SegmentRow, ...]:
+        """Of the same segments those that should not wait for the others: what goes on (of a session that runs, say),
+        first that with the fewest bytes to load; then what is complete and has at most `size` of them, the latest
+        first. None that are to be loaded anew.
+        """
+
     async def mark_loaded(self, loaded: Mapping[str, int]) -> None:
         """Note up to which offset each upload was dealt with: a hint that saves work, the truth is in analytics.
 

@@ -161,6 +161,11 @@ STEPS: Final = (
     INSERT OR IGNORE INTO parts SELECT part.value, uploads.id FROM uploads, json_each(uploads.creation, '$.parts') part
         WHERE uploads.creation != ''
     """,
+    # What is to be loaded of uploads that go on, beside a backlog of complete ones.
+    """
+    CREATE INDEX uploads_going_on ON uploads (updated)
+        WHERE phase = 'open' AND session_id IS NOT NULL AND loaded < "offset" AND verification != 'rejected'
+    """,
 )
 
 

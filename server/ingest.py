@@ -5,6 +5,12 @@ have whole blocks. It begins when something became durable, soon when the server
 before the length of the last one has passed again, so that loading takes at most half of the time. What was left by
 the server's last life is loaded at once.
 
+What comes while a backlog is loaded does not wait for that: in a round it is looked for once a second, and batches of
+what came last (of sessions that run before all others) and of what waits longest take turns (`batches.Order`). So a
+record of a session that runs is there a second and some batches after it came, and what waits longest has at least half
+of the loading, so that none waits for ever. What a machine cannot keep up with waits longer and longer, first the large
+segments of sessions that have ended; `mailboat_ingest_lag_seconds` tells.
+
 Of the servers that share a catalog one loads at a time, the one that holds its lease; another takes over when that one
 stops, or has died and the lease is over. A store in a file has one server in any case; one that servers share would be
 filled by two of them side by side but for the lease.
@@ -30,7 +36,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from math import inf
@@ -41,12 +47,12 @@ from aiohttp import web
 from mailboat.protocol.errors import MailboatError
 from mailboat.protocol.negotiation import Reason
 from mailboat.server.analytics import Analytics
-from mailboat.server.analytics_store import Key, OutOfMemory, RowsRefused, Step, TooMuchToSum
-from mailboat.server.batches import Known
+from mailboat.server.analytics_store import Key, OutOfMemory, RowsRefused, StaleLoad, Step, TooMuchToSum
+from mailboat.server.batches import BATCH_BYTES, Batch, Known, Order
 from mailboat.server.catalog import Catalog, SegmentRow, SessionRow
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, INGEST_WAKE, REPLICA
 from mailboat.server.decoding import Decoder
-from mailboat.server.loader import BLAMED, Loader, Stopped
+from mailboat.server.loader import BatchFailed, Loader, Stopped
 from mailboat.server.playback import Playback
 from mailboat.server.reports import Reports
 from mailboat.server.unsealing import UNSEALING, Unsealing
@@ -67,6 +73,8 @@ LEASE: Final = 60.0
 LEASE_NAME: Final = "ingest"
 LISTED: Final = 1000
 """Segments, and sessions, asked of the catalog at a time."""
+LOOK_AGAIN: Final = 1.0
+"""Seconds in a round after which is looked for what has come meanwhile."""
 GENERATION_NOTE: Final = "analytics_generation"
 """The catalog's note of how many loads the store had seen: a store that has seen fewer is another one."""
 KEYS_NOTE: Final = "sealing_keys"
@@ -240,24 +248,59 @@ class Ingest:
         fresh = await self._without_done(listed, known)
         more = len(listed) == LISTED
         try:
-            # Closed at once when it fails, so that a batch still being written is waited for.
-            async with aclosing(self._loader.load(fresh, known)) as loads:
-                async for steps in loads:
-                    more |= await self._loaded(steps)
-                    if not await self._ours():
-                        return True
-        except BLAMED as error:
-            self._counters["ingest_batches_failed"] += 1
-            _log.info("a batch failed, and is taken segment by segment: %s", error)
-            more |= await self._one_by_one(fresh)
-        except OutOfMemory as error:
-            await self._without_memory(error)
-            more |= await self._one_by_one(fresh)
+            more |= await self._load(Order(fresh, known))
+        except StaleLoad as error:
+            self._counters["ingest_batches_stale"] += 1
+            _log.warning("another server loads, too: %s", error)
+            return True
         generation = await self._loader.generation()
         if generation != self._generation:
             await self._catalog.put_note(GENERATION_NOTE, str(generation))
             self._generation = generation
         return more
+
+    async def _load(self, order: Order) -> bool:
+        """Load in this order; whether more is left. Of a batch that fails the segments are taken one by one, and the
+        others in another round.
+        """
+        more = False
+        try:
+            # Closed at once when it fails, so that a batch still being written is waited for.
+            async with aclosing(self._loader.load(self._coming(order))) as loads:
+                async for steps in loads:
+                    more |= await self._loaded(steps)
+                    if not await self._ours():
+                        return True
+        except BatchFailed as error:
+            if isinstance(error.cause, OutOfMemory):
+                await self._without_memory(error.cause)
+            else:
+                self._counters["ingest_batches_failed"] += 1
+                _log.info("a batch failed, and is taken segment by segment: %s", error)
+            await self._one_by_one(error.segments)
+            return True
+        return more
+
+    def _coming(self, order: Order) -> Callable[[], Awaitable[Batch | None]]:
+        """What gives the next batch, having looked now and then for what has come meanwhile."""
+        looked = time.monotonic()
+
+        async def following() -> Batch | None:
+            nonlocal looked
+            if self._wake.is_set() and time.monotonic() - looked >= LOOK_AGAIN:
+                await self._look_for_latest(order)
+                looked = time.monotonic()
+            return order.next()
+
+        return following
+
+    async def _look_for_latest(self, order: Order) -> None:
+        """Put what came last into the order. What is known of a session in it runs ahead of the store."""
+        await self._sessions()
+        latest = await self._catalog.latest_to_load(LISTED, BATCH_BYTES)
+        unknown = [each for each in latest if (each.product, each.session_id) not in order.known]
+        order.known.update(await self._loader.progress(unknown))
+        order.put_latest(latest)
 
     async def _look_for_keys(self) -> None:
         """Where there are other private keys than before, take up again what waits for one."""
@@ -268,11 +311,11 @@ class Ingest:
             await self._loader.load_sessions((), 0)
             await self._catalog.put_note(KEYS_NOTE, ids)
 
-    async def _one_by_one(self, segments: Sequence[SegmentRow]) -> bool:
-        """Load them so that one which cannot be loaded costs itself alone; whether more is left. Raises `OutOfMemory`,
-        the others having been loaded, where one is to be tried again in another round.
+    async def _one_by_one(self, segments: Sequence[SegmentRow]) -> None:
+        """Load them so that one which cannot be loaded costs itself alone. Raises `OutOfMemory`, the others having been
+        loaded, where one is to be tried again in another round.
         """
-        more, starved = False, None
+        starved = None
         for segment in await self._without_done(segments, await self._loader.progress(segments)):
             try:
                 done = await self._loader.load_alone(segment)
@@ -290,10 +333,9 @@ class Ingest:
                 _log.warning("segment %d of session %s: %s", segment.index, segment.session_id, done)
                 await self._set_aside(segment, done)
             else:
-                more |= await self._loaded(done)
+                await self._loaded(done)
         if starved is not None:
             raise starved
-        return more
 
     async def _without_memory(self, error: OutOfMemory) -> None:
         self._counters["ingest_out_of_memory"] += 1

@@ -11,15 +11,15 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
 from mailboat.protocol.errors import MailboatError
 from mailboat.server.analytics import Analytics
-from mailboat.server.analytics_store import Key, Progress, RowsRefused, SqlStore, Step
-from mailboat.server.batches import Batch, Known, batches
+from mailboat.server.analytics_store import Key, OutOfMemory, Progress, RowsRefused, SqlStore, Step
+from mailboat.server.batches import Batch, Known
 from mailboat.server.blobs import Blobs
 from mailboat.server.catalog import SegmentRow, SessionRow
 from mailboat.server.decoder import NICENESS, Task
@@ -41,6 +41,15 @@ class SegmentLost(MailboatError):
 
 class Stopped(MailboatError):
     """The loader was told to stop; what it had begun was not loaded."""
+
+
+class BatchFailed(MailboatError):
+    """One of `BLAMED`, or `OutOfMemory`, which is its cause: nothing of a batch was loaded, nor of those after it."""
+
+    def __init__(self, batch: Batch, cause: MailboatError) -> None:
+        super().__init__(str(cause))
+        self.segments = batch.segments
+        self.cause = cause
 
 
 BLAMED: Final = (DecoderDied, RowsRefused, SegmentLost)
@@ -128,22 +137,21 @@ class Loader:
         """See `Analytics.load_sessions`."""
         await self._write(lambda: self.analytics.load_sessions(rows, revision))
 
-    async def load(self, segments: Sequence[SegmentRow], known: Known) -> AsyncGenerator[list[Step], None]:
-        """Load the segments in batches; gives the steps of each batch that has been written.
+    async def load(self, coming: Callable[[], Awaitable[Batch | None]]) -> AsyncGenerator[list[Step], None]:
+        """Load the batches that come, up to None; gives the steps of each that has been written.
 
         While one batch is being written, the next lies ready and the one after it is being decoded, so that neither
-        thread waits for the other's slower ones, nor for what is done with the steps. Raises one of `BLAMED` when a
-        segment is at fault: its batch was not loaded, nor those after it.
+        thread waits for the other's slower ones, nor for what is done with the steps. A batch is asked for when all
+        before it were decoded. Raises `BatchFailed`.
         """
-        coming = batches(segments, known)
         decoding: asyncio.Task[Decoded] | None = None
         ready: Decoded | None = None
         written: asyncio.Task[list[Step]] | None = None
         try:
-            batch = next(coming, None)
+            batch = await coming()
             while batch is not None:
                 ready = await (decoding or self._decode(batch))
-                following = next(coming, None)
+                following = await coming()
                 decoding = asyncio.create_task(self._decode(following)) if following is not None else None
                 steps = await written if written is not None else []
                 written, ready, batch = asyncio.create_task(self._load(batch, ready)), None, following
@@ -172,7 +180,9 @@ class Loader:
             batch = Batch([segment], known)
             try:
                 return await self._load(batch, await self._decode(batch))
-            except BLAMED as error:
+            except BatchFailed as error:
+                if isinstance(error.cause, OutOfMemory):
+                    raise error.cause from error
                 reason = str(error)
         await self.give_up(segment, reason)
         return reason
@@ -188,10 +198,10 @@ class Loader:
             raise Stopped("the server is stopping")
         try:
             return await asyncio.get_running_loop().run_in_executor(self._decoding, self._decode_in_thread, batch)
-        except DecoderDied as error:
-            if self._stopping:
+        except BLAMED as error:
+            if self._stopping and isinstance(error, DecoderDied):
                 raise Stopped("the server is stopping") from error
-            raise
+            raise BatchFailed(batch, error) from error
 
     def _decode_in_thread(self, batch: Batch) -> Decoded:
         self._folders += 1
@@ -226,7 +236,10 @@ class Loader:
             finally:
                 _remove(decoded.folder)
 
-        await self._write(write)
+        try:
+            await self._write(write)
+        except (*BLAMED, OutOfMemory) as error:
+            raise BatchFailed(batch, error) from error
         return batch.steps
 
     # -- threads -------------------------------------------------------------------------------------------------

@@ -193,6 +193,10 @@ class SqliteCatalog:
         """See `Catalog.segments_to_load`."""
         return await self._engine.read(partial(sqlite_uploads.segments_to_load, limit=limit))
 
+    async def latest_to_load(self, limit: int, size: int) -> tuple[SegmentRow, ...]:
+        """See `Catalog.latest_to_load`."""
+        return await self._engine.read(partial(sqlite_uploads.latest_to_load, limit=limit, size=size))
+
     async def mark_loaded(self, loaded: Mapping[str, int]) -> None:
         """See `Catalog.mark_loaded`."""
         await self._engine.write(partial(sqlite_uploads.mark_loaded, loaded=loaded))

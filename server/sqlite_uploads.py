@@ -45,10 +45,15 @@ _FINISH: Final = f"""
     WHERE id = :id AND {_NOT_OVERTAKEN}
 """
 
-_TO_LOAD: Final = f"""
-    SELECT {SEGMENT_COLUMNS} FROM uploads
-    WHERE session_id IS NOT NULL AND loaded < "offset" AND verification != 'rejected'
-    ORDER BY updated LIMIT ?
+_WAITS: Final = "session_id IS NOT NULL AND loaded < \"offset\" AND verification != 'rejected'"
+_TO_LOAD: Final = f"SELECT {SEGMENT_COLUMNS} FROM uploads WHERE {_WAITS} ORDER BY updated LIMIT ?"
+_GOING_ON: Final = f"""
+    SELECT {SEGMENT_COLUMNS} FROM uploads WHERE phase = 'open' AND {_WAITS} AND loaded >= 0
+    ORDER BY "offset" - loaded, updated LIMIT ?
+"""
+_LATEST: Final = f"""
+    SELECT {SEGMENT_COLUMNS} FROM uploads WHERE phase != 'open' AND {_WAITS} AND loaded >= 0 AND "offset" - loaded <= ?
+    ORDER BY updated DESC LIMIT ?
 """
 
 
@@ -123,13 +128,19 @@ def segments_to_load(db: sqlite3.Connection, limit: int) -> tuple[SegmentRow, ..
     return tuple(segment_row(columns) for columns in fetch(db, _TO_LOAD, limit))
 
 
+def latest_to_load(db: sqlite3.Connection, limit: int, size: int) -> tuple[SegmentRow, ...]:
+    """See `Catalog.latest_to_load`."""
+    rows = fetch(db, _GOING_ON, limit)
+    rows += fetch(db, _LATEST, size, limit - len(rows))
+    return tuple(segment_row(columns) for columns in rows)
+
+
 def queue(db: sqlite3.Connection) -> Queue:
     """See `Catalog.queue`."""
     ((unfinished,),) = fetch(db, "SELECT count(*) FROM uploads WHERE phase = 'open'")
     ((segments, size, since),) = fetch(
         db,
-        'SELECT count(*), coalesce(sum("offset" - max(loaded, 0)), 0), min(updated) FROM uploads '
-        "WHERE session_id IS NOT NULL AND loaded < \"offset\" AND verification != 'rejected'",
+        f'SELECT count(*), coalesce(sum("offset" - max(loaded, 0)), 0), min(updated) FROM uploads WHERE {_WAITS}',
     )
     return Queue(unfinished, segments, size, since)
 

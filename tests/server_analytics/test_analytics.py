@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailboat.protocol import Info, Status
+from mailboat.server import summing
 from mailboat.server.analytics import Analytics
-from mailboat.server.analytics_store import AnalyticsError, RowsRefused
+from mailboat.server.analytics_store import AnalyticsError, Key, RowsRefused, StaleLoad
 from mailboat.server.decoding import Decoded
 from testkit.loading import PRODUCT, Bench, segment_row, session_row
 from testkit.segments import (
@@ -125,20 +127,40 @@ def test_a_load_that_fails_leaves_nothing_behind(bench: Bench, tmp_path: Path) -
     good = b'{"s":0,"q":[7],"t":[1],"n":["a"],"a":[{}]}\n'
     (folder / "feature.json").write_bytes(good)
     (folder / "event.json").write_bytes(b'{"s":0,"q":[8],"t":[1],"n":["a"],"a":[{}],"l":[900],"m":[null]}\n')
-    steps = bench.load((segment_row(data, OTHER), data))
+    _, steps = bench.decode((segment_row(data, OTHER), data))
     with pytest.raises(RowsRefused, match="900"):
         bench.analytics.load(Decoded(folder, ("feature", "event")), steps)
     assert bench.sequences() == list(range(7))
-    assert bench.sql("SELECT * FROM loaded WHERE session_id != $id", id=OTHER) == before
-    assert bench.analytics.generation == generation + 1
+    assert bench.sql("SELECT * FROM loaded") == before
+    assert bench.analytics.generation == generation
+
+
+def test_of_two_loads_at_once_one_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both begin, and find what they expect, before one of them commits."""
+    data = mixed().seal()
+    (one, steps), (other, again) = (bench.decode((segment_row(data), data)) for _ in range(2))
+    number, rival = summing.number, Analytics(bench.folder / "analytics.duckdb")
+
+    def overtaken(db: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
+        monkeypatch.setattr(summing, "number", number)
+        rival.load(other, again)
+        number(db, keys)
+
+    monkeypatch.setattr(summing, "number", overtaken)
+    with pytest.raises(AnalyticsError, match="onflict"):
+        bench.analytics.load(one, steps)
+    assert bench.sequences() == list(range(7))
+    assert bench.sql("SELECT count(*) FROM numbered") == [(1,)]
+    rival.close()
 
 
 def test_a_machine_that_fails_is_told_from_rows_that_are_bad(bench: Bench, tmp_path: Path) -> None:
     data = mixed().seal()
-    steps = bench.load((segment_row(data), data))
+    bench.load((segment_row(data), data))
+    _, steps = bench.decode((segment_row(data, OTHER), data))
     with pytest.raises(AnalyticsError) as failed:
         bench.analytics.load(Decoded(tmp_path / "gone", ("feature",)), steps)
-    assert not isinstance(failed.value, RowsRefused)
+    assert not isinstance(failed.value, RowsRefused | StaleLoad)
     bench.analytics.reopen()
     assert bench.sequences() == list(range(7))
 

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from mailboat.protocol import Info
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import COUNTERS
-from mailboat.server import batches, ingest
+from mailboat.server import batches, ingest, summing
 from mailboat.server.analytics import Analytics
 from mailboat.server.analytics_store import AnalyticsError, Key, OutOfMemory, Progress, RowsRefused, Step
 from mailboat.server.catalog import CatalogError, Registration, SessionRow, SessionState, Verification
@@ -113,6 +113,111 @@ async def test_batches_of_bounded_size_overlap_and_lose_nothing(rig: Rig, monkey
     await rig.ingest.settled()
     assert [len(bench(rig).sequences(session_id)) for session_id in OTHERS] == [3 * number for number in range(1, 11)]
     assert bench(rig).sql("SELECT count(*) FROM loaded") == [(10,)]
+
+
+async def test_what_comes_while_a_backlog_is_loaded_waits_for_a_batch_of_it_at_most(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that runs: what it brings comes after the batches that are chosen already, and one more."""
+    live, loop, load, loads = of(5), asyncio.get_running_loop(), Analytics.load, list[str]()
+    backlog = [f"018f0000-0000-7000-8000-{number:012}" for number in range(200, 240)]
+    arrivals = {10: live.ends[0], 20: live.ends[1]}
+
+    def watched(self: Analytics, decoded: Decoded, steps: Sequence[Step]) -> None:
+        (step,) = steps
+        if len(loads) in arrivals:
+            asyncio.run_coroutine_threadsafe(rig.grow(upload_id, arrivals[len(loads)]), loop).result(30)
+        loads.append(step.segment.session_id)
+        load(self, decoded, steps)
+
+    monkeypatch.setattr(batches, "BATCH_SEGMENTS", 1)
+    monkeypatch.setattr(ingest, "LOOK_AGAIN", 0.0)
+    upload_id = await rig.add(SESSION, live.data, durable=0)
+    async with rig.ingest._in_round:
+        for session_id in backlog:
+            await rig.add(session_id, of(5, session_id).seal())
+        await rig.add(OTHERS[0], of(5, OTHERS[0]).seal())
+        monkeypatch.setattr(Analytics, "load", watched)
+    await rig.ingest.settled()
+    places = [place for place, session_id in enumerate(loads) if session_id == SESSION]
+    on_the_way = 2  # beside the one that is written
+    assert len(places) == 2
+    assert all(place - arrived <= on_the_way + 2 for place, arrived in zip(places, arrivals, strict=True)), places
+    oldest = [backlog.index(each) for each in loads if each in backlog[:20]]
+    assert oldest == sorted(oldest), "what waits longest has its turns"
+    assert bench(rig).sequences() == list(range(10))
+    assert [len(bench(rig).sequences(each)) for each in (*backlog, OTHERS[0])] == [15] * 41
+    assert len(loads) == 43
+    assert rig.counters["ingest_batches_failed"] == rig.counters["ingest_failures"] == 0
+
+
+async def test_the_session_of_what_comes_meanwhile_is_shown_along_with_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loop, seen = Analytics.load, asyncio.get_running_loop(), list[tuple[str, int]]()
+
+    async def arrive() -> None:
+        await rig.catalog.register([Registration(PRODUCT, session_row(SESSION).summary, SessionState.WANTED)], 1.0)
+        await rig.add(SESSION, of(5).data, index=1, durable=of(5).ends[0])
+
+    def watched(self: Analytics, decoded: Decoded, steps: Sequence[Step]) -> None:
+        if not seen:
+            asyncio.run_coroutine_threadsafe(arrive(), loop).result(30)
+        (session_id,) = {step.segment.session_id for step in steps}
+        seen.append((session_id, sum(each.listed for each in self.holdings())))
+        load(self, decoded, steps)
+
+    monkeypatch.setattr(batches, "BATCH_SEGMENTS", 1)
+    monkeypatch.setattr(ingest, "LOOK_AGAIN", 0.0)
+    async with rig.ingest._in_round:
+        for session_id in OTHERS:
+            await rig.add(session_id, of(5, session_id).seal())
+        monkeypatch.setattr(Analytics, "load", watched)
+    await rig.ingest.settled()
+    assert (SESSION, 1) in seen[:5]
+
+
+async def test_a_load_that_another_one_has_overtaken_is_made_anew(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Analytics.load
+
+    def overtaken(self: Analytics, decoded: Decoded, steps: Sequence[Step]) -> None:
+        if not rig.counters["rivals"]:
+            rig.counters["rivals"] += 1
+            load(self, decoded, steps)  # by another server, say
+        load(self, decoded, steps)
+
+    monkeypatch.setattr(Analytics, "load", overtaken)
+    await rig.add(SESSION, of(5).seal())
+    await rig.ingest.settled()
+    assert bench(rig).sequences() == list(range(15))
+    assert await rig.waiting() == ()
+    assert rig.counters["ingest_batches_stale"] == 1
+    assert rig.counters["ingest_failures"] == 0
+
+
+async def test_loading_goes_on_where_the_engine_lacks_memory_for_sums(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are put off by as many records as are summed at a time."""
+    sum_up, lacking = summing.sum_up, [True]
+
+    def greedy(db: duckdb.DuckDBPyConnection) -> None:
+        sum_up(db)
+        if lacking and lacking.pop():
+            raise duckdb.OutOfMemoryException("could not allocate block")
+
+    monkeypatch.setattr(summing, "TAIL", 15)
+    monkeypatch.setattr(summing, "sum_up", greedy)
+    told = []
+    for session_id in OTHERS[:3]:
+        await rig.add(session_id, of(5, session_id).seal())
+        await rig.ingest.settled()
+        told.append((rig.counters["ingest_sums_failed"], rig.counters["ingest_sums"]))
+        assert bench(rig).sequences(session_id) == list(range(15))
+    assert told == [(1, 0), (1, 0), (1, 1)]
+    assert bench(rig).sql("SELECT sum(n) FROM kind_sum") == [(45,)]
+    assert list(rig.loader.analytics.disagreements()) == []
+    assert rig.counters["ingest_failures"] == 0
 
 
 async def test_what_was_decoded_ahead_of_a_batch_that_fails_is_neither_written_nor_left(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mailboat.server.analytics_store import AnalyticsStore, Holding, RowsRefused, Step
+from mailboat.server.analytics_store import AnalyticsError, AnalyticsStore, Holding, RowsRefused, StaleLoad, Step
 from mailboat.server.batches import Batch
 from mailboat.server.catalog import SegmentRow
 from mailboat.server.decoding import Decoded, Decoder
@@ -132,6 +132,64 @@ class AnalyticsContract:
         assert (store.generation, list(store.holdings())) == (0, [])
         loading.load((segment_row(data), data))
         assert [each.rows for each in store.holdings()] == [5]
+
+    def test_of_two_that_read_the_same_progress_one_loads(self, store: AnalyticsStore, loading: Loading) -> None:
+        """Two loaders, each of which takes itself for the only one."""
+        segment = some_records()
+        data, half = segment.seal(), segment.ends[0]
+        row, other = segment_row(data), segment_row(data, OTHER)
+        first, second = loading.decode((row, data)), loading.decode((row, data), (other, data))
+        store.load(*first)
+        before = store.generation
+        with pytest.raises(StaleLoad):
+            store.load(*second)
+        assert (store.generation, [each.session_id for each in store.holdings()]) == (before, [SESSION])
+        assert [(each.noted, each.rows, each.numbers) for each in store.holdings()] == [(5, 5, 5)]
+        grown = segment_row(data[:half], OTHER, complete=False)
+        loading.load((grown, data))
+        ahead = loading.decode((other, data))
+        loading.load((other, data))
+        with pytest.raises(StaleLoad):
+            store.load(*ahead)
+        assert [each.rows for each in store.holdings()] == [5, 5]
+
+    def test_what_another_upload_of_the_session_brought_meanwhile_is_not_doubled(
+        self, store: AnalyticsStore, loading: Loading
+    ) -> None:
+        """The same records, in another upload: which of them are there already is known from all uploads."""
+        data = some_records().seal()
+        row, again = segment_row(data), segment_row(data, upload_id=OTHER)
+        decoded = loading.decode((again, data))
+        loading.load((row, data))
+        with pytest.raises(StaleLoad):
+            store.load(*decoded)
+        loading.load((again, data))
+        assert [(each.rows, each.numbers) for each in store.holdings()] == [(5, 5)]
+
+    def test_what_was_taken_out_meanwhile_is_not_gone_on_with(self, store: AnalyticsStore, loading: Loading) -> None:
+        segment = some_records()
+        data, half = segment.seal(), segment.ends[0]
+        row = segment_row(data)
+        for forgotten in (False, True):
+            loading.load((segment_row(data[:half], complete=False), data))
+            rest = loading.decode((row, data))
+            assert (store.forget([(PRODUCT, SESSION)]) if forgotten else store.unload([row])) == 3
+            with pytest.raises(StaleLoad):
+                store.load(*rest)
+        loading.load((row, data))
+        assert [(each.noted, each.rows, each.numbers) for each in store.holdings()] == [(5, 5, 5)]
+
+    def test_what_was_loaded_meanwhile_is_not_given_up(self, store: AnalyticsStore, loading: Loading) -> None:
+        data = some_records().seal()
+        row, key = segment_row(data), (PRODUCT, SESSION)
+        loading.load((row, data))
+        with pytest.raises(StaleLoad):
+            store.load_failed(row, None, "the decoder died")
+        progress = store.progress([key])[key][row.upload_id]
+        store.load_failed(row, progress, "the decoder died")
+        with pytest.raises(AnalyticsError):
+            store.load_failed(row, progress, "it died again")
+        assert store.progress([key])[key][row.upload_id].failed == "the decoder died"
 
     def test_a_segment_that_failed_is_noted_with_what_there_was(self, store: AnalyticsStore, loading: Loading) -> None:
         segment = some_records()

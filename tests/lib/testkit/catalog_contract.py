@@ -263,6 +263,31 @@ class CatalogContract:
         await catalog.forget_loaded()
         assert [each.loaded for each in await catalog.segments_to_load()] == [0]
 
+    async def test_what_goes_on_and_what_came_last_need_not_wait_for_the_rest(
+        self, catalog: Catalog, summary: Summary
+    ) -> None:
+        rows = [await upload_of(catalog, offered(summary)) for _ in range(7)]
+        for number, row in enumerate(rows[:3]):  # complete: two small ones, a large one between them
+            done = complete(row, 1000 if number == 1 else 10)
+            assert await catalog.finish_upload(replace(done, updated=2.0 + number))
+        for row, offset in zip(rows[3:6], (50, 500, 60), strict=True):
+            await catalog.store(structs.replace(row.state, offset=offset), 1.0)
+        await catalog.mark_loaded({rows[4].id: 480})
+
+        async def latest(limit: int = 10) -> list[int]:
+            ids = [row.id for row in rows]
+            return [ids.index(each.upload_id) for each in await catalog.latest_to_load(limit, 100)]
+
+        assert await latest() == [4, 3, 5, 2, 0], "what goes on by its size, then the latest; not what is large"
+        assert [await latest(limit) for limit in (1, 3, 4)] == [[4], [4, 3, 5], [4, 3, 5, 2]]
+        await catalog.mark_loaded({rows[4].id: 500, rows[2].id: 10})
+        await catalog.mark_rejected(rows[0].id, "corrupted", "noise", 6.0)
+        assert await latest() == [3, 5]
+        assert await catalog.readmit(replace(complete(rows[0]), updated=7.0))
+        assert await latest() == [3, 5], "something is to be taken out first"
+        await catalog.mark_loaded({rows[0].id: 0})
+        assert await latest() == [3, 5, 0]
+
     async def test_two_offers_of_one_segment_make_one_upload(self, catalog: Catalog, summary: Summary) -> None:
         offer = offered(summary)
         answers = await asyncio.gather(*(catalog.register([offer, offer], 1.0) for _ in range(10)))

@@ -16,7 +16,7 @@ from mailboat.server.analytics import Analytics
 from mailboat.server.analytics_store import Step
 from mailboat.server.batches import Batch
 from mailboat.server.catalog import SegmentRow, SessionRow, SessionState, Verification
-from mailboat.server.decoding import Decoder
+from mailboat.server.decoding import Decoded, Decoder
 from testkit.segments import SESSION, START
 
 PRODUCT = "Acme Studio"
@@ -99,6 +99,12 @@ class Bench:
 
     def load(self, *given: tuple[SegmentRow, bytes]) -> list[Step]:
         """Load what is new in these segments, in one batch."""
+        decoded, steps = self.decode(*given)
+        self.analytics.load(decoded, steps)
+        return steps
+
+    def decode(self, *given: tuple[SegmentRow, bytes]) -> tuple[Decoded, list[Step]]:
+        """A batch of what is new in these segments, to be loaded."""
         rows = [row for row, _ in given]
         batch = Batch(rows, self.analytics.progress({(row.product, row.session_id) for row in rows}))
         self.batches += 1
@@ -108,9 +114,7 @@ class Bench:
             (task, [given[task.number][1][task.offset : given[task.number][0].offset]])
             for task in map(batch.task, range(len(rows)))
         )
-        decoded = self.decoder.decode(folder, tasks, batch.done)
-        self.analytics.load(decoded, batch.steps)
-        return batch.steps
+        return self.decoder.decode(folder, tasks, batch.done), batch.steps
 
     def sql(self, text: str, **values: object) -> list[tuple[Any, ...]]:
         cursor = self.analytics.cursor()

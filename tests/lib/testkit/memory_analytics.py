@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
-from mailboat.server.analytics_store import Holding, Key, Progress, RowsRefused, Step
+from mailboat.server.analytics_store import Holding, Key, Progress, RowsRefused, StaleLoad, Step, require_known
 from mailboat.server.catalog import SegmentRow, SessionRow
 from mailboat.server.decoding import Decoded
 
@@ -43,6 +43,8 @@ class MemoryAnalytics:
         return {key: dict(self._kept.progress[key]) for key in sessions if key in self._kept.progress}
 
     def load(self, decoded: Decoded, steps: Sequence[Step]) -> None:
+        there = {key: {each: progress.mark for each, progress in of.items()} for key, of in self._kept.progress.items()}
+        require_known(steps, there)
         after = deepcopy(self._kept)
         keys = {step.outcome.number: (step.segment.product, step.segment.session_id) for step in steps}
         for table in decoded.tables:
@@ -59,7 +61,11 @@ class MemoryAnalytics:
         self._kept = after
 
     def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
-        failed = replace(before or Progress(segment.index), schemas=(), failed=reason)
+        nothing = Progress(segment.index)
+        there = self._kept.progress.get((segment.product, segment.session_id), {}).get(segment.upload_id, nothing)
+        if there.mark != (before or nothing).mark:
+            raise StaleLoad("something else was loaded meanwhile")
+        failed = replace(before or nothing, schemas=(), failed=reason)
         self._kept.progress.setdefault((segment.product, segment.session_id), {})[segment.upload_id] = failed
         self._kept.generation += 1
 

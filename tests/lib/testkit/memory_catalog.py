@@ -304,6 +304,13 @@ class MemoryCatalog:
     async def segments_to_load(self, limit: int = 100) -> tuple[SegmentRow, ...]:
         return tuple(self._waiting()[:limit])
 
+    async def latest_to_load(self, limit: int, size: int) -> tuple[SegmentRow, ...]:
+        waiting = [row for row in self._waiting() if row.loaded >= 0]
+        going_on = [row for row in waiting if self._uploads[row.upload_id].state.phase is Phase.OPEN]
+        others = [row for row in waiting if row not in going_on and row.offset - row.loaded <= size]
+        chosen = (*sorted(going_on, key=lambda row: row.offset - row.loaded), *reversed(others))
+        return chosen[:limit]
+
     async def mark_loaded(self, loaded: Mapping[str, int]) -> None:
         for upload_id, offset in loaded.items():
             row = self._uploads.get(upload_id)
