@@ -15,8 +15,11 @@ import gc
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+
+import mailboat.agent
 
 _CALLS = ("CALL", "CALL_FUNCTION_EX", "CALL_KW")
 _BACK = ("JUMP_BACKWARD", *(f"POP_JUMP_BACKWARD_IF_{what}" for what in ("TRUE", "FALSE", "NONE", "NOT_NONE")))
@@ -25,7 +28,7 @@ _TURNS = 3
 """Of each loop, as so many of its turns are places: one over the stack has as many turns as that is deep, which is
 another number in each test.
 """
-_PART = "/agent/"
+_OURS = str(Path(mailboat.agent.__file__).parent)
 _TEMPLATE = "<mailboat recording call>"
 
 Action = Callable[[], object]
@@ -49,7 +52,7 @@ def _handler(code: CodeType, offset: int) -> int | None:
 def _is_ours(code: CodeType) -> bool:
     if code.co_filename == _TEMPLATE:
         return code.co_name in ("call", "record")
-    return _PART in code.co_filename and "mailboat" in code.co_filename
+    return code.co_filename.startswith(_OURS)
 
 
 class _Tracer:
