@@ -18,6 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import Enum
+from itertools import chain, repeat
 from types import CellType
 from typing import Any, Final, TypeVar
 
@@ -56,18 +57,17 @@ class Lost(Enum):
 LOST_PLACES: Final = {reason: place for place, reason in enumerate(Lost)}
 
 
-class _Turn(Struct):
-    """The active half being closed, until the writer has it. `tally` is what all calls had counted shortly before.
+class _Turn(Struct, eq=False):
+    """The active half being closed, until the writer has it. `reached` is what the intake had counted shortly before.
 
-    `total` and `tallied` are the intake's when it was begun to be finished.
+    `total` is the intake's when it was begun to be finished.
     """
 
     closing: Half
     successor: Half | None
-    tally: list[int]
+    reached: list[int]
     begun: bool = False
     total: Sequence[int] = ()
-    tallied: Sequence[int] = ()
 
 
 class Intake:
@@ -89,8 +89,12 @@ class Intake:
         self._forked = False
         self._revive: Callable[[], None] | None = None
         self._total = [0] * len(COUNTERS)
-        self._tallied = [0] * len(COUNTERS)
+        """What is in the halves that are closed."""
+        self._before = [0] * len(COUNTERS)
+        """What the calls had counted when they began to record here."""
         self._turns = 0
+        self._preparing = 0
+        """How many prepare a turn, or were interrupted in that."""
         self._unfinished: tuple[_Turn, ...] = ()
         self._freed = threading.Lock()  # no Event: a signal handler that records would wait for its inner lock for ever
         self._freed.acquire()
@@ -106,6 +110,8 @@ class Intake:
             slow=self._slow,
         )
         self._paths: list[HotPath] = []
+        self._counted: tuple[list[int], list[int]] = [], [0] * len(COUNTERS)
+        """What each call had counted when it was last looked at, and their sums in the order of `records.COUNTERS`."""
         self._around.bind(journal.active)
 
     def _add(self, path: HotPath) -> Callable[..., None]:
@@ -123,16 +129,22 @@ class Intake:
     def counts(self) -> list[int]:
         """Records so far in the order of `records.COUNTERS`."""
         with self.lock:
-            return _sum(self._total, _difference(self._tally(), self._tallied))
+            return self._reached()
+
+    def _reached(self) -> list[int]:
+        return _difference(self._tally(), self._before)
 
     def _tally(self) -> list[int]:
         """All that the calls have counted since the beginning."""
-        counts = [0] * len(COUNTERS)
-        for path in self._paths:
-            count = path.count
-            if count:
-                for index in path.counters:
-                    counts[index] += count
+        before, counts = self._counted
+        now = [path.counted.cell_contents for path in self._paths]
+        if now != before:
+            counts = counts.copy()
+            for path, count, known in zip(self._paths, now, chain(before, repeat(0)), strict=False):
+                if count != known:
+                    for index in path.counters:
+                        counts[index] += count - known
+            self._counted = now, counts
         return counts
 
     # -- turning to another half ---------------------------------------------------------------------------------
@@ -150,15 +162,18 @@ class Intake:
 
     def _turn(self, needed: int) -> bool:
         """Have an active half with room for `needed` bytes, another one than now (or than a moment ago)."""
-        if not self._unfinished and self._on_stack(Intake._turn) == 1:
+        if self._preparing and not self._unfinished and self._on_stack(Intake._turn) == 1:
             self.journal.free_reserved()
+            self._preparing = 0
+        self._preparing += 1
         while True:
             step = self._turns
-            tally = self._tally()
-            successor = self.journal.reserve(needed, self._following(tally))
+            reached = self._reached()
+            successor = self.journal.reserve(needed, records_counted(reached))
             if successor is None:
+                self._preparing -= 1
                 return False
-            turn = _Turn(self.journal.active, successor, tally)
+            turn = _Turn(self.journal.active, successor, reached)
             memory, words = successor.memory, successor.words
             if self._turns == step:
                 # No call from here to the end of this block: this is the one step.
@@ -170,17 +185,18 @@ class Intake:
                 break
             self.journal.give_back(successor)
             if self._room() >= needed:
+                self._preparing -= 1
                 return True
-        self._finish()
+        self._preparing -= 1
+        self._finish(turn)
         self._catch_up()
         return True
 
-    def _following(self, tally: Sequence[int]) -> int:
-        return records_counted(_sum(self._total, _difference(tally, self._tallied)))
-
-    def _finish(self) -> None:
-        """Finish all turns that were begun, unless that is being done further down on this thread's stack."""
-        if not self._unfinished or self._on_stack(Intake._finish_turns):
+    def _finish(self, latest: _Turn | None = None) -> None:
+        """Finish all turns that were begun, unless that is being done further down on this thread's stack: what is done
+        there is not the `latest`, if that is the only one.
+        """
+        if not self._unfinished or (self._unfinished != (latest,) and self._on_stack(Intake._finish_turns)):
             return
         try:
             self._finish_turns()
@@ -197,13 +213,14 @@ class Intake:
         """Count the closed half, and give it to the writer. Every step may be done twice."""
         closing, successor, again = turn.closing, turn.successor, turn.begun
         if not again:
-            turn.total, turn.tallied, turn.begun = self._total, self._tallied, True
+            turn.total, turn.begun = self._total, True
         closing.end_here()
-        tally = self._tally()
-        counts = _difference(tally, turn.tallied)
-        if again or tally != turn.tally:  # somebody recorded between, and nobody knows where that went
+        reached = self._reached()
+        counts = _difference(reached, turn.total)
+        if again or reached != turn.reached:  # somebody recorded between, and nobody knows where that went
             counts = self._count_anew(closing, counts)
-        self._total, self._tallied = _sum(turn.total, counts), _sum(turn.tallied, counts)
+            reached = _sum(turn.total, counts)
+        self._total = reached
         if successor is not None:
             successor.renumber(records_counted(self._total))
             self.journal.settle(successor)
@@ -393,7 +410,7 @@ class Intake:
                 self._revive = None
                 while self.recording:
                     step = self._turns
-                    turn, around = _Turn(self.journal.active, None, self._tally()), self._around
+                    turn, around = _Turn(self.journal.active, None, self._reached()), self._around
                     if self._turns == step:
                         # As in `_turn`: the one step.
                         self._turns = step + 1
@@ -421,7 +438,7 @@ class Intake:
         self.lock = threading.RLock()
         self._turns += 1
         self._unfinished = ()
-        self._total, self._tallied, self.lost = [0] * len(COUNTERS), self._tally(), Counter()
+        self._total, self._before, self.lost = [0] * len(COUNTERS), self._tally(), Counter()
         self.journal.forget()
 
     def revive(self) -> bool:

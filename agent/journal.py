@@ -316,11 +316,11 @@ class Journal:
         """Take back whatever is reserved, or fell between two lists: an exception from outside has ended those who
         wanted it.
         """
+        known = {*self._spares, *self._released}
+        self._spares += [half for half in self.halves if not half.in_use and half not in known]
         for half in self._spares:
             if half.reserved:
                 self.give_back(half)
-        known = {*self._spares, *self._released}
-        self._spares += [half for half in self.halves if not half.in_use and half not in known]
 
     def surplus(self) -> list[Half]:
         """Free halves that are of no more use, taken out of the journal: `close` them, the lock is not needed.

@@ -6,6 +6,7 @@ returned is lost or doubled, no count is wrong, no lock stays held, and the host
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -17,6 +18,8 @@ import pytest
 
 from mailboat.agent import hotpaths
 from mailboat.agent.intake import Lost
+from mailboat.agent.journal import Half
+from mailboat.agent.writer import TICK
 from testkit.disk import Unsynced
 from testkit.injection import places, run
 from testkit.recording import Rig, only, recovered, waiting
@@ -230,6 +233,59 @@ def test_a_signal_handler_that_records_and_then_raises(
         with pytest.raises(KeyboardInterrupt):
             run(lambda: scene(rig, notes), at, handler, raising=True)  # noqa: B023 - called at once
         check(rig, notes, unsure=1)
+
+
+def assert_all_halves_are_used(rig: Rig, notes: Notes) -> None:
+    """None is kept for a turn that nobody makes any more: what a burst has added is given back."""
+    for _ in range(3):
+        notes.feature(f"later-{len(notes.begun)}")
+        rig.recorder.turn()
+        rig.step()
+    rig.step(TICK)
+    assert not any(half.reserved for half in rig.journal.halves)
+    assert len(rig.journal.halves) == 2
+
+
+@SHARES
+@pytest.mark.parametrize("scene", [full, large, turned])
+def test_a_half_that_an_interrupted_turn_had_reserved_is_used_again(
+    tmp_path: Path, scene: Callable[[Rig, Notes], None], share: int | None, seed: int
+) -> None:
+    for at in some_places(tmp_path, scene, share, seed, raising=True):
+        rig, notes = set_up(tmp_path / str(at), scene)
+
+        def strike() -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(lambda: scene(rig, notes), at, strike, raising=True)  # noqa: B023 - called at once
+        assert_all_halves_are_used(rig, notes)
+        check(rig, notes, unsure=1)
+
+
+@SHARES
+@pytest.mark.parametrize("scene", [full, large, turned])
+def test_a_half_that_a_signal_handlers_interrupted_turn_had_reserved_is_used_again(
+    tmp_path: Path, scene: Callable[[Rig, Notes], None], share: int | None, seed: int
+) -> None:
+    """The handler sees to the interruption itself: the turn that it came into goes on as if nothing had been."""
+    for at in some_places(tmp_path, scene, share, seed):
+        rig, notes = set_up(tmp_path / str(at), scene)
+
+        def handler(rig: Rig = rig) -> None:
+            reserve = rig.journal.reserve
+
+            def reserve_and_raise(needed: int, following: int) -> Half | None:
+                reserve(needed, following)
+                raise KeyboardInterrupt
+
+            with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+                patch.setattr(rig.journal, "reserve", reserve_and_raise)
+                rig.recorder.turn()
+
+        run(lambda: scene(rig, notes), at, handler)  # noqa: B023 - called at once
+        assert_all_halves_are_used(rig, notes)
+        check(rig, notes)
 
 
 @SHARES

@@ -92,6 +92,17 @@ def test_what_fell_between_two_lists_is_free_again(journal: Journal) -> None:
     assert len(journal.halves) == 3
 
 
+def test_a_half_that_was_added_and_is_in_no_list_yet_is_free_again(journal: Journal) -> None:
+    """An exception from outside ended the caller that had it added for itself."""
+    added = reserved(journal, 3 * HEAD_SIZE)
+    journal.settle(added)
+    journal.give_back(added)
+    added.reserved = True
+    journal.free_reserved()
+    assert not added.reserved
+    assert reserved(journal, 3 * HEAD_SIZE) is added
+
+
 # -- what a burst adds -----------------------------------------------------------------------------------------------
 
 
