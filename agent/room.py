@@ -6,8 +6,41 @@ be given up, its records are kept in memory, up to a bound, until there is room 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from mailboat.agent.files import FileSystem
 from mailboat.agent.quota import Quota
 from mailboat.protocol.errors import StoreError
+from mailboat.protocol.limits import MIB
+
+PLENTY: Final = 4096 * MIB
+"""Bytes left on a disk, of which no disk takes so much in a second that it matters."""
+
+_RECENT: Final = 1.0
+"""Seconds for which it is not asked again how much is left, where it is plenty."""
+
+
+class Disk:
+    """How much is left on the disk that holds `folder`; for one thread. `now` is monotonic seconds.
+
+    A host that records much has some ten blocks written a second, and whenever the writer waits for the system, the
+    host's threads have to hand it the interpreter once more.
+    """
+
+    def __init__(self, files: FileSystem, folder: Path, now: Callable[[], float]) -> None:
+        self._files, self._folder, self._now = files, folder, now
+        self._asked = -math.inf
+        self._room = (0, 0)
+
+    def room(self) -> tuple[int, int]:
+        """Bytes that are left, and the disk's size; of this second, where that is plenty. Raises `OSError`."""
+        now = self._now()
+        if self._room[0] < PLENTY or now - self._asked >= _RECENT:
+            self._room, self._asked = self._files.room(self._folder), now
+        return self._room
 
 
 class Room:

@@ -26,7 +26,7 @@ from mailboat.agent.journal import Half
 from mailboat.agent.journal_place import JournalPlace, OnDisk
 from mailboat.agent.quota import Quota
 from mailboat.agent.recorder import Recorder
-from mailboat.agent.room import Room
+from mailboat.agent.room import Disk, Room
 from mailboat.agent.segment_file import SegmentFile
 from mailboat.agent.segments import Begin, Limits, Segments
 from mailboat.agent.store import SessionFolder, Store
@@ -112,6 +112,7 @@ class Writer:
         self._place: JournalPlace = place if place is not None else OnDisk(store.files)
         self._undeclared = False
         self.room = room or Room(Quota(max_bytes=None, max_age=math.inf, min_free=0))
+        self._disk = Disk(store.files, store.folder, clocks.now)
         limits = Limits(settings.segment_bytes, settings.segment_age, settings.level)
         self._segments = Segments(store, begin, limits, clocks, self._refused)
         self._inbox: queue.SimpleQueue[_Closed | _Request | None] = queue.SimpleQueue()
@@ -233,7 +234,7 @@ class Writer:
 
     def _take_waiting(self) -> None:
         with contextlib.suppress(queue.Empty):
-            while True:
+            while not self._inbox.empty():
                 self._sort(self._inbox.get_nowait())
 
     def _sort(self, entry: _Closed | _Request | None) -> None:
@@ -333,10 +334,10 @@ class Writer:
 
     def _ask_for_room(self) -> None:
         """Return if there is room for a block. Raises `OSError`. What is left at the end is written in any case."""
-        journal, store = self._recorder.journal, self._store
+        journal = self._recorder.journal
         try:
             if not self._sealing:
-                self.room.ask(self._segments.size, *store.files.room(store.folder))
+                self.room.ask(self._segments.size, *self._disk.room())
         except StoreError:
             journal.confined = True
             raise

@@ -18,7 +18,7 @@ from mailboat.agent.ledger import Ending
 from mailboat.agent.quota import Quota
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.reserve import FILE_NAME
-from mailboat.agent.room import Room
+from mailboat.agent.room import PLENTY, Room
 from mailboat.agent.store import LIVE, QUARANTINED, REASON, SENT, WAITING, Store
 from mailboat.agent.stores import Stores
 from mailboat.agent.upkeep import EVICTION_INTERVAL, LOOK_INTERVAL, Upkeep
@@ -332,6 +332,23 @@ async def test_a_session_leaves_the_disk_some_room_and_goes_on_when_there_is_mor
     assert not rig.journal.confined
     rig.step(TICK)
     assert rig.journal.crash_proof
+    assert rig.end()
+    assert read_session(rig.store.folder / WAITING / rig.id).names == told
+
+
+async def test_a_large_disk_that_others_fill_is_noticed_within_a_second(root: Path, executor: Executor) -> None:
+    disk = SmallDisk(root, 2 * PLENTY)
+    rig = Rig(root, files=disk)
+    await upkeep(rig, executor, Quota(None, YEAR, 2**20)).look()
+    told = noisy(rig, 20)
+    assert rig.flush()
+    disk.fill(2**20 - 1)
+    told += noisy(rig, 20)
+    assert rig.flush(seconds=0.9), "as it was asked for less than a second ago"
+    told += noisy(rig, 20)
+    assert not rig.flush(seconds=0.2)
+    assert "min_free_bytes" in rig.writer.trouble
+    assert rig.journal.confined
     assert rig.end()
     assert read_session(rig.store.folder / WAITING / rig.id).names == told
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailboat.agent.files import OsFileSystem
 from mailboat.agent.quota import ANCIENT, LARGEST_FLOOR, Evicted, Kept, Quota, Standing, evictions
+from mailboat.agent.room import PLENTY, Disk
+from testkit.recording import Time
 
 DAY = 24 * 3600.0
 YEAR = 365 * DAY
 NOW = 1_800_000_000.0
 DISK = 10**12
+FOLDER = Path("store")
 WIDE = Quota(max_bytes=None, max_age=1e9, min_free=0)
 
 sessions = st.lists(
@@ -128,3 +134,57 @@ def test_what_is_left_fits_and_the_last_one_was_needed(kept: list[Kept], quota: 
 @given(sessions)
 def test_nothing_is_given_up_without_need(kept: list[Kept]) -> None:
     assert chosen(kept, WIDE) == []
+
+
+# -- how much is left on the disk ------------------------------------------------------------------------------------
+
+
+class Shrinking(OsFileSystem):
+    """A disk that has one byte less each time it is asked, and may refuse to tell."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.refuses = False
+
+    def room(self, path: Path) -> tuple[int, int]:
+        assert path == FOLDER
+        if self.refuses:
+            raise OSError("refused")
+        self.left -= 1
+        return self.left, DISK
+
+
+def test_a_disk_with_plenty_of_room_is_asked_once_a_second() -> None:
+    files, time = Shrinking(PLENTY + 3), Time()
+    disk = Disk(files, FOLDER, time.clocks.now)
+    assert disk.room() == (PLENTY + 2, DISK)
+    time.pass_seconds(0.9)
+    assert disk.room() == (PLENTY + 2, DISK)
+    time.pass_seconds(0.2)
+    assert disk.room() == (PLENTY + 1, DISK)
+    time.pass_seconds(0.2)
+    assert disk.room() == (PLENTY + 1, DISK)
+
+
+def test_a_disk_without_plenty_of_room_is_asked_each_time() -> None:
+    files, time = Shrinking(PLENTY + 1), Time()
+    disk = Disk(files, FOLDER, time.clocks.now)
+    assert disk.room() == (PLENTY, DISK)
+    time.pass_seconds(1.0)
+    assert [disk.room()[0] for _ in range(3)] == [PLENTY - 1, PLENTY - 2, PLENTY - 3]
+    files.left = 2 * PLENTY
+    assert disk.room()[0] == 2 * PLENTY - 1
+    assert disk.room()[0] == 2 * PLENTY - 1
+
+
+def test_what_a_disk_refuses_to_tell_is_asked_again() -> None:
+    files, time = Shrinking(2 * PLENTY), Time()
+    disk = Disk(files, FOLDER, time.clocks.now)
+    assert disk.room() == (2 * PLENTY - 1, DISK)
+    files.refuses = True
+    time.pass_seconds(1.0)
+    for _ in range(2):
+        with pytest.raises(OSError, match="refused"):
+            disk.room()
+    files.refuses = False
+    assert disk.room() == (2 * PLENTY - 2, DISK)
