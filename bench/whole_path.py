@@ -1,18 +1,31 @@
 """P2: what recording 100,000 times a second costs a host in all, and what its event loop notices of it.
 
-The host is an event loop that makes the calls which are due each millisecond, and ticks each millisecond besides. The
-same host runs with calls that do nothing, and what remains is the agent's: the calls themselves, compression, file.
+The host is an event loop that makes the calls which are due, and ticks each millisecond besides. The same host runs
+with calls that do nothing, and what remains is the agent's: the calls themselves, compression, file.
 
-*Processor time* (P2, P2b): that of all threads, above the host with empty calls, beside bare packing.
+There are two hosts, which differ in when they make the calls:
 
-*Delay* (P2d, P2bd): by how much the tick comes late that is later than 99 of 100. A run in which recording causes the
-garbage collector to run is an error.
+* *Evenly* (P2e, P2be). An application records what happens to it, when it happens: 100,000 a second are one each 10 us.
+  To wait for one, look which it is and call back takes a loop of asyncio about as long, so when it has dealt with one
+  the next is there, and it never sleeps: each turn makes the calls that have become due since the last one. This is the
+  host that the budget of the delay is held to. It does nothing besides, so that no work of its own hides what is late.
+* *In bursts* (P2d, P2bd). The host collects what happens and records it once a millisecond: a hundred calls in one go,
+  with nothing to do before and after. Whatever takes a microsecond a call holds this loop up for a tenth of a
+  millisecond, and as the waits of asyncio end at whole milliseconds, that is added to each tick. A peer tells what of
+  it would be anybody's who packs a record at all: a bare pack in place of each call, without an agent.
+
+*Processor time* (P2, P2b): that of all threads, above the host with empty calls, beside bare packing. In bursts: a loop
+that never sleeps takes all there is, with and without the agent.
+
+*Delay*: by how much the tick comes late that is later than 99 of 100. A run in which recording
+causes the garbage collector to run is an error.
 
 *Delay beside as much Python* (P2dh, P2bdh): whatever takes time on the loop's thread delays what comes after it. So the
-same host burns, in place of each burst of calls, as much processor time of its thread as those take, in plain Python
-and without an agent; and a peer makes the same calls into a journal that is large enough for all of them, so that no
-half is ever closed and no other thread runs. What the first one lacks is all of the agent but its time; what the second
-one lacks is the turns from half to half and the writer.
+host of the bursts burns, in place of each burst of calls, as much processor time of its thread as those take, in plain
+Python and without an agent.
+
+*Calls by themselves*: a peer makes the same calls into a journal that is large enough for all of them, so that no half
+is ever closed and no other thread runs. What it lacks is the turns from half to half and the writer.
 """
 
 from __future__ import annotations
@@ -23,6 +36,7 @@ import statistics
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import calls as made
@@ -76,13 +90,14 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
         nothing = made.keyword(made.nothing_by_keyword), made.positional(made.nothing_by_position)
         calls = CALLS_FACTOR * settings.calls
         host = _Host(agent, calls)
+        bare = made.bare_map(), made.bare_tuple()
         rows = (
             ("", "agent.feature", keyword, nothing[0], 3.2),
             ("b", "emitter", positional, nothing[1], 2.2),
         )
         alone = _Alone(settings.folder / "alone", calls)
         by_themselves = made.keyword(alone.recorder.feature), made.positional(alone.emitter)
-        for (suffix, name, ours, empty, limit), by_itself in zip(rows, by_themselves, strict=True):
+        for (suffix, name, ours, empty, limit), by_itself, packing in zip(rows, by_themselves, bare, strict=True):
             yield Comparison(
                 f"P2{suffix}",
                 f"{name} at {RATE:,} records/s, processor time of all threads above empty calls",
@@ -92,25 +107,30 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
                 host.above(name, ours, empty),
                 budget=Budget(limit, Sense.COST, cpu=True),
             )
-            yield Comparison(
-                f"P2{suffix}d",
-                f"delay (p99) of a {TICK * 1e3:g} ms ticker, {name} at {RATE:,} records/s",
-                DELAY,
-                Sense.COST,
-                host.delay("empty calls", empty, ours=False),
-                host.delay(name, ours, ours=True),
-                budget=Budget(1.3, Sense.COST),
-            )
+            for letter, when, pause in (("e", "evenly", 0.0), ("d", "in bursts", TICK)):
+                alike = partial(host.delay, pause=pause)
+                yield Comparison(
+                    f"P2{suffix}{letter}",
+                    f"delay (p99) of a {TICK * 1e3:g} ms ticker, {name} at {RATE:,} records/s, which come {when}",
+                    DELAY,
+                    Sense.COST,
+                    alike("empty calls", empty, ours=False),
+                    alike(name, ours, ours=True),
+                    (
+                        alike("bare packs, no agent", packing, ours=False),
+                        alike(f"{name}, no turns, no writer", by_itself, ours=False, after=alone.emptied),
+                    ),
+                    Budget(1.3, Sense.COST),
+                )
             each = await host.time_of(ours, empty)
             yield Comparison(
                 f"P2{suffix}dh",
-                f"the same ticker, beside a host that burns {each * 1e9:.0f} ns of plain Python in place of each call",
+                f"P2{suffix}d, beside a host that burns {each * 1e9:.0f} ns of plain Python in place of each call",
                 DELAY,
                 Sense.COST,
                 host.delay("as much plain Python", _burning(empty, each), ours=False),
                 host.delay(name, ours, ours=True),
-                (host.delay(f"{name}, no turns, no writer", by_itself, ours=False, after=alone.emptied),),
-                Budget(1.3, Sense.COST),
+                budget=Budget(1.3, Sense.COST),
             )
     alone.close()
 
@@ -138,11 +158,21 @@ class _Host:
 
         return Contender(name, run)
 
-    def delay(self, name: str, loop: Loop, *, ours: bool, after: Callable[[], object] = lambda: None) -> Contender:
-        """By how much ticks are late. `after` is called after each run."""
+    def delay(
+        self,
+        name: str,
+        loop: Loop,
+        *,
+        ours: bool,
+        pause: float = TICK,
+        after: Callable[[], object] = lambda: None,
+    ) -> Contender:
+        """By how much ticks are late, where the host waits `pause` seconds before it makes the calls that are due.
+        `after` is called after each run.
+        """
 
         async def run() -> Measured:
-            done = await (self._checked(loop) if ours else _run(loop, self._calls))
+            done = await (self._checked(loop, pause) if ours else _run(loop, self._calls, pause))
             after()
             return Measured(1, done.late, done.cpu)
 
@@ -156,10 +186,10 @@ class _Host:
             taken.append((await self._checked(ours)).own - without.own)
         return max(0.0, statistics.median(taken) / self._calls)
 
-    async def _checked(self, loop: Loop) -> _Run:
+    async def _checked(self, loop: Loop, pause: float = TICK) -> _Run:
         await self._agent.flush()
         before = self._agent.status.recorded
-        done = await _run(loop, self._calls, self._agent)
+        done = await _run(loop, self._calls, pause, self._agent)
         status = self._agent.status
         if status.recorded - before != done.calls or status.lost or not status.crash_proof or status.trouble:
             raise RuntimeError(f"not what was to be measured: {done.calls} calls after {before} records, {status}")
@@ -213,12 +243,12 @@ def _burning(empty: Loop, each: float) -> Loop:
     return loop
 
 
-async def _run(loop: Loop, calls: int, agent: Agent | None = None) -> _Run:
+async def _run(loop: Loop, calls: int, pause: float = TICK, agent: Agent | None = None) -> _Run:
     late: list[float] = []
     gc.collect()
     before, thread = _collections(), Stopwatch(thread=True)
     with Stopwatch() as watch, thread:
-        recording = asyncio.create_task(_record(loop, calls))
+        recording = asyncio.create_task(_record(loop, calls, pause))
         while not recording.done():
             begun = time.perf_counter()
             await asyncio.sleep(TICK)
@@ -230,10 +260,10 @@ async def _run(loop: Loop, calls: int, agent: Agent | None = None) -> _Run:
     return _Run(calls, watch.cpu, thread.cpu, max(late[len(late) * 99 // 100], 0.0), _collections() - before)
 
 
-async def _record(loop: Loop, calls: int) -> None:
+async def _record(loop: Loop, calls: int, pause: float) -> None:
     done, begun = 0, time.perf_counter()
     while done < calls:
-        await asyncio.sleep(TICK)
+        await asyncio.sleep(pause)
         due = min(calls, int((time.perf_counter() - begun) * RATE)) - done
         loop(due)
         done += due

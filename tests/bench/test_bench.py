@@ -27,7 +27,7 @@ TINY = {
 }
 ROWS = {
     "hot_path": ["P1", "P1b", "P1s", "P1bs"],
-    "whole_path": ["P2", "P2d", "P2dh", "P2b", "P2bd", "P2bdh"],
+    "whole_path": ["P2", "P2e", "P2d", "P2dh", "P2b", "P2be", "P2bd", "P2bdh"],
     "footprint": ["P6", "P6w", "P7s", "P6u", "P7", "P8"],
     "upload": ["P3", "P3b"],
     "sealing": ["SEAL", "OPEN"],
