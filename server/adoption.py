@@ -67,7 +67,7 @@ def installations(scope: Scope, paging: Paging, question: Question) -> Answer:
 
 def warnings(scope: Scope, question: Question) -> Answer:
     """What came and could not be used as it came, of the sessions asked about: gaps, segments that cannot be loaded,
-    wrong clocks, rejections.
+    wrong clocks, sessions that were rejected, with the reasons.
     """
     sessions = f"(SELECT product, session_id FROM session WHERE {scope.where('started')})"
     return {
@@ -81,6 +81,12 @@ def warnings(scope: Scope, question: Question) -> Answer:
             "SELECT failed AS reason, count(*) AS segments FROM (FROM loaded WHERE failed IS NOT NULL) "
             f"SEMI JOIN {sessions} USING (product, session_id) "
             f"GROUP BY failed ORDER BY segments DESC, failed LIMIT {TOP}",
+            scope.values,
+        ),
+        "rejections": question.rows(
+            f"SELECT reason, count(*) AS sessions, {claimed('records')} AS records, max(started) AS last FROM session "
+            f"WHERE state = 'rejected' AND {scope.where('started')} "
+            f"GROUP BY reason ORDER BY sessions DESC, reason LIMIT {TOP}",
             scope.values,
         ),
         **question.row(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,6 +83,7 @@ class Analytics:
         self._path = path
         self._memory = memory
         self._lock = threading.Lock()
+        self._commits = _Commits()
         self._root = _open(path, memory) if make else _open_existing(path, memory)
         self._writer = self._root.cursor()
 
@@ -101,6 +103,17 @@ class Analytics:
         """A connection for one thread to read with, to be closed by it; it can be interrupted from any other."""
         with self._lock:
             return self._root.cursor()
+
+    def cursors(self, most: int) -> list[duckdb.DuckDBPyConnection]:
+        """See `SqlStore.cursors`."""
+        before, made = self._commits.ended(), [self.cursor() for _ in range(most)]
+        for each in made:
+            each.begin()
+            each.execute("FROM state")  # what a transaction sees is settled by its first statement
+        if before is None or self._commits.ended() != before:
+            while len(made) > 1:
+                made.pop().close()
+        return made
 
     # -- what is there, for the thread that writes ---------------------------------------------------------------
 
@@ -336,14 +349,36 @@ class Analytics:
         self._writer.execute("UPDATE state SET generation = generation + 1")
 
     def _transaction(self) -> _Transaction:
-        return _Transaction(self._writer)
+        return _Transaction(self._writer, self._commits)
+
+
+class _Commits:
+    """Counts the commits of the thread that writes, for those that read: between two of them nothing changes."""
+
+    def __init__(self) -> None:
+        self._begun = self._ended = 0
+
+    def ended(self) -> int | None:
+        """How many there were; None while one is under way."""
+        ended = self._ended
+        return ended if ended == self._begun else None
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Around a commit, however it ends."""
+        self._begun += 1
+        try:
+            yield
+        finally:
+            self._ended += 1
 
 
 class _Transaction:
     """All or nothing; tells the rows' fault from the machine's."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, commits: _Commits) -> None:
         self._connection = connection
+        self._commits = commits
 
     def __enter__(self) -> None:
         self._connection.begin()
@@ -351,7 +386,8 @@ class _Transaction:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is None:
-                self._connection.commit()
+                with self._commits.one():
+                    self._connection.commit()
             else:
                 self._connection.rollback()
         except duckdb.Error as failure:
@@ -386,6 +422,7 @@ def session_columns(row: SessionRow) -> dict[str, Any]:
         "duration": summary.duration,
         "status": summary.status.value,
         "state": row.state.value,
+        "reason": row.reason,
         "skew": skew,
         "source": row.source,
         "records": summary.records,

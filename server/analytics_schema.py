@@ -30,7 +30,7 @@ from typing import Final
 from mailboat.protocol.records import COUNTERS
 from mailboat.server.sums import SUMS
 
-LAYOUT: Final = 4
+LAYOUT: Final = 5
 
 
 def _definition(columns: dict[str, str]) -> str:
@@ -62,6 +62,7 @@ SESSION_COLUMNS: Final = {
     "duration": "DOUBLE",
     "status": "VARCHAR",
     "state": "VARCHAR",
+    "reason": "VARCHAR",
     "skew": "DOUBLE",
     "source": "VARCHAR",
     "records": "BIGINT",

@@ -172,6 +172,11 @@ class SqlStore(AnalyticsStore, Protocol):
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection for one thread to read with, to be closed by it; it can be interrupted from any other."""
 
+    def cursors(self, most: int) -> list[duckdb.DuckDBPyConnection]:
+        """As `cursor`, so many of them, for as many threads, each in a transaction: all see the same. Only one where
+        something is written in this very moment.
+        """
+
 
 def require_known(steps: Sequence[Step], there: Mapping[Key, Mapping[str, Mark]]) -> None:
     """Raise `StaleLoad` unless what is `there` of the sessions is what the steps were made with."""

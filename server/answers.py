@@ -199,6 +199,10 @@ WARNINGS: Final = made_of(
     {
         "gaps": some(made_of({"reason": TEXT, "count": COUNT, "sessions": COUNT, "records": COUNT})),
         "failed": told(some(made_of({"reason": TEXT, "segments": COUNT})), "Segments that cannot be loaded"),
+        "rejections": told(
+            some(made_of({"reason": TEXT, "sessions": COUNT, "records": COUNT, "last": TIME})),
+            "Sessions that were rejected, by reason, with the records that they were said to have",
+        ),
         "clocks_corrected": told(COUNT, "Sessions of machines whose clocks are wrong"),
         "worst_clock": maybe(SECONDS),
         "rejected": told(COUNT, "Sessions"),

@@ -12,12 +12,12 @@ import asyncio
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import duckdb
 
@@ -31,7 +31,7 @@ from mailboat.server.sums import OF_KIND, RECORD_TABLES, WEEK, Sum, stale_record
 TIME_LIMIT: Final = 20.0
 """Seconds for one question: beyond it the server has better things to do."""
 THREADS: Final = 2
-"""Questions answered at a time; the engine itself uses every processor for each."""
+"""Questions answered at a time."""
 INTERRUPT_AGAIN: Final = 0.05
 """Seconds between interruptions of a question that nobody waits for."""
 TOP: Final = 50
@@ -39,6 +39,8 @@ TOP: Final = 50
 MAX_DAYS: Final = 400
 """Days listed in an overview, latest first: a year and what is needed to compare it."""
 Answer = dict[str, Any]
+_First = TypeVar("_First")
+_Second = TypeVar("_Second")
 
 
 class TooSlow(MailboatError):
@@ -108,8 +110,29 @@ class Paging:
 class Question:
     """One connection for the statements of one answer; rows come as maps of plain values."""
 
-    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+    def __init__(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        *others: duckdb.DuckDBPyConnection,
+        threads: Executor | None = None,
+    ) -> None:
+        """`others` are connections that see the same, to be used at the same time in `threads`; one is, by now."""
         self._cursor = cursor
+        self._others = others
+        self._threads = threads
+
+    def both(
+        self, first: Callable[[Question], _First], second: Callable[[Question], _Second]
+    ) -> tuple[_First, _Second]:
+        """Two answers, found at the same time where that can be: the engine has one processor for each statement."""
+        if not self._others or self._threads is None:
+            return first(self), second(self)
+        under_way = self._threads.submit(second, Question(self._others[0]))
+        try:
+            found = first(self)
+        finally:
+            wait([under_way])  # its connection is closed next
+        return found, under_way.result()
 
     def rows(self, sql: str, values: Mapping[str, Any]) -> list[Answer]:
         """All rows."""
@@ -138,10 +161,11 @@ class Reports:
         self._analytics = analytics
         self._time_limit = time_limit
         self._threads = ThreadPoolExecutor(THREADS, "mailboat-reports")
+        self._others = ThreadPoolExecutor(THREADS, "mailboat-reports-both")
 
     async def ask(self, question: Callable[[Question], Answer]) -> Answer:
         """The answer; `TooSlow` when there is none in time."""
-        asked = _Asked(self._analytics, question)
+        asked = _Asked(self._analytics, question, self._others)
         answer = asyncio.get_running_loop().run_in_executor(self._threads, asked.answer)
         try:
             async with asyncio.timeout(self._time_limit):
@@ -156,38 +180,40 @@ class Reports:
     def close(self) -> None:
         """Wait for the answers under way."""
         self._threads.shutdown()
+        self._others.shutdown()
 
 
 class _Asked:
-    """One question on its way through a thread."""
+    """One question on its way through a thread, or two."""
 
-    def __init__(self, analytics: SqlStore, question: Callable[[Question], Answer]) -> None:
+    def __init__(self, analytics: SqlStore, question: Callable[[Question], Answer], others: Executor) -> None:
         self._analytics = analytics
         self._question = question
-        self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._others = others
+        self._cursors: Sequence[duckdb.DuckDBPyConnection] = ()
         self._unwanted = False
 
     def answer(self) -> Answer:
         """In the thread: the answer."""
         if self._unwanted:
             raise TooSlow("nobody waits for the answer any more")
-        cursor = self._cursor = self._analytics.cursor()
+        # In a transaction, so that all statements see the same: what is a sum for one is not yet one for another.
+        cursors = self._cursors = self._analytics.cursors(2)
         try:
-            cursor.begin()  # all statements see the same: what is a sum for one is not yet one for another
-            return self._question(Question(cursor))
+            return self._question(Question(*cursors, threads=self._others))
         except duckdb.OutOfMemoryException as error:
             raise TooSlow("the answer takes more memory than there is: ask about a shorter period") from error
         finally:
-            self._cursor = None
-            cursor.close()
+            self._cursors = ()
+            for each in cursors:
+                each.close()
 
     def interrupt(self) -> None:
         """From the event loop: have no answer."""
         self._unwanted = True
-        cursor = self._cursor
-        if cursor is not None:
+        for each in self._cursors:
             with suppress(duckdb.ConnectionException):  # closed in this very moment: it has ended
-                cursor.interrupt()
+                each.interrupt()
 
 
 def _interrupt(asked: _Asked, answer: asyncio.Future[Answer]) -> None:

@@ -14,8 +14,8 @@ added up: they are of the records.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 RECORD_TABLES: Final = ("feature", "value", "timing", "event", "exception", "installation", "other")
@@ -69,6 +69,12 @@ class Sum:
         """All columns and their types."""
         keys = {name: key.kind for name, key in self.keys.items()}
         return {**SCOPED, **keys, **{name: value.kind for name, value in self.values.items()}}
+
+    def only(self, keys: Iterable[str], values: Iterable[str]) -> Sum:
+        """The same by fewer keys and with fewer values: what is left out is not read."""
+        return replace(
+            self, keys={name: self.keys[name] for name in keys}, values={name: self.values[name] for name in values}
+        )
 
     def gathered(self, where: str, *, scoped: bool = False) -> str:
         """The query that sums records for which `where` holds; `scoped`: by product, origin and week, too."""

@@ -4,16 +4,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from mailboat.server.analytics_schema import given
 from mailboat.server.json_text import encode
 from mailboat.server.reports import Answer, Paging, Question, Scope, summed
-from mailboat.server.sums import OF_FEATURE, OF_INSTALLATION, OF_VALUE
+from mailboat.server.sums import OF_FEATURE, OF_INSTALLATION, OF_VALUE, Sum
 
 MAX_LEVELS: Final = 8
 """Levels of the hierarchy that dots make in a feature's name; what is deeper counts to the eighth."""
+
+
+_USES: Final = OF_FEATURE.only(("name",), ("n", "first", "last"))
+_SESSIONS: Final = OF_FEATURE.only(("name", "part"), ("seen",))
+
+_NODES: Final = f"""nodes AS MATERIALIZED (
+    SELECT name, unnest(list_append(
+        [array_to_string(steps[1:i], '.') FOR i IN range(1, least(len(steps), {MAX_LEVELS} + 1))], name)) AS node
+    FROM (SELECT DISTINCT name, string_split(name, '.') AS steps FROM used))"""
+"""The names in table ``used``, each with itself and every category above it."""
 
 
 def features(scope: Scope, paging: Paging, question: Question) -> Answer:
@@ -21,49 +32,54 @@ def features(scope: Scope, paging: Paging, question: Question) -> Answer:
 
     `uses` and `sessions` of a category count all below it, `own` the uses of just this name. `share` is that of the
     sessions whose records are here and that ran in the period.
-
-    Only of what is on the page sessions and installations are counted: that takes longer than all the rest.
     """
     rows = question.rows(
         f"""
-        WITH used AS MATERIALIZED ({OF_FEATURE.merged(summed(OF_FEATURE, scope, question))}),
-        installed AS ({OF_INSTALLATION.merged(summed(OF_INSTALLATION, scope, question))}),
-        names AS (SELECT DISTINCT name, string_split(name, '.') AS steps FROM used),
-        nodes AS MATERIALIZED (
-            SELECT name, unnest(list_append(
-                [array_to_string(steps[1:i], '.') FOR i IN range(1, least(len(steps), {MAX_LEVELS} + 1))],
-                name)) AS node
-            FROM names),
-        page AS MATERIALIZED (
-            SELECT node, sum(n)::BIGINT AS uses, coalesce(sum(n) FILTER (name = node), 0)::BIGINT AS own,
-                   min(first) AS first, max(last) AS last
-            FROM used JOIN nodes USING (name) GROUP BY node ORDER BY uses DESC, node {paging.sql}),
-        below AS MATERIALIZED (SELECT node, name FROM nodes SEMI JOIN page USING (node))
+        WITH used AS MATERIALIZED ({_USES.merged(summed(_USES, scope, question))}), {_NODES}
         SELECT node AS name, nullif(array_to_string(string_split(node, '.')[:-2], '.'), '') AS parent,
-               uses, own, sessions, coalesce(installations, 0) AS installations, first, last
-        FROM page JOIN {_different("used", "sessions")} USING (node)
-        LEFT JOIN {_different("installed", "installations")} USING (node) ORDER BY uses DESC, name
+               sum(n)::BIGINT AS uses, coalesce(sum(n) FILTER (name = node), 0)::BIGINT AS own,
+               min(first) AS first, max(last) AS last
+        FROM used JOIN nodes USING (name) GROUP BY node ORDER BY uses DESC, node {paging.sql}
         """,
         scope.owner,
     )
-    held = question.row(
-        f"SELECT count(*) AS n FROM (FROM session WHERE {scope.where('started', 'ended')}) "
-        "SEMI JOIN (FROM loaded WHERE records > 0) USING (product, session_id)",
-        scope.values,
-    )["n"]
     page, cursor = paging.page(rows)
+    nodes = [row["name"] for row in page]
+    # Of these alone, since to count what is different takes longer than all the rest.
+    sessions, (installations, held) = question.both(
+        functools.partial(_different, _SESSIONS, nodes, scope),
+        lambda other: (_different(OF_INSTALLATION, nodes, scope, other), _held(scope, other)),
+    )
     for row in page:
+        row["sessions"], row["installations"] = sessions[row["name"]], installations.get(row["name"], 0)
         # A clock that was set while a session ran may put a record outside its session.
         row["share"] = min(1.0, row["sessions"] / held) if held else None
     return {"features": page, "sessions": held, "next": cursor}
 
 
-def _different(sums: str, name: str) -> str:
-    """SQL for a table expression: how many bits are set, in all names below a node, of these sums."""
-    return (
-        f"(SELECT node, sum(n)::BIGINT AS {name} FROM (SELECT node, part, bit_count(bit_or(seen)) AS n "
-        f"FROM {sums} JOIN below USING (name) GROUP BY node, part) GROUP BY node)"
+def _different(total: Sum, nodes: Sequence[str], scope: Scope, question: Question) -> dict[str, int]:
+    """How many bits are set in these sums, in all names below each of these nodes."""
+    rows = question.rows(
+        f"""
+        WITH used AS MATERIALIZED ({total.merged(summed(total, scope, question))}), {_NODES},
+        below AS MATERIALIZED (SELECT node, name FROM nodes SEMI JOIN {given({"node": "VARCHAR"})} USING (node))
+        SELECT node, sum(n)::BIGINT AS n
+        FROM (SELECT node, part, bit_count(bit_or(seen)) AS n FROM used JOIN below USING (name) GROUP BY node, part)
+        GROUP BY node
+        """,
+        {**scope.owner, "rows": encode([{"node": node} for node in nodes]).decode()},
     )
+    return {row["node"]: row["n"] for row in rows}
+
+
+def _held(scope: Scope, question: Question) -> int:
+    """The sessions whose records are here and that ran in the period."""
+    row = question.row(
+        f"SELECT count(*) AS n FROM (FROM session WHERE {scope.where('started', 'ended')}) "
+        "SEMI JOIN (FROM loaded WHERE records > 0) USING (product, session_id)",
+        scope.values,
+    )
+    return int(row["n"])
 
 
 def values(scope: Scope, kind: str | None, paging: Paging, question: Question) -> Answer:

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from mailboat.protocol import Info, Status
 from mailboat.protocol.segment import SealReason
-from mailboat.server.context import CONFIG
+from mailboat.server.context import CATALOG, CONFIG
+from mailboat.server.products import put_plan
 from testkit.segments import START, Segment, feature, pack
 from testkit.serverkit import eventually, fresh_session_id, summary_of
 from testkit.sites import OTHER, SERVER_TIME, Site, session
@@ -80,6 +81,30 @@ async def test_what_could_not_be_used_is_told(site: Site) -> None:
     assert [(row["count"], row["sessions"], row["records"]) for row in said["gaps"]] == [(1, 1, 1)]
     assert (said["clocks_corrected"], said["worst_clock"], said["rejected"]) == (1, pytest.approx(DAY), 0)
     assert (await site.get("/api/v1/warnings", site.other_reader))["gaps"] == []
+
+
+async def test_rejections_are_told_with_their_reasons(site: Site) -> None:
+    """Of the plan, and of the bytes; by the sessions asked about."""
+    await put_plan(site.server.app[CATALOG], "Acme Studio", {"records_per_month": 2, "max_age_days": 10}, SERVER_TIME)
+    offers = []
+    for records in (1, 1, 3, 1):
+        segment = Segment(fresh_session_id(), info=Info(product="Acme Studio"))
+        segment.block([feature("a", at=1) for _ in range(records)])
+        offers.append(summary_of(segment.seal()))
+    taken, late, over, broken = offers
+    late = replace(late, started=late.started - 20 * DAY, ended=late.started - 20 * DAY)
+    decisions = await site.agent.negotiate(taken, late, over, broken)
+    assert [each.reason for each in decisions] == ["", "too_old", "over_plan", ""]
+    await site.agent.append(decisions[3].segments[0].url, b"no segment", 0, complete=True)
+    await site.settled()
+    said = await site.get("/api/v1/warnings")
+    told = {each["reason"]: (each["sessions"], each["records"]) for each in said["rejections"]}
+    assert told == {"too_old": (1, 1), "over_plan": (1, 3), "corrupted": (1, 1)}
+    assert said["rejected"] == 3
+    early = await site.get("/api/v1/warnings", to=late.started + DAY)
+    assert [(each["reason"], each["last"]) for each in early["rejections"]] == [("too_old", late.started)]
+    assert (await site.get("/api/v1/warnings", origin="internal"))["rejections"] == []
+    assert (await site.get("/api/v1/warnings", site.other_reader))["rejections"] == []
 
 
 @pytest.mark.parametrize("test", [False, True])

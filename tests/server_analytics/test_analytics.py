@@ -135,6 +135,34 @@ def test_a_load_that_fails_leaves_nothing_behind(bench: Bench, tmp_path: Path) -
     assert bench.analytics.generation == generation
 
 
+def test_cursors_see_the_same_or_there_is_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = mixed().seal()
+    rows = iter([segment_row(data), segment_row(data, OTHER), segment_row(data, OTHER, product="Other")])
+
+    def seen(cursors: list[duckdb.DuckDBPyConnection]) -> list[int]:
+        found = [each.execute("SELECT count(*) FROM loaded").fetchall()[0][0] for each in cursors]
+        for each in cursors:
+            each.close()
+        return found
+
+    before = bench.analytics.cursors(2)
+    bench.load((next(rows), data))
+    assert (seen(before), seen(bench.analytics.cursors(2))) == ([0, 0], [1, 1])
+    with bench.analytics._commits.one():
+        assert seen(bench.analytics.cursors(2)) == [1], "something is being written"
+    cursor, made = Analytics.cursor, list[duckdb.DuckDBPyConnection]()
+
+    def overtaken(self: Analytics) -> duckdb.DuckDBPyConnection:
+        made.append(cursor(self))
+        if len(made) == 2:
+            bench.load((next(rows), data))
+        return made[-1]
+
+    monkeypatch.setattr(Analytics, "cursor", overtaken)
+    assert seen(bench.analytics.cursors(2)) == [2], "something was written meanwhile"
+    assert seen(bench.analytics.cursors(2)) == [2, 2]
+
+
 def test_of_two_loads_at_once_one_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both begin, and find what they expect, before one of them commits."""
     data = mixed().seal()

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from mailboat.protocol import Info
 from mailboat.server.catalog import SessionRow, SessionState
 from mailboat.server.lateness import DAY, ENOUGH, HORIZON, completeness, delivery, share_by, spread
-from mailboat.server.reports import Question, Scope
+from mailboat.server.reports import Scope
 from mailboat.server.skew import FARTHEST, TOLERATED, correction
 from testkit.loading import Bench, segment_row, session_row
 from testkit.segments import START, Segment, feature
@@ -94,11 +94,7 @@ def load(bench: Bench, days_ago: float, late: float, records: int, declared: int
 
 
 def asked(bench: Bench, scope: Scope | None = None) -> dict[str, Any]:
-    cursor = bench.analytics.cursor()
-    try:
-        return delivery(scope or Scope(), NOW, Question(cursor))
-    finally:
-        cursor.close()
+    return bench.ask(lambda question: delivery(scope or Scope(), NOW, question))
 
 
 def test_delivery_tells_what_is_late_and_how_complete_days_are(bench: Bench) -> None:

@@ -96,14 +96,9 @@ def test_losses_beyond_what_a_column_holds_refuse_no_report(bench: Bench) -> Non
             all=wire.MOST,
         )
     row = LedgerRow(PRODUCT, lost.source, AGENT, {"recorded": 5, "accepted": 5}, 1.0)
-    cursor = bench.analytics.cursor()
-    try:
-        question, scope = Question(cursor), Scope()
-        (store,) = reconcile([row], frozenset(), question)["stores"]
-        (held,) = holdings(scope, question)["products"]
-        (gap,) = warnings(scope, question)["gaps"]
-    finally:
-        cursor.close()
+    (store,) = bench.ask(lambda question: reconcile([row], frozenset(), question))["stores"]
+    (held,) = bench.ask(lambda question: holdings(Scope(), question))["products"]
+    (gap,) = bench.ask(lambda question: warnings(Scope(), question))["gaps"]
     assert store["here"]["records"] == held["missing"] == gap["records"] == wire.MOST
 
 
@@ -115,15 +110,13 @@ def test_segments_that_failed_are_those_of_the_sessions_asked_about(bench: Bench
         product=PRODUCT,
         id=row.summary.session_id,
     )
-    cursor = bench.analytics.cursor()
-    try:
-        told = [warnings(Scope(origin=origin), Question(cursor))["failed"] for origin in Origin]
-        later = warnings(Scope(since=row.summary.started + 1, origin=Origin.ALL), Question(cursor))["failed"]
-    finally:
-        cursor.close()
+
+    def told(scope: Scope) -> object:
+        return bench.ask(lambda question: warnings(scope, question))["failed"]
+
     failed = [{"reason": "it killed the decoder", "segments": 1}]
-    assert dict(zip(Origin, told, strict=True)) == {Origin.PUBLIC: [], Origin.INTERNAL: failed, Origin.ALL: failed}
-    assert later == []
+    assert [told(Scope(origin=each)) for each in (Origin.PUBLIC, Origin.INTERNAL, Origin.ALL)] == [[], failed, failed]
+    assert told(Scope(since=row.summary.started + 1, origin=Origin.ALL)) == []
 
 
 def test_where_some_was_deleted_for_its_age_nobody_can_tell(bench: Bench) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import statistics
+import threading
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from mailboat.protocol import Info, SegmentReader, Status
@@ -57,13 +59,6 @@ class World:
     bench: Bench
     sessions: list[Any] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
-
-    def ask(self, question: Callable[[Question], Answer]) -> Answer:
-        cursor = self.bench.analytics.cursor()
-        try:
-            return question(Question(cursor))
-        finally:
-            cursor.close()
 
     def records(self, scope: Scope, *kinds: str) -> list[Seen]:
         return [
@@ -171,7 +166,7 @@ def distinct(values: Iterable[str]) -> int:
 
 @scopes
 def test_overview(world: World, scope: Scope) -> None:
-    said = world.ask(lambda question: reports.overview(scope, question))
+    said = world.bench.ask(lambda question: reports.overview(scope, question))
     inside = world.sessions_in(scope)
     crashed = sum(each.summary.status is Status.CRASHED for each in inside)
     ended = sum(each.summary.status is not Status.RUNNING for each in inside)
@@ -200,9 +195,9 @@ def test_overview(world: World, scope: Scope) -> None:
 @scopes
 @pytest.mark.parametrize("most", [2, 400])
 def test_overview_by_day(world: World, scope: Scope, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = world.ask(lambda question: reports.overview(scope, question))["records"]
+    whole = world.bench.ask(lambda question: reports.overview(scope, question))["records"]
     monkeypatch.setattr(reports, "MAX_DAYS", most)
-    overview = world.ask(lambda question: reports.overview(scope, question))
+    overview = world.bench.ask(lambda question: reports.overview(scope, question))
     assert overview["records"] == whole
     said = overview["days"]
 
@@ -219,7 +214,7 @@ def test_overview_by_day(world: World, scope: Scope, most: int, monkeypatch: pyt
 
 @scopes
 def test_features_and_the_categories_above_them(world: World, scope: Scope) -> None:
-    said = world.ask(lambda question: usage.features(scope, Paging(1000), question))
+    said = world.bench.ask(lambda question: usage.features(scope, Paging(1000), question))
     uses, own, sessions, installations = Counter[str](), Counter[str](), defaultdict(set), defaultdict(set)
     for each in world.records(scope, "feature"):
         name = each.record.name
@@ -243,7 +238,7 @@ def test_features_and_the_categories_above_them(world: World, scope: Scope) -> N
 @scopes
 @pytest.mark.parametrize("kind", [None, "value", "timing"])
 def test_values_and_timings(world: World, scope: Scope, kind: str | None) -> None:
-    said = world.ask(lambda question: usage.values(scope, kind, Paging(1000), question))
+    said = world.bench.ask(lambda question: usage.values(scope, kind, Paging(1000), question))
     numbers: dict[tuple[str, str, str | None], list[float]] = defaultdict(list)
     for each in world.records(scope, *([kind] if kind else ["value", "timing"])):
         record = each.record
@@ -268,7 +263,7 @@ def test_values_and_timings(world: World, scope: Scope, kind: str | None) -> Non
 
 @scopes
 def test_exceptions_grouped_by_type_and_way(world: World, scope: Scope) -> None:
-    said = world.ask(lambda question: triage.exceptions(scope, Paging(1000), (), None, question))["exceptions"]
+    said = world.bench.ask(lambda question: triage.exceptions(scope, Paging(1000), (), None, question))["exceptions"]
     groups = defaultdict(list)
     for each in world.records(scope, "exception"):
         groups[each.product, each.record.name, tuple(frame[0] for frame in each.record.stack)].append(each)
@@ -288,11 +283,11 @@ def test_exceptions_grouped_by_type_and_way(world: World, scope: Scope) -> None:
 
 def test_pages_of_an_aggregate_are_the_aggregate(world: World) -> None:
     scope = Scope(origin=Origin.ALL)
-    whole = world.ask(lambda question: usage.features(scope, Paging(1000), question))
+    whole = world.bench.ask(lambda question: usage.features(scope, Paging(1000), question))
     assert whole["next"] is None
     found, cursor = [], "0"
     while cursor is not None:
-        page = world.ask(lambda question, at=int(cursor): usage.features(scope, Paging(3, at), question))  # type: ignore[misc]
+        page = world.bench.ask(lambda question, at=int(cursor): usage.features(scope, Paging(3, at), question))  # type: ignore[misc]
         assert len(page["features"]) <= 3
         found += page["features"]
         cursor = page["next"]
@@ -300,7 +295,7 @@ def test_pages_of_an_aggregate_are_the_aggregate(world: World) -> None:
 
 
 def test_holdings_say_what_is_here_of_each_product(world: World) -> None:
-    said = world.ask(lambda question: reports.holdings(Scope(), question))["products"]
+    said = world.bench.ask(lambda question: reports.holdings(Scope(), question))["products"]
     assert [row["product"] for row in said] == [PRODUCT, "Other"]
     for row in said:
         inside = world.sessions_in(Scope(row["product"], origin=Origin.ALL))
@@ -310,7 +305,7 @@ def test_holdings_say_what_is_here_of_each_product(world: World) -> None:
         assert row["declined_records"] == sum(each.summary.records for each in declined)
         assert row["loaded"] == row["declared"] - row["declined_records"]
         assert (row["missing"], row["failed_segments"]) == (0, 0)
-    assert world.ask(lambda question: reports.holdings(Scope("Other"), question))["products"] == said[1:]
+    assert world.bench.ask(lambda question: reports.holdings(Scope("Other"), question))["products"] == said[1:]
 
 
 # -- in threads ------------------------------------------------------------------------------------------------------
@@ -335,6 +330,51 @@ async def test_a_question_that_takes_too_much_memory_is_ended(tmp_path: Path) ->
     assert await asked.ask(lambda question: question.row("SELECT 1 AS n", {})) == {"n": 1}
     asked.close()
     analytics.close()
+
+
+def nothing(_: Question) -> Answer:
+    return {}
+
+
+@pytest.mark.parametrize("two", [(endless, nothing), (nothing, endless), (endless, endless)])
+async def test_of_two_answers_at_a_time_whichever_takes_too_long_is_ended(
+    world: World, two: tuple[Callable[[Question], Answer], Callable[[Question], Answer]]
+) -> None:
+    asked = Reports(world.bench.analytics, time_limit=0.05)
+    with pytest.raises(TooSlow):
+        await asked.ask(lambda question: {"both": question.both(*two)})
+    await asyncio.to_thread(asked.close)
+
+
+async def test_two_answers_at_a_time_are_found_in_two_threads_and_the_error_of_each_is_told(world: World) -> None:
+    asked = Reports(world.bench.analytics)
+    meeting = threading.Barrier(2, timeout=30)
+
+    def counted(question: Question) -> Answer:
+        meeting.wait()
+        return question.row("SELECT count(*) AS n FROM feature", {})
+
+    def failing(question: Question) -> Answer:
+        return question.row("SELECT error('there is none')", {})
+
+    (expected,) = world.bench.sql("SELECT count(*) FROM feature")
+    answer = await asked.ask(lambda question: {"both": question.both(counted, counted)})
+    assert [each["n"] for each in answer["both"]] == [*expected, *expected]
+    for two in ((failing, nothing), (nothing, failing), (failing, failing)):
+        with pytest.raises(duckdb.Error, match="there is none"):
+            await asked.ask(lambda question, two=two: {"both": question.both(*two)})  # type: ignore[misc]
+    asked.close()
+
+
+def test_with_one_connection_two_answers_are_found_one_after_the_other(world: World) -> None:
+    def asked(question: Question) -> Answer:
+        return usage.features(Scope(), Paging(1000), question)
+
+    cursor = world.bench.analytics.cursor()
+    try:
+        assert asked(Question(cursor)) == world.bench.ask(asked)
+    finally:
+        cursor.close()
 
 
 async def test_a_question_that_nobody_waits_for_is_ended(world: World) -> None:

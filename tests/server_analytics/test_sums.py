@@ -6,7 +6,6 @@ import random
 import statistics
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +16,7 @@ from mailboat.protocol import Info
 from mailboat.server import reports, summing, usage
 from mailboat.server.analytics_store import TooMuchToSum
 from mailboat.server.catalog import Origin, SegmentRow, SessionRow
-from mailboat.server.reports import Answer, Paging, Question, Scope
+from mailboat.server.reports import Paging, Scope
 from mailboat.server.sums import PART, SUMS, WEEK
 from testkit.loading import PRODUCT, Bench, segment_row, session_row
 from testkit.segments import START, Raw, Segment, event, feature, timing, value
@@ -42,13 +41,6 @@ class Store:
     sessions: dict[tuple[str, str], SessionRow] = field(default_factory=dict)
     loaded: dict[tuple[str, str], list[SegmentRow]] = field(default_factory=dict)
     made: defaultdict[tuple[str, str], list[int]] = field(default_factory=lambda: defaultdict(list))
-
-    def ask(self, question: Callable[[Question], Answer]) -> Answer:
-        cursor = self.bench.analytics.cursor()
-        try:
-            return question(Question(cursor))
-        finally:
-            cursor.close()
 
     # -- what may happen -----------------------------------------------------------------------------------------------
 
@@ -167,7 +159,7 @@ def check(store: Store, scope: Scope) -> None:
 
 
 def check_overview(store: Store, scope: Scope) -> None:
-    said = store.ask(lambda question: reports.overview(scope, question))
+    said = store.bench.ask(lambda question: reports.overview(scope, question))
     days = Counter[str]()
     for kind, count in said["records"].items():
         found = store.records(kind, "sequence", scope)
@@ -177,7 +169,7 @@ def check_overview(store: Store, scope: Scope) -> None:
 
 
 def check_features(store: Store, scope: Scope) -> None:
-    said = store.ask(lambda question: usage.features(scope, Paging(1000), question))["features"]
+    said = store.bench.ask(lambda question: usage.features(scope, Paging(1000), question))["features"]
     rows = defaultdict[str, list[dict[str, Any]]](list)
     for row in store.records("feature", "name", scope):
         steps = row["name"].split(".")
@@ -194,7 +186,7 @@ def check_features(store: Store, scope: Scope) -> None:
 
 
 def check_values(store: Store, scope: Scope) -> None:
-    said = store.ask(lambda question: usage.values(scope, None, Paging(1000), question))["values"]
+    said = store.bench.ask(lambda question: usage.values(scope, None, Paging(1000), question))["values"]
     rows = defaultdict[Any, list[dict[str, Any]]](list)
     for row in store.records("value", "name, unit, value", scope):
         rows["value", row["name"], row["unit"]].append(row)

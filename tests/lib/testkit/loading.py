@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mailboat.server.analytics_store import Step
 from mailboat.server.batches import Batch
 from mailboat.server.catalog import SegmentRow, SessionRow, SessionState, Verification
 from mailboat.server.decoding import Decoded, Decoder
+from mailboat.server.reports import Answer, Question
 from testkit.segments import SESSION, START
 
 PRODUCT = "Acme Studio"
@@ -115,6 +117,16 @@ class Bench:
             for task in map(batch.task, range(len(rows)))
         )
         return self.decoder.decode(folder, tasks, batch.done), batch.steps
+
+    def ask(self, question: Callable[[Question], Answer]) -> Answer:
+        """The answer, found as `Reports` finds it."""
+        cursors = self.analytics.cursors(2)
+        try:
+            with ThreadPoolExecutor(1) as threads:
+                return question(Question(*cursors, threads=threads))
+        finally:
+            for each in cursors:
+                each.close()
 
     def sql(self, text: str, **values: object) -> list[tuple[Any, ...]]:
         cursor = self.analytics.cursor()
