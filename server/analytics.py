@@ -11,26 +11,23 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
 
-from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import COUNTERS, Schema
 from mailboat.protocol.summary import INFO_TEXTS
 from mailboat.server import summing
+from mailboat.server.analytics_file import Commits, Transaction, open_existing, open_or_make
 from mailboat.server.analytics_schema import (
     BATCH_COLUMNS,
     GAP_COLUMNS,
     KEY_COLUMNS,
-    LAYOUT,
     LOADED_COLUMNS,
     RANGE_COLUMNS,
     ROWS,
     SESSION_COLUMNS,
-    TABLES,
     given,
     insert_rows,
 )
@@ -39,9 +36,7 @@ from mailboat.server.analytics_store import (
     Holding,
     Key,
     Mark,
-    OutOfMemory,
     Progress,
-    RowsRefused,
     StaleLoad,
     Step,
     TooMuchToSum,
@@ -53,13 +48,6 @@ from mailboat.server.decoder import schemas_from
 from mailboat.server.decoding import Decoded
 from mailboat.server.json_text import encode
 from mailboat.server.skew import correction
-
-THREAD_MEMORY: Final = 128 * MIB
-"""Memory of the engine for each of its threads: of 32 MiB each reads rows, and it needs as much again to write them."""
-
-CHECKPOINT: Final = 256 * MIB
-"""Bytes of its log that the engine writes before it moves them into the file. With its own default of 16 MiB loading
-takes twice as long; a log of this size costs a second or two at the start after a crash."""
 
 _FETCHED: Final = 10_000
 """Rows taken from the engine at a time."""
@@ -83,8 +71,8 @@ class Analytics:
         self._path = path
         self._memory = memory
         self._lock = threading.Lock()
-        self._commits = _Commits()
-        self._root = _open(path, memory) if make else _open_existing(path, memory)
+        self._commits = Commits()
+        self._root = open_or_make(path, memory) if make else open_existing(path, memory)
         self._writer = self._root.cursor()
 
     def close(self) -> None:
@@ -96,7 +84,7 @@ class Analytics:
         """Open the file anew: after a failed write the engine takes no more. Readers under way fail."""
         with self._lock:
             self.close()
-            self._root = _open(self._path, self._memory)
+            self._root = open_or_make(self._path, self._memory)
             self._writer = self._root.cursor()
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
@@ -348,60 +336,8 @@ class Analytics:
         self._writer.execute(f"INSERT INTO loaded FROM {given(LOADED_COLUMNS)}", bound)
         self._writer.execute("UPDATE state SET generation = generation + 1")
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._writer, self._commits)
-
-
-class _Commits:
-    """Counts the commits of the thread that writes, for those that read: between two of them nothing changes."""
-
-    def __init__(self) -> None:
-        self._begun = self._ended = 0
-
-    def ended(self) -> int | None:
-        """How many there were; None while one is under way."""
-        ended = self._ended
-        return ended if ended == self._begun else None
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Around a commit, however it ends."""
-        self._begun += 1
-        try:
-            yield
-        finally:
-            self._ended += 1
-
-
-class _Transaction:
-    """All or nothing; tells the rows' fault from the machine's."""
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, commits: _Commits) -> None:
-        self._connection = connection
-        self._commits = commits
-
-    def __enter__(self) -> None:
-        self._connection.begin()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                with self._commits.one():
-                    self._connection.commit()
-            else:
-                self._connection.rollback()
-        except duckdb.Error as failure:
-            raise _refusal(failure) from failure
-        # These are about values (a number out of range, a line that is no JSON); the others about the machine.
-        if isinstance(error, duckdb.DataError | duckdb.InvalidInputException):
-            raise RowsRefused(f"the analytics store does not take the rows: {error}") from error
-        if isinstance(error, duckdb.Error):
-            raise _refusal(error) from error
-
-
-def _refusal(error: duckdb.Error) -> AnalyticsError:
-    kind = OutOfMemory if isinstance(error, duckdb.OutOfMemoryException) else AnalyticsError
-    return kind(f"the analytics file cannot be written: {error}")
+    def _transaction(self) -> Transaction:
+        return Transaction(self._writer, self._commits)
 
 
 def session_columns(row: SessionRow) -> dict[str, Any]:
@@ -460,92 +396,3 @@ def _progress(
 ) -> Progress:
     spans = tuple((first, end) for first, end in json.loads(ranges))
     return Progress(segment, consumed, following, records, spans, schemas_from(json.loads(schemas)), failed)
-
-
-# -- opening -------------------------------------------------------------------------------------------------------
-
-
-def _settings(path: Path, memory: int) -> dict[str, str | bool | int | float | list[str]]:
-    return {
-        "memory_limit": f"{memory // MIB}MiB",
-        "temp_directory": str(path.with_name(f"{path.name}.tmp")),
-        "checkpoint_threshold": f"{CHECKPOINT // MIB}MiB",
-        # Of a file made anew: moving the log into it takes two thirds of the time. No older engine opens it.
-        "storage_compatibility_version": "latest",
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-        "preserve_insertion_order": False,
-    }
-
-
-def _connect(path: Path, memory: int) -> duckdb.DuckDBPyConnection:
-    """Open the file, with an engine of all processors but one, that of the thread which asks, as far as `memory` goes.
-
-    While that thread waits for others it spins on the interpreter's lock. With two processors, loading alone takes
-    nearly twice the processor time if the engine has both, at the cost of the decoder and of the event loop.
-    """
-    connection = duckdb.connect(path, config=_settings(path, memory))
-    row = connection.execute("SELECT current_setting('threads')").fetchone()
-    processors = int(row[0]) if row else 1
-    connection.execute(f"SET threads = {max(1, min(processors - 1, memory // THREAD_MEMORY))}")
-    return connection
-
-
-def _open_existing(path: Path, memory: int) -> duckdb.DuckDBPyConnection:
-    if not path.exists():
-        raise AnalyticsError(f"{path} is not there")
-    try:
-        connection = _connect(path, memory)
-        layout = _layout(connection)
-    except duckdb.Error as error:
-        raise AnalyticsError(f"{path} cannot be opened: {error}") from error
-    if layout is None:
-        _make_tables(connection)  # killed before it had made them
-    elif layout != LAYOUT:
-        connection.close()
-        raise AnalyticsError(f"{path} has layout {layout}, this mailboat knows {LAYOUT}")
-    return connection
-
-
-def _open(path: Path, memory: int) -> duckdb.DuckDBPyConnection:
-    try:
-        connection = _connect(path, memory)
-        if _layout(connection) in (None, LAYOUT):
-            _make_tables(connection)
-            return connection
-        connection.close()
-    except duckdb.Error as error:
-        if "lock" in str(error).lower() or not path.exists():
-            raise AnalyticsError(f"{path} cannot be opened: {error}") from error
-    # Damaged, or of another layout. Everything in it can be made again, so it is kept only to be looked at.
-    move_aside(path)
-    try:
-        connection = _connect(path, memory)
-        _make_tables(connection)
-    except duckdb.Error as error:
-        raise AnalyticsError(f"{path} cannot be made: {error}") from error
-    return connection
-
-
-def _layout(connection: duckdb.DuckDBPyConnection) -> int | None:
-    """The layout of the tables, None when there are none."""
-    if not connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'state'").fetchone():
-        return None
-    row = connection.execute("SELECT layout FROM state").fetchone()
-    return int(row[0]) if row else 0
-
-
-def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.begin()
-    for name, columns in TABLES.items():
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
-    connection.execute("INSERT INTO state SELECT $layout, 0, 0, 0, 0 WHERE NOT EXISTS (FROM state)", {"layout": LAYOUT})
-    connection.commit()
-
-
-def move_aside(path: Path) -> None:
-    """Keep the file of a store to be looked at (``NAME.old``); the next opening begins it anew."""
-    for suffix in ("", ".wal"):
-        file = path.with_name(path.name + suffix)
-        if file.exists():
-            file.replace(path.with_name(f"{path.name}{suffix}.old"))

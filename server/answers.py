@@ -6,7 +6,7 @@ from typing import Final
 
 from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, SCHEMA_COUNTER
 from mailboat.protocol.summary import INFO_TEXTS, Status
-from mailboat.server.catalog import SessionState, Standing, Verification
+from mailboat.server.catalog import SessionState, Verification
 from mailboat.server.shapes import (
     ANYTHING,
     COUNT,
@@ -28,6 +28,7 @@ from mailboat.server.shapes import (
     told,
 )
 from mailboat.server.sums import RECORD_TABLES
+from mailboat.server.triage_rows import Standing
 
 NEXT: Final = told(maybe(TEXT), "The cursor of the next page")
 

@@ -31,8 +31,6 @@ from mailboat.server.catalog import (
     SessionQuery,
     SessionRow,
     SessionState,
-    Standing,
-    TriageRow,
 )
 from mailboat.server.context import CATALOG, CLOCK, NEWS, ProblemError, run_in_worker
 from mailboat.server.ingest import PLAYBACK, REPORTS
@@ -58,6 +56,7 @@ from mailboat.server.playback import Page, PageQuery, as_json
 from mailboat.server.reports import Answer, Question, TooSlow
 from mailboat.server.shapes import ANYTHING, one_of
 from mailboat.server.skew import correction
+from mailboat.server.triage_rows import Standing, TriageRow
 from mailboat.server.unsealing import UNSEALING
 
 MAX_RECORDS: Final = 5000

@@ -27,6 +27,7 @@ from mailboat.protocol.errors import StoreError
 from mailboat.protocol.limits import MAX_SEGMENTS
 from mailboat.protocol.summary import Summary
 from mailboat.protocol.uploads.state import UploadState
+from mailboat.server.triage_rows import TriageRow
 
 
 class CatalogError(StoreError):
@@ -271,28 +272,6 @@ class Deletion(Struct, frozen=True):
     segments: int
     records: int
     bytes: int
-
-
-class Standing(StrEnum):
-    """How a group of exceptions stands; the values are stored and do not change."""
-
-    NEW = "new"
-    """Nobody has looked at it."""
-    OPEN = "open"
-    RESOLVED = "resolved"
-    IGNORED = "ignored"
-
-
-class TriageRow(Struct, frozen=True):
-    """What somebody has said of a group of exceptions; `version` is the application's in which it is resolved, empty
-    where they have named none.
-    """
-
-    product: str
-    group: str
-    standing: Standing
-    version: str = ""
-    changed: float = 0.0
 
 
 class Catalog(Protocol):

@@ -38,7 +38,6 @@ from mailboat.server.catalog import (
     SessionQuery,
     SessionRow,
     SessionState,
-    TriageRow,
     UploadRow,
     Usage,
 )
@@ -46,6 +45,7 @@ from mailboat.server.catalog_schema import bring_up_to_date
 from mailboat.server.sqlite_engine import Engine
 from mailboat.server.sqlite_engine import faults as sqlite_faults
 from mailboat.server.sqlite_rows import KEY_COLUMNS, fetch, key_row, ledger_row, product_row, storable
+from mailboat.server.triage_rows import TriageRow
 
 
 def fresh_id() -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
-from mailboat.server.catalog import Standing, TriageRow
 from mailboat.server.sqlite_rows import fetch, storable
+from mailboat.server.triage_rows import Standing, TriageRow
 
 
 def triages(db: sqlite3.Connection, product: str | None) -> tuple[TriageRow, ...]:

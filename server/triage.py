@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mailboat.server.analytics_schema import given
-from mailboat.server.catalog import Standing, TriageRow
 from mailboat.server.json_text import encode
 from mailboat.server.reports import INSTALLATIONS, SESSION_KEY, TOP, Answer, Paging, Question, Scope
+from mailboat.server.triage_rows import Standing, TriageRow
 from mailboat.server.versions import numbers
 
 _STANDINGS: Final = {

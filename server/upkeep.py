@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from mailboat.server import quarantine
-from mailboat.server.analytics import Analytics, move_aside
+from mailboat.server.analytics import Analytics
+from mailboat.server.analytics_file import move_aside
 from mailboat.server.analytics_store import AnalyticsError
 from mailboat.server.app import create_store
 from mailboat.server.blobs import LocalBlobs

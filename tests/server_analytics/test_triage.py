@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mailboat.protocol import Info
-from mailboat.server.catalog import Standing, TriageRow
 from mailboat.server.triage import Seen, reopened
+from mailboat.server.triage_rows import Standing, TriageRow
 from mailboat.server.versions import numbers
 from testkit.segments import START, Segment, exception
 from testkit.serverkit import Answer, fresh_session_id

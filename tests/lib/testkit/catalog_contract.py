@@ -33,12 +33,11 @@ from mailboat.server.catalog import (
     Role,
     SessionQuery,
     SessionState,
-    Standing,
-    TriageRow,
     UploadRow,
     Verification,
 )
 from mailboat.server.policy import month_of
+from mailboat.server.triage_rows import Standing, TriageRow
 from testkit.serverkit import PRODUCT, fresh_session_id, make_segment, summary_of
 
 DAY = 86_400.0

@@ -32,13 +32,12 @@ from mailboat.server.catalog import (
     SessionQuery,
     SessionRow,
     SessionState,
-    Standing,
-    TriageRow,
     UploadRow,
     Usage,
     Verification,
 )
 from mailboat.server.policy import DAY, month_of
+from mailboat.server.triage_rows import Standing, TriageRow
 from testkit.memory_rows import (
     adds_to,
     by_id,
