@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -12,11 +12,14 @@ from aiohttp import web
 
 from mailboat.protocol.errors import Code
 from mailboat.server.context import CATALOG, CONFIG, ProblemError
+from mailboat.server.policy import DAY, month_of
 
 _SOON: Final = {"Retry-After": "10"}
 """A transfer takes seconds."""
 _LATER: Final = {"Retry-After": "600"}
 """An unfinished upload goes when it is completed, cancelled, or expires."""
+_HOURLY: Final = {"Retry-After": "3600"}
+"""The next day may be far, and somebody may have set another bound by then."""
 
 
 class Transfers:
@@ -66,6 +69,28 @@ class Rates:
         return 0.0
 
 
+class Arrivals:
+    """How many new sessions the products have had today, at the most: the catalog is asked where that might be too
+    many, for what is offered is mostly known by then, or is offered again.
+    """
+
+    def __init__(self) -> None:
+        self._most: dict[str, tuple[float, int]] = {}
+
+    async def require_room(self, app: web.Application, product: str, offered: Sequence[str], now: float) -> None:
+        """`ProblemError` 429 when the product has had as many today as may be, and one of these sessions is new."""
+        most, day = app[CONFIG].max_sessions, now // DAY
+        known_of, so_far = self._most.get(product, (-1.0, 0))
+        if known_of != day or so_far + len(offered) > most:
+            so_far = await app[CATALOG].arrivals(product, now)
+            if so_far + len(offered) > most:
+                known = (await app[CATALOG].usage(product, month_of(now), offered)).taken
+                if so_far + len(set(offered) - known) > most:
+                    detail = f"the product has {so_far} new sessions of today, {most} may be: offer more tomorrow"
+                    raise ProblemError(Code.TOO_MANY_REQUESTS, detail, _HOURLY)
+        self._most[product] = (day, so_far + len(offered))
+
+
 def require_patience(rates: Rates, key_id: str, now: float) -> None:
     """`ProblemError` 429 when a key asks too often."""
     wait = rates.wait(key_id, now)
@@ -74,6 +99,7 @@ def require_patience(rates: Rates, key_id: str, now: float) -> None:
         raise ProblemError(Code.TOO_MANY_REQUESTS, detail, {"Retry-After": str(math.ceil(wait))})
 
 
+ARRIVALS: Final = web.AppKey("arrivals", Arrivals)
 RATES: Final = web.AppKey("rates", Rates)
 TRANSFERS: Final = web.AppKey("transfers", Transfers)
 

@@ -321,6 +321,9 @@ class Catalog(Protocol):
         the segment is here already, that one stays, and the blob that has arrived is the caller's to remove.
         """
 
+    async def arrivals(self, product: str, now: float) -> int:
+        """How many sessions of a product were new on the day (UTC) of `now`, whatever became of them since."""
+
     async def usage(self, product: str, month: int, session_ids: Sequence[str] = ()) -> Usage:
         """What a product has used in `month` (`policy.month_of`), and which of these sessions are wanted already.
 

@@ -166,6 +166,8 @@ STEPS: Final = (
     CREATE INDEX uploads_going_on ON uploads (updated)
         WHERE phase = 'open' AND session_id IS NOT NULL AND loaded < "offset" AND verification != 'rejected'
     """,
+    # How many new sessions each product has had on the last day on which it had any.
+    "CREATE TABLE arrivals (product TEXT PRIMARY KEY, day INTEGER NOT NULL, sessions INTEGER NOT NULL) WITHOUT ROWID",
 )
 
 

@@ -41,6 +41,7 @@ _ABOVE_ZERO: Final = (
     "sweep_interval",
     "max_unfinished",
     "max_stray_bytes",
+    "max_sessions",
     "max_transfers",
     "max_requests",
 )
@@ -86,6 +87,10 @@ class ServerConfig:
     max_stray_bytes: int = 4 * 1024 * MIB
     """Bytes of a product's complete uploads that are of no session (what is no segment, parts, what was imported): with
     so many, no other is begun that no negotiation asked for. Agents are not held up.
+    """
+    max_sessions: int = 1_000_000
+    """New sessions of a product in a day (UTC), whatever is in them: each takes a KiB or two of the catalog. Beyond it
+    offers are refused (429), but for those of sessions that are known.
     """
     max_transfers: int = 1000
     """Bodies of uploads that one key may send at the same time: each holds a connection and its buffers, half a MiB."""

@@ -31,7 +31,7 @@ from mailboat.protocol.negotiation import (
 )
 from mailboat.protocol.summary import Summary
 from mailboat.server import riding, wanting
-from mailboat.server.allowance import TRANSFERS
+from mailboat.server.allowance import ARRIVALS, TRANSFERS, Arrivals
 from mailboat.server.bodies import read_whole
 from mailboat.server.catalog import (
     Catalog,
@@ -119,6 +119,7 @@ class _Rulings(Struct, frozen=True):
 def add_routes(app: web.Application) -> None:
     """The one route of negotiation."""
     app[DECODINGS] = asyncio.Semaphore(MAX_DECODINGS)
+    app[ARRIVALS] = Arrivals()
     app[UNDER_WAY] = asyncio.Semaphore(MAX_UNDER_WAY)
     app.router.add_post("/v1/negotiate", negotiate)
 
@@ -143,6 +144,8 @@ async def _deal(
         asked = await run_in_worker(app, _decode, body, media_type, compressed)
     plans = await _plans(request, principal, asked)
     now = app[CLOCK]()
+    for product in plans:
+        await app[ARRIVALS].require_room(app, product, _offered(asked, product), now)
     used = await _used(app[CATALOG], asked, plans, now)
     wishes = {product: await wanting.wanted(app[CATALOG], product) for product in plans}
     ruled, boarded = await run_in_worker(app, _rule_and_board, app, asked, plans, used, wishes, now)
@@ -242,9 +245,13 @@ async def _used(catalog: Catalog, asked: Request, plans: Mapping[str, Plan], now
     used = {}
     for product, plan in plans.items():
         if plan.records_per_month is not None:
-            offered = [offer.session_id for offer in asked.offers if offer.info.product == product]
-            used[product] = await catalog.usage(product, month_of(now), offered)
+            used[product] = await catalog.usage(product, month_of(now), _offered(asked, product))
     return used
+
+
+def _offered(asked: Request, product: str) -> list[str]:
+    """The sessions of a product in a request."""
+    return [offer.session_id for offer in asked.offers if offer.info.product == product]
 
 
 def _plan(values: Mapping[str, object]) -> Plan:

@@ -115,6 +115,10 @@ class SqliteCatalog:
         """See `Catalog.register`."""
         return await self._engine.write(lambda db: sqlite_sessions.register(db, offers, now, ledger, self._new_id))
 
+    async def arrivals(self, product: str, now: float) -> int:
+        """See `Catalog.arrivals`."""
+        return await self._engine.read(lambda db: sqlite_usage.arrivals(db, product, now))
+
     async def usage(self, product: str, month: int, session_ids: Sequence[str] = ()) -> Usage:
         """See `Catalog.usage`."""
         return await self._engine.read(lambda db: sqlite_usage.usage(db, product, month, session_ids))

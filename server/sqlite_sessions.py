@@ -80,7 +80,7 @@ def register(
     """See `Catalog.register`."""
     first, counted = new_revisions(db, len(offers)), sqlite_usage.count(db, offers, now)
     rows = [_session_columns(offer, now, first + place, counted) for place, offer in enumerate(offers)]
-    db.executemany(_UPSERT, rows)
+    _keep(db, rows, now)
     if ledger is not None:
         _put_ledger(db, ledger)
     known = _known(db, {(offer.product, offer.summary.session_id) for offer in offers})
@@ -115,7 +115,7 @@ def ensure_session(db: sqlite3.Connection, offer: Registration, now: float) -> N
             return
         offer = replace(offer, summary=joined(known.summary, offer.summary))
     counted = sqlite_usage.count(db, [offer], now)
-    db.execute(_UPSERT, _session_columns(offer, now, new_revisions(db, 1), counted))
+    _keep(db, [_session_columns(offer, now, new_revisions(db, 1), counted)], now)
 
 
 def _adds_to(known: SessionRow, offer: Registration) -> bool:
@@ -173,6 +173,23 @@ def sessions(db: sqlite3.Connection, query: SessionQuery) -> SessionPage:
 
 
 # -- keeping -----------------------------------------------------------------------------------------------------------
+
+
+def _keep(db: sqlite3.Connection, sessions: Iterable[tuple[Any, ...]], now: float) -> None:
+    """Keep sessions, the first of whose columns is their product, and count those that are new."""
+    by_product: dict[str, list[tuple[Any, ...]]] = {}
+    for columns in sessions:
+        by_product.setdefault(columns[0], []).append(columns)
+    for product, some in by_product.items():
+        before = _last_row(db)
+        db.executemany(_UPSERT, some)
+        sqlite_usage.count_new(db, product, _last_row(db) - before, now)
+
+
+def _last_row(db: sqlite3.Connection) -> int:
+    """The number of the last row of a session: each new one has the next."""
+    ((last,),) = fetch(db, "SELECT coalesce(max(rowid), 0) FROM sessions")
+    return int(last)
 
 
 def _session_columns(offer: Registration, now: float, revision: int, counted: sqlite_usage.Counted) -> tuple[Any, ...]:

@@ -1,4 +1,5 @@
-"""The catalog's SQL for plans: how many records of wanted sessions a product has had in a month.
+"""The catalog's SQL for plans: how many records of wanted sessions a product has had in a month; and how many new
+sessions in a day.
 
 A session counts in the month in which its records were first offered: what it grows by is added to the month of that
 offer. ``counted`` in its row tells how many were, so that offering a session again counts nothing twice.
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from mailboat.server.catalog import Registration, SessionState, Usage
-from mailboat.server.policy import month_of
+from mailboat.server.policy import DAY, month_of
 from mailboat.server.sqlite_rows import fetch
 
 _IDS_AT_ONCE: Final = 500
@@ -32,6 +33,23 @@ def usage(db: sqlite3.Connection, product: str, month: int, session_ids: Sequenc
         sql = f"SELECT session_id FROM sessions WHERE product = ? AND state = ? AND session_id IN ({marks})"
         taken.update(row[0] for row in fetch(db, sql, product, SessionState.WANTED.value, *some))
     return Usage(used[0][0] if used else 0, frozenset(taken))
+
+
+def arrivals(db: sqlite3.Connection, product: str, now: float) -> int:
+    """See `Catalog.arrivals`."""
+    found = fetch(db, "SELECT sessions FROM arrivals WHERE product = ? AND day = ?", product, now // DAY)
+    return int(found[0][0]) if found else 0
+
+
+def count_new(db: sqlite3.Connection, product: str, sessions: int, now: float) -> None:
+    """Add so many new sessions to the day."""
+    if sessions:
+        db.execute(
+            "INSERT INTO arrivals (product, day, sessions) VALUES (?, ?, ?) ON CONFLICT (product) DO UPDATE SET "
+            "sessions = iif(day = excluded.day, sessions, 0) + excluded.sessions, day = excluded.day "
+            "WHERE day <= excluded.day",
+            (product, now // DAY, sessions),
+        )
 
 
 Counted = Mapping[tuple[str, str], int]

@@ -21,7 +21,7 @@ from mailboat.protocol.negotiation import Reply, Request, SegmentDecision
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import SegmentState
 from mailboat.protocol.uploads.state import Phase
-from mailboat.server import ServerConfig, negotiation
+from mailboat.server import ServerConfig, create_app, negotiation
 from mailboat.server.allowance import TRANSFERS
 from mailboat.server.catalog import (
     LedgerRow,
@@ -455,6 +455,34 @@ async def test_a_key_sends_so_many_negotiations_at_the_same_time(config: ServerC
             writer.transport.abort()
         await eventually(lambda: not server.app[TRANSFERS]._under_way)
         assert (await client.negotiate(summary))[0].verdict == "send"
+
+
+async def test_a_product_has_so_many_new_sessions_a_day(config: ServerConfig, key: str, summary: Summary) -> None:
+    """Whatever is in them; those that are known go on."""
+    config, now = replaced(config, max_sessions=5), summary.ended + 10
+    app = create_app(config, clock=lambda: now)
+    other = await asyncio.to_thread(create_key, config.data, "Other")
+
+    async def refused(*offers: Summary) -> tuple[int, str | None]:
+        body = Request(AGENT, offers).encode()
+        answer = await client.ask("POST", "/v1/negotiate", data=body, Content_Type=wire.MSGPACK_MEDIA_TYPE)
+        return answer.status, answer.headers.get("Retry-After")
+
+    async with serving_on(config, app) as server, wired(server.url, key) as client, wired(server.url, other) as others:
+        catalog, known = server.app[CATALOG], [another(summary) for _ in range(4)]
+        for _ in range(3):
+            assert [each.verdict for each in await client.negotiate(*known)] == ["send"] * 4
+        assert await refused(*known, another(summary), another(summary)) == (429, "3600")
+        known.append(another(summary))
+        assert [each.verdict for each in await client.negotiate(*known)] == ["send"] * 5
+        empty = another(summary, segments=(), counts=tuple(0 for _ in COUNTERS))
+        assert await refused(empty) == await refused(*known, empty) == (429, "3600")
+        assert await catalog.arrivals(PRODUCT, now) == 5
+        assert [each.verdict for each in await client.negotiate(*known)] == ["send"] * 5
+        assert (await others.negotiate(of_product(another(summary), "Other")))[0].verdict == "send"
+        now += DAY
+        assert (await client.negotiate(another(summary)))[0].verdict == "send"
+        assert await catalog.arrivals(PRODUCT, now) == 1
 
 
 async def _begun(client: Wire) -> asyncio.StreamWriter:

@@ -262,6 +262,19 @@ class CatalogContract:
         await catalog.forget_loaded()
         assert [each.loaded for each in await catalog.segments_to_load()] == [0]
 
+    async def test_new_sessions_are_counted_once_by_product_and_day(self, catalog: Catalog, summary: Summary) -> None:
+        first, second = offered(summary), replace(offered(summary), state=SessionState.DECLINED)
+        await catalog.register([first, first, second], 10.0)
+        await catalog.register([first], 20.0)
+        other = replace(offered(summary), product="Other")
+        await catalog.register([other, offered(summary)], DAY - 1)
+        assert [await catalog.arrivals(name, 30.0) for name in (PRODUCT, "Other", "none")] == [3, 1, 0]
+        assert await catalog.arrivals(PRODUCT, DAY) == 0
+        await catalog.register([first, offered(summary)], DAY)
+        assert [await catalog.arrivals(name, DAY + 5) for name in (PRODUCT, "Other")] == [1, 0]
+        await catalog.register([offered(summary)], DAY - 1)
+        assert await catalog.arrivals(PRODUCT, DAY + 5) == 1, "the clock was wrong, or is"
+
     async def test_what_goes_on_and_what_came_last_need_not_wait_for_the_rest(
         self, catalog: Catalog, summary: Summary
     ) -> None:

@@ -75,6 +75,7 @@ class MemoryCatalog:
     _uploads: dict[str, UploadRow] = field(default_factory=dict)
     _ledgers: dict[tuple[str, str], LedgerRow] = field(default_factory=dict)
     _usage: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
+    _arrivals: dict[tuple[str, float], int] = field(default_factory=lambda: defaultdict(int))
     _doomed: dict[Key, Doomed] = field(default_factory=dict)
     _deletions: dict[tuple[str, float], Deletion] = field(default_factory=dict)
     _triages: dict[Key, TriageRow] = field(default_factory=dict)
@@ -120,6 +121,9 @@ class MemoryCatalog:
 
     # -- negotiation ---------------------------------------------------------------------------------------------
 
+    async def arrivals(self, product: str, now: float) -> int:
+        return self._arrivals[product, now // DAY]
+
     async def register(
         self, offers: Sequence[Registration], now: float, ledger: LedgerRow | None = None
     ) -> tuple[tuple[SegmentRow, ...], ...]:
@@ -149,6 +153,7 @@ class MemoryCatalog:
         )
         if known is None:
             known = self._sessions[key] = _Session(row, self._revision)
+            self._arrivals[offer.product, now // DAY] += 1
         elif known.row.summary.status is Status.RUNNING or offer.summary.status is not Status.RUNNING:
             before = known.row
             if before.reason == Reason.CORRUPTED:
