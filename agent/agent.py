@@ -411,13 +411,17 @@ class Agent(RecordingCalls):
         return None if session is None else Running(session.id, session.recorder.recorded, session.recorder.lost)
 
     async def _recover(self, upkeep: Upkeep, stores: Stores) -> None:
-        """Take up what earlier runs left."""
+        """Take up what earlier runs left, and say what waits: whoever sends only when there is a connection looks at
+        that before.
+        """
         await upkeep.take_up()
-        if self._sync is None:
-            try:
-                self._seen.seen(await asyncio.get_running_loop().run_in_executor(self._disk, read, stores))
-            except OSError as error:
-                upkeep.note(error)
+        try:
+            look = await asyncio.get_running_loop().run_in_executor(self._disk, read, stores)
+        except OSError as error:
+            upkeep.note(error)
+            return
+        if self._state is AgentState.RUNNING:  # else the session that has just ended waits, too
+            self._backlog.seen(look)
 
     @property
     def _sync(self) -> Synchronizer | None:

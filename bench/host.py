@@ -131,10 +131,17 @@ async def _waiting(asked: argparse.Namespace, turns: _Turns) -> None:
     async with turns.watched():
         await agent.start()
         async with asyncio.timeout(WINDOW):
-            while agent.status.waiting_sessions < asked.sessions:  # noqa: ASYNC110 - the agent tells of no event
+            while not _looked(agent, asked.sessions):  # noqa: ASYNC110 - the agent tells of no event
                 await asyncio.sleep(0.01)
     _tell(turns)
     await agent.stop()
+
+
+def _looked(agent: Agent, sessions: int) -> bool:
+    """Whether so many sessions are known to wait, and the first round has found that there is no server to offer them
+    to.
+    """
+    return agent.status.waiting_sessions >= sessions and (not sessions or agent.status.connectivity == "offline")
 
 
 async def _upload(asked: argparse.Namespace, turns: _Turns) -> None:

@@ -282,6 +282,18 @@ async def test_one_process_sends_and_another_takes_over_after_kill_9(
     assert digests(await given.segments(told.session_id)) == digests(stored(store, told.session_id))
 
 
+async def test_what_waits_is_known_before_the_window_opens(make_agent: AgentMaker) -> None:
+    """Who sends only in windows has looked into its store by then: their time is not for looking."""
+    _, recorded = await left_behind(make_agent, 10 * KIB, 1)
+    agent = make_agent(synchronize_automatically=False, server="http://127.0.0.1:1")
+    async with agent:
+        fill(agent, 5 * KIB, 2)
+        await eventually(lambda: agent.status.waiting_sessions == 1)
+        status = agent.status
+        assert (status.connectivity, status.ledger.pending) == ("unknown", recorded + status.recorded)
+    assert agent.status.ledger.pending == recorded + status.recorded
+
+
 async def test_the_account_without_a_server(make_agent: AgentMaker) -> None:
     """What runs and what waits is pending, whether there is anybody to send it to or not."""
     _, recorded = await left_behind(make_agent, 10 * KIB, 1)
