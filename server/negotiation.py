@@ -36,6 +36,7 @@ from mailboat.server.bodies import read_whole
 from mailboat.server.catalog import (
     Catalog,
     LedgerRow,
+    ProductRow,
     Registration,
     Role,
     SegmentRow,
@@ -88,6 +89,8 @@ MAX_UNDER_WAY: Final = 16
 """Messages taken apart and not answered yet: each holds up to 30 MiB until the catalog's commit, which as many share;
 the next ones wait as they came."""
 
+PLANS: Final[web.AppKey[dict[str, tuple[Mapping[str, object], Plan]]]] = web.AppKey("plans")
+"""Of products that were asked about: the plan as plain values, and what those mean."""
 DECODINGS: Final = web.AppKey("decodings", asyncio.Semaphore)
 UNDER_WAY: Final = web.AppKey("negotiations_under_way", asyncio.Semaphore)
 
@@ -118,6 +121,7 @@ class _Rulings(Struct, frozen=True):
 
 def add_routes(app: web.Application) -> None:
     """The one route of negotiation."""
+    app[PLANS] = {}
     app[DECODINGS] = asyncio.Semaphore(MAX_DECODINGS)
     app[ARRIVALS] = Arrivals()
     app[UNDER_WAY] = asyncio.Semaphore(MAX_UNDER_WAY)
@@ -216,10 +220,10 @@ def _count_riders(counters: Counter[str], boarded: riding.Boarded) -> None:
 def _count(counters: Counter[str], decisions: Sequence[Decision]) -> None:
     counters["negotiations"] += 1
     counters["offers"] += len(decisions)
-    for each in decisions:
-        counters[f"decisions_{each.verdict}"] += 1
-        if each.verdict is Verdict.REJECT:
-            counters[f"rejections_{each.reason}"] += 1
+    for verdict, number in Counter(each.verdict for each in decisions).items():
+        counters[f"decisions_{verdict}"] += number
+    for reason, number in Counter(each.reason for each in decisions if each.verdict is Verdict.REJECT).items():
+        counters[f"rejections_{reason}"] += number
 
 
 # -- deciding ----------------------------------------------------------------------------------------------------------
@@ -232,7 +236,7 @@ async def _plans(request: web.Request, principal: Principal, asked: Request) -> 
     for name in sorted(named):
         row = await request.app[CATALOG].product(name) if principal.reaches(name) else None
         if row is not None:
-            plans[name] = _plan(row.plan)
+            plans[name] = _plan(row, request.app[PLANS])
     return plans
 
 
@@ -254,11 +258,16 @@ def _offered(asked: Request, product: str) -> list[str]:
     return [offer.session_id for offer in asked.offers if offer.info.product == product]
 
 
-def _plan(values: Mapping[str, object]) -> Plan:
-    try:
-        return Plan.of(values)
-    except ConfigError as error:
-        raise ProblemError(Code.UNAVAILABLE, f"the product's plan cannot be read: {error}") from error
+def _plan(row: ProductRow, known: dict[str, tuple[Mapping[str, object], Plan]]) -> Plan:
+    """The plan of a product, made anew when its values are others than last time: requests are many, changes few."""
+    values, plan = known.get(row.name, (None, Plan()))
+    if values != row.plan:
+        try:
+            plan = Plan.of(row.plan)
+        except ConfigError as error:
+            raise ProblemError(Code.UNAVAILABLE, f"the product's plan cannot be read: {error}") from error
+        known[row.name] = row.plan, plan
+    return plan
 
 
 def _rule_and_board(

@@ -61,9 +61,8 @@ def is_packed(blob_id: str) -> bool:
 def id_of(place: Place) -> str:
     """The id of the blob that lies there."""
     free = (place.offset << _SIZE_BITS | place.size) << _SPARE_BITS
-    number = place.pack << 80 | 0x8 << 76 | free >> _LOW_BITS << 64 | 0x2 << _LOW_BITS | free & (1 << _LOW_BITS) - 1
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    pack, low = f"{place.pack:012x}", f"{0x2 << _LOW_BITS | free & (1 << _LOW_BITS) - 1:016x}"
+    return f"{pack[:8]}-{pack[8:]}-{_VERSION}{free >> _LOW_BITS:03x}-{low[:4]}-{low[4:]}"
 
 
 def place_of(blob_id: str) -> Place:
