@@ -61,7 +61,7 @@ FIRST_OFFERS: Final = 20
 """The same of the first request, by whose answer the server tells its terms. What it offers is offered twice where it
 may ride along, and until it is answered nobody rides."""
 
-BESIDE: Final = 3
+BESIDE: Final = 4
 """Negotiations at the same time while sessions ride along: the server flushes one and looks into another while the
 agent reads and packs the next. More would only wait there.
 """
@@ -263,10 +263,11 @@ class Planner:
             if entry is None or session_id in offers or not entry.due(now) or not self._permitted(entry):
                 continue
             if self._may_ride(entry):
-                if entry.summary.size > room:
+                size = entry.summary.size
+                if size > room:
                     heapq.heappush(asking, order)
                     break
-                room -= entry.summary.size
+                room -= size
                 aboard.add(session_id)
                 entry.rode = True
             offers[session_id] = entry.summary
@@ -318,7 +319,8 @@ class Planner:
             self._to_confirm.discard(offer.session_id)
             if decision is not None and self._decided(entry, decision, now):
                 ended.append(entry)
-            self._note(entry)
+            else:
+                self._note(entry)
         return ended
 
     def offer_fewer(self, task: Negotiate) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias, TypeVar
@@ -51,6 +52,11 @@ GATHERING: Final = 0.05
 """So many endings are entered together, if they come within so many seconds: as many flushes of the disk are needed for
 one ending as for all of them, and the next riders are read by the same thread. A server that knows of the ends will say
 the same again, should the machine end before they are entered.
+"""
+
+PUT_AWAY: Final = 25
+"""Sessions put away before the store's thread has time for something else: half a millisecond, for which what is to be
+read for the next request waits at most.
 """
 
 MOST_OUTCOMES: Final = 10_000
@@ -147,6 +153,7 @@ class Rounds(Struct):
         was_sender, sender = await self._on_disk(self._become_sender)
         if not was_sender:
             self.traffic.reread()
+        await self.settled()  # else sessions of an earlier round would be seen that are entered and still lie there
         if sender:
             await self.sources.recover()
         await self._look(window, sender=sender)
@@ -408,7 +415,10 @@ class Rounds(Struct):
         ]
         try:
             final = [each for each in endings if each.fate != Fate.QUARANTINED.value]
-            await self._on_disk(lambda: self.sources.stores.finish(final, purge=self.purge))
+            await self._on_disk(self.sources.stores.enter, final)
+            rest = iter(final)
+            while some := list(islice(rest, PUT_AWAY)):
+                await self._on_disk(partial(self.sources.stores.put_away, some, purge=self.purge))
         except OSError:
             # Whether they are entered shows when the ledger is read anew, by whoever becomes the sender next.
             self._unentered.update((entry.summary.session_id, entry) for ended, _ in together for entry in ended)

@@ -377,18 +377,28 @@ class Store:
             self._moved.add(session_id)
 
     def finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
-        """Enter the ends of waiting sessions into the ledger, then move them to sent, or delete them. Raises
-        `OSError`; to finish them again counts nothing twice.
+        """Enter the ends of waiting sessions into the ledger, then put them away. Raises `OSError`; to finish them
+        again counts nothing twice.
         """
-        if endings:
-            self.reserve.backing(lambda: self._finish(endings, purge=purge))
+        self.enter(endings)
+        self.put_away(endings, purge=purge)
 
-    def _finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
+    def enter(self, endings: Sequence[Ending]) -> None:
+        """Enter the ends of waiting sessions into the ledger, with the moves that `put_away` makes after this, now or
+        in another life of the store. Raises `OSError`; to enter them again counts nothing twice.
+        """
         counted = {each: fate for each, fate in self.ledger.unmoved.items() if fate != RETURNED}
         fresh = [ending for ending in endings if ending.session_id not in counted]
         if fresh:
-            self.ledger.add(fresh, unmoved=self._still_unmoved())
+            unmoved = self._still_unmoved()
+            self.reserve.backing(lambda: self.ledger.add(fresh, unmoved))
             self._moved.clear()
+
+    def put_away(self, endings: Sequence[Ending], *, purge: bool) -> None:
+        """Move sessions whose ends are entered to sent, or delete them. Raises `OSError`; it may be done again."""
+        self.reserve.backing(lambda: self._put_away(endings, purge=purge))
+
+    def _put_away(self, endings: Sequence[Ending], *, purge: bool) -> None:
         waiting, sent = self.folder / WAITING, self.folder / SENT
         for ending in endings:
             self._known.pop(ending.session_id, None)

@@ -125,13 +125,21 @@ class Stores:
         self._owners = owners
         return Found(tuple(waiting), unreadable)
 
-    def finish(self, endings: Sequence[Ending], *, purge: bool) -> None:
-        """See `Store.finish`."""
+    def enter(self, endings: Sequence[Ending]) -> None:
+        """See `Store.enter`."""
+        for store, some in self._by_store(endings).items():
+            store.enter(some)
+
+    def put_away(self, endings: Sequence[Ending], *, purge: bool) -> None:
+        """See `Store.put_away`."""
+        for store, some in self._by_store(endings).items():
+            store.put_away(some, purge=purge)
+
+    def _by_store(self, endings: Sequence[Ending]) -> Mapping[Store, list[Ending]]:
         by_store: dict[Store, list[Ending]] = defaultdict(list)
         for ending in endings:
             by_store[self._owners.get(ending.session_id, self.own)].append(ending)
-        for store, some in by_store.items():
-            store.finish(some, purge=purge)
+        return by_store
 
     def set_aside(self, ending: Ending) -> None:
         """See `Store.set_aside`."""

@@ -21,11 +21,14 @@ SLICE: Final = 200
 """Sessions dealt with before the event loop gets a turn: about a millisecond of work."""
 
 
+_STATES: Final = {fate: SessionState(fate.value) for fate in Fate}
+
+
 def outcome_of(entry: Entry, sent: int) -> SessionOutcome:
     """Where a session stands, `sent` bytes of it having been sent."""
     return SessionOutcome(
         session_id=entry.summary.session_id,
-        state=SessionState(entry.fate.value),
+        state=_STATES[entry.fate],
         reason=one_line(entry.reason),
         records=entry.summary.records,
         bytes_sent=sent,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -53,6 +53,13 @@ class Watched(Unsynced):
         self.written = 0
         self.full = False
         self.order: list[str] = []
+        self.on_move: Callable[[], object] = lambda: None
+
+    def rename(self, source: Place, target: Place) -> None:
+        if Path(target).parent.name == SENT:
+            self.order.append("move")
+            self.on_move()
+        super().rename(source, target)
 
     def read(self, path: Place) -> bytes:
         if Path(path).suffix == SUFFIX:
@@ -240,3 +247,42 @@ async def test_the_next_request_is_read_before_the_ends_of_the_last_one_are_ente
     assert line.riders == [0] + [1] * SESSIONS
     assert [each.state for each in ends.told] == [SessionState.ACCEPTED] * SESSIONS
     assert ends.files.order.index("enter") > BESIDE, ends.files.order
+
+
+async def test_what_is_put_away_leaves_the_disk_to_others_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The segments of the next request are read between two of its pieces."""
+    monkeypatch.setattr(rounds, "PUT_AWAY", 2)
+    ends = Ends(tmp_path)
+    order = ends.files.order
+
+    def another() -> None:
+        ends.files.on_move = lambda: None
+        ends.rounds.sources.disk.submit(order.append, "other")
+
+    order.clear()
+    ends.files.on_move = another
+    await asyncio.gather(*(ends.rounds._finish(ended, window) for ended, window in ends.replies()))
+    assert order == ["enter", "move", "move", "other", *["move"] * (SESSIONS - 2)]
+
+
+async def test_a_round_looks_when_the_ends_of_the_last_one_are_put_away(tmp_path: Path) -> None:
+    """What is entered and still lies there would be counted twice."""
+    line = Takes()
+    ends, away = Ends(tmp_path, line), asyncio.Event()
+    entering = asyncio.create_task(_until(away))
+    ends.rounds._entering.add(entering)
+    entering.add_done_callback(ends.rounds._entering.discard)
+    round_ = asyncio.create_task(ends.rounds.run(Window()))
+    for _ in range(5):
+        await asyncio.get_running_loop().run_in_executor(ends.rounds.sources.disk, lambda: None)
+        await _turns()
+    assert not ends.rounds.planner.entries
+    away.set()
+    await round_
+    assert [each.state for each in ends.told] == [SessionState.ACCEPTED] * SESSIONS
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()

@@ -78,7 +78,9 @@ def test_each_end_is_in_the_account_of_its_own_store(tmp_path: Path, time: Time)
     stores = everyones(tmp_path)
     assert stores.become_sender()
     assert found(stores) == {mine, theirs}
-    stores.finish([Ending(mine, ACCEPTED, "", 2), Ending(theirs, DECLINED, "not now", 5)], purge=False)
+    endings = [Ending(mine, ACCEPTED, "", 2), Ending(theirs, DECLINED, "not now", 5)]
+    stores.enter(endings)
+    stores.put_away(endings, purge=False)
     own, other = store_of(tmp_path, "own"), store_of(tmp_path, "other")
     accounts = [store.ledger.account(0, {}) for store in (own, other)]
     assert [(each.accepted, each.declined) for each in accounts] == [(2, 0), (0, 5)]
