@@ -24,6 +24,7 @@ from typing import Final, Protocol
 from mailboat.protocol.errors import StoreError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.limits import MIB
+from mailboat.server.direct import Direct, Output
 from mailboat.server.packs import Packs, is_packed, sync_folder
 from mailboat.server.writeback import begin_writing
 
@@ -132,10 +133,11 @@ class Blobs(Protocol):
 class LocalBlobs:
     """`Blobs` in a local folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` is made when it is not there."""
+    def __init__(self, folder: Path, *, direct: bool = True) -> None:
+        """`folder` is made when it is not there; without `direct` all of it goes through the page cache."""
         self._folder = folder
         self._named: set[Path] = set()  # the subfolders whose own names are known to be durable
+        self._direct = Direct(wanted=direct)
         folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
         sync_folder(folder.parent)
         self.packs = Packs(folder / PACKS_FOLDER, sync_data, lambda: time.time_ns() // 1_000_000)
@@ -161,7 +163,8 @@ class LocalBlobs:
             os.close(fd)
             raise
         # A name has to last as soon as the bytes have to, and no sooner: a body does not wait for it.
-        return LocalBlobWriter(fd, offset, partial(self._make_names_last, path.parent) if offset == 0 else None)
+        make_name_last = partial(self._make_names_last, path.parent) if offset == 0 else None
+        return LocalBlobWriter(fd, offset, self._direct, make_name_last)
 
     def _make_names_last(self, folder: Path) -> None:
         """Make the names in `folder` durable, and its own."""
@@ -302,11 +305,12 @@ class _Opened:
 class LocalBlobWriter:
     """`BlobWriter` on one file descriptor."""
 
-    def __init__(self, fd: int, offset: int, make_name_last: Callable[[], None] | None = None) -> None:
-        """`fd` becomes this writer's own; the file is `offset` bytes long. `make_name_last` makes the file's name
-        durable; None where it is.
+    def __init__(self, fd: int, offset: int, direct: Direct, make_name_last: Callable[[], None] | None = None) -> None:
+        """`fd` becomes this writer's own; the file is `offset` bytes long, in a folder of which `direct` is known.
+        `make_name_last` makes the file's name durable; None where it is.
         """
         self._fd = fd
+        self._output = Output(fd, direct)
         self._in_use = threading.Lock()  # a descriptor that is closed while it is synced may be another file by then
         self.offset = offset
         self._hastened = offset
@@ -316,7 +320,7 @@ class LocalBlobWriter:
         """See `BlobWriter.write`."""
         left = memoryview(piece)
         while left:
-            written = os.pwrite(self._fd, left, self.offset)
+            written = self._output.write(left, self.offset)
             self.offset += written
             left = left[written:]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from typing import Final
 
 from aiohttp import StreamReader, web
@@ -139,9 +140,13 @@ class Transfer:
 
     async def _draw(self, tap: Tap, writer: BlobWriter) -> BodyEnd:
         """Write the body by way of `tap`."""
-        while piece := self._content.read_nowait():
-            _write(writer, piece, None)
-        with tap.opened(self._content.total_bytes):
+        begun = b"".join(iter(self._content.read_nowait, b""))
+        try:
+            tap.open(begun)
+        except OSError:
+            _write(writer, begun, None)
+            raise
+        with closing(tap):
             while tap.left and self.ended is None:
                 drawn = await tap.draw(writer)
                 if drawn.gone:

@@ -21,7 +21,7 @@ from mailboat.protocol.uploads.state import Creation, Event, UploadState
 from mailboat.server.blobs import BlobLost, Blobs
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.context import BLOBS, CATALOG, CLOCK, CONFIG, COUNTERS, NEW_ID, VERIFIERS
-from mailboat.server.following import RunningDigest
+from mailboat.server.following import Passing
 from mailboat.server.policy import Account, Plan, month_of, rule
 from mailboat.server.unsealing import UNSEALING
 from mailboat.server.verification import Finding, digest_of, verify
@@ -43,21 +43,19 @@ async def held_to_digest(app: web.Application, state: UploadState) -> UploadStat
     return check_whole(state, digests)
 
 
-async def complete(
-    app: web.Application, row: UploadRow, state: UploadState, running: RunningDigest | None = None
-) -> bool:
+async def complete(app: web.Application, row: UploadRow, state: UploadState, passing: Passing | None = None) -> bool:
     """Verify the upload `row`, whose complete `state` is not stored yet, and store it; False when it was overtaken.
-    What is known of its digest already is `running`.
+    What is known of it already is `passing`.
 
     Whatever its bytes are, the exchange goes on as the dialect has it: what is no segment is kept apart, and shown.
     """
     row = replace(row, state=state, updated=app[CLOCK]())
-    return await (_keep(app, row, running) if row.session_id is not None else _take_apart(app, row))
+    return await (_keep(app, row, passing) if row.session_id is not None else _take_apart(app, row))
 
 
-async def _keep(app: web.Application, row: UploadRow, running: RunningDigest | None = None) -> bool:
+async def _keep(app: web.Application, row: UploadRow, passing: Passing | None = None) -> bool:
     """Keep the bytes of `row` as the one segment that they are, or are not."""
-    finding = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], _verify, app[BLOBS], row, running)
+    finding = await asyncio.get_running_loop().run_in_executor(app[VERIFIERS], _verify, app[BLOBS], row, passing)
     finding = await _held_to_plan(app, row, finding)
     row = replace(
         row,
@@ -193,6 +191,6 @@ def _copy(blobs: Blobs, blob_id: str, parts: tuple[str, ...], size: int) -> None
         raise BlobLost(f"{blob_id}: its parts should have {size} bytes, and have {copied}")
 
 
-def _verify(blobs: Blobs, row: UploadRow, running: RunningDigest | None = None) -> Finding:
+def _verify(blobs: Blobs, row: UploadRow, passing: Passing | None = None) -> Finding:
     with blobs.opened(row.id) as blob:
-        return verify(blob, row, running)
+        return verify(blob, row, passing)

@@ -74,7 +74,7 @@ from mailboat.server.context import (
     notify_ingest,
     run_in_worker,
 )
-from mailboat.server.following import Followed, RunningDigest
+from mailboat.server.following import Followed, Passing
 from mailboat.server.interim import may_be_told, once_in_a_while, tell
 from mailboat.server.problems import problem_response
 from mailboat.server.taps import WriteFailed, tap_of
@@ -86,8 +86,8 @@ _LOG: Final = logging.getLogger("mailboat.server")
 
 @dataclass(slots=True)
 class Dealings:
-    """One request's dealings with one upload, in its turn. `location` is set where a creation is answered, `running`
-    where the digest is computed while the body comes, `noted` where some of the body was noted before its end, and
+    """One request's dealings with one upload, in its turn. `location` is set where a creation is answered, `passing`
+    where a segment is looked into while it comes, `noted` where some of the body was noted before its end, and
     `unsynced` where that failed.
     """
 
@@ -96,7 +96,7 @@ class Dealings:
     turn: Turn
     dialect: ServerDialect
     location: str | None = None
-    running: RunningDigest | None = None
+    passing: Passing | None = None
     noted: UploadState | None = None
     unsynced: OSError | None = None
 
@@ -177,12 +177,12 @@ class Dealings:
         return Followed(writer, hasher.update), hasher
 
     def _followed(self, writer: BlobWriter, accepted: Accepted) -> BlobWriter:
-        """The same, having the digest computed meanwhile of what is promised as a segment and comes whole."""
+        """The same, looking meanwhile into what is promised as a segment and comes whole."""
         size, length = accepted.state.length, accepted.request.content_length
         if self.row.session_id is None or size is None or accepted.from_offset or length != size:
             return writer
-        self.running = RunningDigest(size)
-        return Followed(writer, self.running.take)
+        self.passing = Passing(size)
+        return Followed(writer, self.passing.take)
 
     async def _digest(
         self, accepted: Accepted, hasher: Hasher | None, durable: int, end: BodyEnd
@@ -279,7 +279,7 @@ class Dealings:
             return self._answer(verdict)
         grown = state.offset > self.row.state.offset
         looked_into = state.complete and not state.creation.partial
-        kept = complete(self.request.app, self.row, state, self.running) if looked_into else self._store(state)
+        kept = complete(self.request.app, self.row, state, self.passing) if looked_into else self._store(state)
         stored = await kept
         if not stored:
             return self._overtaken(state)

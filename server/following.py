@@ -1,4 +1,5 @@
-"""The digest of an upload, computed while its bytes come, so that little is left to do when the last one is here.
+"""A segment looked into while its bytes come, so that little is left to do when the last one is here, and nothing has
+to be read back from the disk.
 
 Only an upload that comes whole, from its first byte to its last in one body, is followed. One that is resumed is read
 when it is complete.
@@ -9,47 +10,114 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from mailboat.protocol.limits import MAX_SEAL, MIB
+from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL
+from mailboat.protocol.segment import BLOCK_HEADER_SIZE, SKIPPABLE, BlockHeader, Preamble
 from mailboat.protocol.uploads.digests import Algorithm
-from mailboat.server.blobs import BlobWriter, Readable
+from mailboat.server.blobs import BlobWriter
 
-_READ: Final = MIB // 2
-"""Bytes read at a time: they are hashed while they are in the processor's cache."""
+HEAD: Final = 18
+"""Bytes of a segment up to and including its format version."""
 
 
-class RunningDigest:
-    """The SHA-256 of what stands before the seal of a segment that is being written.
+class Frames:
+    """The frames of a segment, followed from one header to the next: a preamble, and blocks whose numbers go forward
+    and stand one behind the other up to `at`, where something else stands, or nothing yet.
 
-    Until the last bytes are here nobody knows where the seal begins; so it stays `MAX_SEAL` away from the end.
+    The payloads are passed over. Memory: one header, whatever there is of them.
+    """
+
+    def __init__(self) -> None:
+        self.preamble: Preamble | None = None
+        self.at = 0
+        self.following = 0
+        """The first number that the next block may have."""
+        self.ended = False
+        self._head = bytearray()
+        self._wants = SKIPPABLE.size
+
+    @property
+    def wanted(self) -> int:
+        """Offset of the next byte that is needed."""
+        return self.at + len(self._head)
+
+    def take(self, piece: bytes | memoryview, offset: int) -> None:
+        """Take in what is needed of `piece`, which stands at `offset`; none of what is between was left out."""
+        view = memoryview(piece)
+        while not self.ended and self.wanted - offset < len(view):
+            begin = self.wanted - offset
+            self._head += view[begin : begin + self._wants - len(self._head)]
+            if len(self._head) == self._wants:
+                self.ended = not (self._open() if self.preamble is None else self._pass())
+
+    def _open(self) -> bool:
+        """Take the preamble, the length of which its first bytes say; False when it is none."""
+        if self._wants == SKIPPABLE.size:
+            self._wants += SKIPPABLE.unpack_from(self._head)[1]
+            return SKIPPABLE.size < self._wants <= MAX_PREAMBLE + HEAD
+        try:
+            self.preamble = Preamble.decode(bytes(self._head))
+        except SegmentError:
+            return False
+        self.following = self.preamble.first
+        self._go_to(self._wants)
+        return True
+
+    def _pass(self) -> bool:
+        """Pass over a block; False when it is none that may follow."""
+        header = BlockHeader.decode(self._head)
+        if header is None or self.preamble is None:
+            return False
+        if header.salt != self.preamble.salt or header.first < self.following:
+            return False
+        self.following = header.first + header.records
+        self._go_to(self.at + BLOCK_HEADER_SIZE + header.length)
+        return True
+
+    def _go_to(self, at: int) -> None:
+        self.at, self._wants = at, BLOCK_HEADER_SIZE
+        self._head.clear()
+
+
+class Passing:
+    """What is known of a segment of which all bytes were taken in: its frames, its end, and the SHA-256 of what stands
+    before the seal.
+
+    Until the last bytes are here nobody knows where the seal begins; so the digest stays `MAX_SEAL` away from the end.
     """
 
     def __init__(self, size: int) -> None:
         """`size`: bytes of the whole segment."""
+        self.frames = Frames()
+        self.end = bytearray()
+        """The last `MAX_SEAL` bytes, or all if there are fewer."""
         self._hasher = Algorithm.SHA256.hasher()
-        self._until = max(0, size - MAX_SEAL)
+        self._size, self._until = size, max(0, size - MAX_SEAL)
         self._at = 0
 
     def take(self, piece: bytes | memoryview) -> None:
         """Take in the next bytes of the segment."""
-        fitting = memoryview(piece)[: self._until - self._at]
-        self._hasher.update(fitting)
-        self._at += len(fitting)
+        view = memoryview(piece)
+        early = max(0, self._until - self._at)
+        self._hasher.update(view[:early])
+        self.end += view[early:]
+        self.frames.take(view, self._at)
+        self._at += len(view)
 
-    def digest(self, blob: Readable, blob_id: str, end: int) -> bytes | None:
-        """The digest of the bytes before `end`; None when it has gone beyond. Blocks: what is missing is read."""
-        if self._at > end:
-            return None
-        while self._at < end:
-            piece = blob.read(blob_id, self._at, min(_READ, end - self._at))
-            if not piece:
-                return None
-            self._hasher.update(piece)
-            self._at += len(piece)
-        return self._hasher.digest()
+    @property
+    def whole(self) -> bool:
+        """Whether all of it was taken in."""
+        return self._at == self._size
+
+    def digest(self, end: int) -> bytes:
+        """That of the bytes before `end`, which is within the last `MAX_SEAL` bytes of the `whole`."""
+        hasher = self._hasher.copy()
+        hasher.update(memoryview(self.end)[: end - self._until])
+        return hasher.digest()
 
 
 class Followed:
-    """A `BlobWriter` that hands on what was written through it into another one: to what computes a digest."""
+    """A `BlobWriter` that hands on what was written through it into another one: to what looks into it."""
 
     def __init__(self, writer: BlobWriter, take: Callable[[bytes | memoryview], object]) -> None:
         """`writer` is used, and closed, by whoever holds this one; `take` is given each piece after it was written."""
@@ -61,7 +129,7 @@ class Followed:
         return self._writer.offset
 
     def write(self, piece: bytes | memoryview) -> None:
-        """See `BlobWriter.write`; a piece that was refused makes the digest worthless."""
+        """See `BlobWriter.write`; of a piece that was refused, nothing is taken in."""
         self._writer.write(piece)
         self._take(piece)
 

@@ -16,9 +16,8 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Iterator
+import time
 from concurrent.futures import Executor, Future, wait
-from contextlib import contextmanager
 from typing import Final
 
 from aiohttp import web
@@ -28,6 +27,7 @@ from mailboat.protocol.limits import MIB
 from mailboat.protocol.uploads.decisions import Accepted
 from mailboat.server.blobs import BlobWriter
 from mailboat.server.connections import Connection, connection_of
+from mailboat.server.direct import PAGE, paged
 
 LEAST: Final = 2 * MIB
 """Bytes still to come below which it is not worth a connection."""
@@ -40,6 +40,9 @@ _PIECE: Final = MIB
 
 _PATIENCE: Final = 2
 """Milliseconds for which a thread waits for more: less than to be sent for again costs."""
+
+_LONGEST: Final = 0.005
+"""Seconds after which what has come is written although a piece is not full, as on any line but a very fast one."""
 
 _OWN: Final = threading.local()
 
@@ -55,6 +58,41 @@ class Drawn(Struct, frozen=True):
     gone: bool = False
 
 
+class Source:
+    """Where a body comes from: what aiohttp had of it already, and then the socket `fd`."""
+
+    def __init__(self, fd: int, begun: bytes) -> None:
+        self.fd, self._begun = fd, memoryview(begun)
+
+    def fill(self, room: memoryview) -> tuple[int, Drawn | None]:
+        """Receive into `room` what comes, for a few milliseconds; how much, and why that was not more if it is over."""
+        filled, until = 0, 0.0
+        while filled < len(room):
+            try:
+                length = self._receive(room[filled:])
+            except BlockingIOError:
+                now = time.monotonic()
+                until = until or now + _LONGEST
+                if now >= until:
+                    return filled, None
+                if not _comes(self.fd):
+                    return filled, Drawn(dry=True)
+                continue
+            except OSError:  # the connection's
+                return filled, Drawn(gone=True)
+            if not length:
+                return filled, Drawn(gone=True)
+            filled += length
+        return filled, None
+
+    def _receive(self, room: memoryview) -> int:
+        if not self._begun:
+            return os.readv(self.fd, (room,))
+        piece, self._begun = self._begun[: len(room)], self._begun[len(room) :]
+        room[: len(piece)] = piece
+        return len(piece)
+
+
 class Tap:
     """What is still to come of one body, on the socket of its connection."""
 
@@ -63,27 +101,27 @@ class Tap:
         self._connection, self._length, self._executor = connection, length, executor
         self._ready = asyncio.Event()
         self._job: Future[Drawn] | None = None
-        self._fd = -1
+        self._source = Source(-1, b"")
         self.left = length
 
-    @contextmanager
-    def opened(self, begun: int) -> Iterator[None]:
-        """Take over what comes, of a body of which aiohttp has handed out `begun` bytes, all that it had."""
-        self.left = self._length - begun
-        self._fd = self._connection.take_over()
-        try:
-            yield
-        finally:
-            if self._job is not None and not self._job.cancel():
-                wait((self._job,))  # of a request that was cancelled: a stretch at most
-            asyncio.get_running_loop().remove_reader(self._fd)
-            os.close(self._fd)
-            self._connection.give_back()
+    def open(self, begun: bytes) -> None:
+        """Take over what comes, of a body whose first bytes aiohttp has: all that it had of it is `begun`, which is
+        written before. Raises `OSError`; the connection is as it was then.
+        """
+        self._source = Source(self._connection.take_over(), begun)
+
+    def close(self) -> None:
+        """Let go of an open one."""
+        if self._job is not None and not self._job.cancel():
+            wait((self._job,))  # of a request that was cancelled: a stretch at most
+        asyncio.get_running_loop().remove_reader(self._source.fd)
+        os.close(self._source.fd)
+        self._connection.give_back()
 
     async def draw(self, writer: BlobWriter) -> Drawn:
         """Have a thread write what is there, a `STRETCH` at most. Raises `WriteFailed`."""
         before, most = writer.offset, min(self.left, STRETCH)
-        self._job = self._executor.submit(_draw, self._fd, most, writer)
+        self._job = self._executor.submit(_draw, self._source, most, writer)
         try:
             return await asyncio.wrap_future(self._job)
         finally:
@@ -92,11 +130,11 @@ class Tap:
     async def more(self) -> None:
         """Wait until something comes, or `wake`."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._fd, self._ready.set)
+        loop.add_reader(self._source.fd, self._ready.set)
         try:
             await self._ready.wait()
         finally:
-            loop.remove_reader(self._fd)
+            loop.remove_reader(self._source.fd)
             self._ready.clear()
 
     def wake(self) -> None:
@@ -116,35 +154,32 @@ def tap_of(request: web.Request, accepted: Accepted, executor: Executor) -> Tap 
     return Tap(connection, length, executor)
 
 
-def _draw(fd: int, most: int, writer: BlobWriter) -> Drawn:
-    """Write what comes on the socket `fd`, `most` bytes of it. For a thread. Raises `WriteFailed`."""
-    buffer, taken = _memory(), 0
-    while taken < most:
-        piece = buffer[: min(_PIECE, most - taken)]
-        try:
-            length = os.readv(fd, (piece,))
-        except BlockingIOError:
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            if not poll.poll(_PATIENCE):
-                return Drawn(dry=True)
-            continue
-        except OSError:  # the connection's; the writer's are told apart below
-            return Drawn(gone=True)
-        if not length:
-            return Drawn(gone=True)
+def _draw(source: Source, most: int, writer: BlobWriter) -> Drawn:
+    """Write what comes, `most` bytes of it. For a thread. Raises `WriteFailed`."""
+    taken, over = 0, None
+    while taken < most and over is None:
+        at = writer.offset % PAGE  # as in the file, so that the disk may read whole pages from here
+        piece = _memory()[at : min(_PIECE, at + most - taken)]
+        length, over = source.fill(piece)
         try:
             writer.write(piece[:length])
             writer.hasten()
         except OSError as error:
             raise WriteFailed from error
         taken += length
-    return Drawn()
+    return over or Drawn()
+
+
+def _comes(fd: int) -> bool:
+    """Whether something is there, or comes within `_PATIENCE`."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(_PATIENCE))
 
 
 def _memory() -> memoryview:
     """This thread's own."""
     if not hasattr(_OWN, "buffer"):
-        _OWN.buffer = memoryview(bytearray(_PIECE))
+        _OWN.buffer = paged(_PIECE)
     buffer: memoryview = _OWN.buffer
     return buffer

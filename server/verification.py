@@ -16,7 +16,7 @@ from typing import Final
 from msgspec import Struct
 
 from mailboat.protocol.errors import SegmentError, WireError
-from mailboat.protocol.limits import KIB, MAX_PREAMBLE, MAX_SEAL, MAX_SEGMENT, MIB
+from mailboat.protocol.limits import KIB, MAX_SEAL, MAX_SEGMENT, MIB
 from mailboat.protocol.negotiation import Reason
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.segment import (
@@ -36,7 +36,7 @@ from mailboat.protocol.wire import Fields
 from mailboat.server.blobs import Readable
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.decoder import MAX_GAPS
-from mailboat.server.following import RunningDigest
+from mailboat.server.following import HEAD, Frames, Passing
 
 _READ: Final = MIB
 """Bytes read at a time: a block is at most a few MiB, and the reader holds one."""
@@ -44,9 +44,6 @@ _READ: Final = MIB
 _WINDOW: Final = 8 * KIB
 """Bytes read at a time where headers are followed: little beside a block as agents make them, and a segment of nothing
 but tiny ones takes no more than some thousand reads."""
-
-_HEAD: Final = 18
-"""Bytes of a segment up to and including its format version."""
 
 
 class Finding(Struct, frozen=True):
@@ -64,26 +61,27 @@ class Finding(Struct, frozen=True):
     summary: Summary | None = None
 
 
-def verify(blobs: Readable, row: UploadRow, running: RunningDigest | None = None) -> Finding:
+def verify(blobs: Readable, row: UploadRow, passing: Passing | None = None) -> Finding:
     """Read the whole upload `row`, and say what it is. Blocks; for a thread. Raises `OSError` when it cannot be read.
 
-    What is known of its digest already is `running`.
+    What is known of it already is `passing`: then nothing is read of one that is in order.
 
     Memory: one block and `_READ` bytes, whatever the upload's size. Checksums and the digest are checked; records are
     not decoded here.
     """
     if row.state.offset > MAX_SEGMENT:
         return _refused(row, Reason.CORRUPTED, f"{row.state.offset} bytes are more than a segment may have")
-    ending = _ending(blobs, row.id, row.state.offset)
-    sealed = None if ending is None else _sealed(blobs, row.id, *ending, running)
+    known = passing if passing is not None and passing.whole else None
+    ending = _ending(blobs, row.id, row.state.offset, known)
+    sealed = None if ending is None else _sealed(blobs, row.id, *ending, known)
     over_damage = ending is not None and SEGMENT_DAMAGED in ending[0].lost
-    preamble = None if sealed is None else _followed(blobs, row.id, *sealed)
+    preamble = None if sealed is None else _followed(blobs, row.id, *sealed, known)
     if sealed is not None and preamble is not None:
         return _found(row, preamble, sealed[0])
     # Anything amiss: read it block by block, to tell what it is.
     reader = _read(blobs, row.id, row.state.offset, 0 if sealed is None and not over_damage else MAX_GAPS)
     fault = (
-        _newer(blobs.read(row.id, 0, _HEAD))
+        _newer(blobs.read(row.id, 0, HEAD))
         or _fault(reader, over_damage=over_damage)
         or _contradiction(blobs, row.id, reader)
     )
@@ -94,26 +92,23 @@ def verify(blobs: Readable, row: UploadRow, running: RunningDigest | None = None
     return _found(row, reader.preamble, reader.seal)
 
 
-def _ending(blobs: Readable, blob_id: str, size: int) -> tuple[Seal, int] | None:
+def _ending(blobs: Readable, blob_id: str, size: int, known: Passing | None) -> tuple[Seal, int] | None:
     """The seal at the end of a blob, and where it begins."""
+    last = blobs.read(blob_id, max(0, size - MAX_SEAL), min(size, MAX_SEAL)) if known is None else bytes(known.end)
     try:
-        found = Seal.at_end_of(blobs.read(blob_id, max(0, size - MAX_SEAL), min(size, MAX_SEAL)))
+        found = Seal.at_end_of(last)
     except SegmentError:
         return None
     return None if found is None else (found[0], size - found[1])
 
 
-def _sealed(
-    blobs: Readable, blob_id: str, seal: Seal, end: int, running: RunningDigest | None
-) -> tuple[Seal, int] | None:
+def _sealed(blobs: Readable, blob_id: str, seal: Seal, end: int, known: Passing | None) -> tuple[Seal, int] | None:
     """The seal of a blob, which begins at `end`, if the bytes before it are those that were sealed, damage and all."""
-    digest = None if running is None else running.digest(blobs, blob_id, end)
-    if digest is None:
-        digest = digest_of(blobs, blob_id, end, Algorithm.SHA256)
+    digest = digest_of(blobs, blob_id, end, Algorithm.SHA256) if known is None else known.digest(end)
     return (seal, end) if digest == seal.sha256 else None
 
 
-def _followed(blobs: Readable, blob_id: str, seal: Seal, end: int) -> Preamble | None:
+def _followed(blobs: Readable, blob_id: str, seal: Seal, end: int, known: Passing | None) -> Preamble | None:
     """The preamble of a segment whose frames follow one another up to its `seal`, at `end`; None when anything at all
     is amiss.
 
@@ -121,30 +116,20 @@ def _followed(blobs: Readable, blob_id: str, seal: Seal, end: int) -> Preamble |
     would cost a third more; the headers are followed from the first to the last, so that nothing stands between them.
     Numbers may be missing between blocks: of records that were lost before they came into one.
     """
-    try:
-        at = _first_frame(blobs, blob_id)
-        preamble = Preamble.decode(blobs.read(blob_id, 0, at))
-    except SegmentError:
-        return None
-    following, here, window = preamble.first, at, b""
-    while at < end:
-        if at + BLOCK_HEADER_SIZE > here + len(window):
-            here, window = at, blobs.read(blob_id, at, _WINDOW)
-        header = BlockHeader.decode(window[at - here : at - here + BLOCK_HEADER_SIZE])
-        if header is None or header.salt != preamble.salt or header.first < following:
-            return None
-        at += BLOCK_HEADER_SIZE + header.length
-        following = header.first + header.records
-    return preamble if at == end and following <= seal.next else None
+    frames = _frames(blobs, blob_id, end) if known is None else known.frames
+    return frames.preamble if frames.at == end and frames.following <= seal.next else None
 
 
-def _first_frame(blobs: Readable, blob_id: str) -> int:
-    """The length of the first frame as it says itself; `SegmentError` if no preamble has that."""
-    head = blobs.read(blob_id, 0, SKIPPABLE.size)
-    length = SKIPPABLE.size + SKIPPABLE.unpack_from(head)[1] if len(head) == SKIPPABLE.size else 0
-    if not 0 < length <= MAX_PREAMBLE + _HEAD:
-        raise SegmentError(f"a first frame of {length} bytes is no preamble")
-    return length
+def _frames(blobs: Readable, blob_id: str, end: int) -> Frames:
+    """The frames of a blob before `end`."""
+    frames = Frames()
+    while not frames.ended and frames.wanted < end:
+        offset = frames.wanted
+        window = blobs.read(blob_id, offset, min(_WINDOW, end - offset))
+        if not window:
+            break
+        frames.take(window, offset)
+    return frames
 
 
 def digest_of(blobs: Readable, blob_id: str, size: int, algorithm: Algorithm, start: int = 0) -> bytes:
@@ -183,7 +168,7 @@ def _pass_over(reader: SegmentReader) -> None:
 
 def _newer(head: bytes) -> tuple[Reason, str] | None:
     """Whether a segment's first bytes say that it has a format version to come."""
-    ours = len(head) == _HEAD and SKIPPABLE.unpack_from(head)[0] == PREAMBLE_MAGIC and head[8:16] == PREAMBLE_TAG
+    ours = len(head) == HEAD and SKIPPABLE.unpack_from(head)[0] == PREAMBLE_MAGIC and head[8:16] == PREAMBLE_TAG
     version = int.from_bytes(head[16:18], "little")
     if not ours or version <= SEALED_VERSION:
         return None

@@ -23,6 +23,9 @@ class Hasher(Protocol):
     def digest(self) -> bytes:
         """The digest of the bytes so far."""
 
+    def copy(self) -> Hasher:
+        """Another one that has taken in the same bytes."""
+
 
 class Algorithm(Enum):
     """The algorithms taken: ``(name, bytes of a digest)``. The names are stored in catalogs: they do not change.

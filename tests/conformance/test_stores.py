@@ -52,6 +52,12 @@ class TestLocalBlobs(BlobsContract):
         return LocalBlobs(tmp_path / "segments")
 
 
+class TestLocalBlobsThroughThePageCache(BlobsContract):
+    @pytest.fixture
+    def blobs(self, tmp_path: Path) -> Blobs:
+        return LocalBlobs(tmp_path / "segments", direct=False)
+
+
 class TestMemoryBlobs(BlobsContract):
     @pytest.fixture
     def blobs(self) -> Blobs:

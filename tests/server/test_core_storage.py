@@ -49,7 +49,7 @@ class FaultyBlobs(LocalBlobs):
 
 class FaultyWriter(LocalBlobWriter):
     def __init__(self, writer: LocalBlobWriter, blobs: FaultyBlobs) -> None:
-        super().__init__(os.dup(writer._fd), writer.offset)
+        super().__init__(os.dup(writer._fd), writer.offset, blobs._direct)
         writer.close()
         self._blobs = blobs
 

@@ -6,20 +6,43 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import random
+import socket
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from blockbuster import blockbuster_ctx
 
-from mailboat.server import ServerConfig
-from mailboat.server.context import COUNTERS
+from mailboat.protocol.uploads.decisions import BodyEnd
+from mailboat.server import ServerConfig, create_app, taps
+from mailboat.server.blobs import LocalBlobs
+from mailboat.server.bodies import Transfer
+from mailboat.server.catalog import Verification
+from mailboat.server.connections import Connection
+from mailboat.server.context import CATALOG, COUNTERS
 from mailboat.server.serving import RunningServer, running
-from mailboat.server.taps import LEAST
+from mailboat.server.taps import LEAST, Drawn, Source, Tap
 from mailboat.server.turns import TURNS
 from testkit.serverkit import RawAppend, Wire, blob_path, eventually, fresh_session_id, make_segment, wired
 
 SIZE = 3 * LEAST
 SENT = LEAST + 300_001
+
+
+@pytest.fixture(params=["direct", "through the page cache"])
+async def server(config: ServerConfig, key: str, request: pytest.FixtureRequest) -> AsyncIterator[RunningServer]:
+    """A running server, which writes large pieces in either way."""
+    assert key
+    app = create_app(config, open_blobs=partial(LocalBlobs, direct=request.param == "direct"))
+    with blockbuster_ctx("mailboat.server"):
+        async with running(config, app) as started:
+            yield started
 
 
 @pytest.fixture
@@ -142,6 +165,30 @@ async def test_a_newer_append_takes_over(server: RunningServer, client: Wire, da
     assert stored(server, path) == data
 
 
+async def test_one_append_after_another_takes_over_in_the_middle_of_a_page(
+    server: RunningServer, client: Wire, seed: int
+) -> None:
+    draw = random.Random(seed)
+    data = make_segment(fresh_session_id(), size=8 * LEAST)
+    path = await client.upload_of(data)
+    offset, older = 0, []
+    for _ in range(3):
+        append = await RawAppend.begin(client, path, len(data) - offset, offset)
+        sent = LEAST + draw.randrange(LEAST)
+        await append.send(data[offset : offset + sent])
+        offset += sent
+        await eventually(partial(lambda at: held(server, path) == at, offset))
+        older.append(append)
+    async with asyncio.timeout(20):
+        assert (await client.append(path, data[offset:], offset, complete=True)).complete
+    for each in older:
+        await each.close()
+    assert stored(server, path) == data
+    row = await server.app[CATALOG].upload(path.rpartition("/")[2])
+    assert row is not None
+    assert row.verification is Verification.VERIFIED
+
+
 async def test_who_brings_next_to_nothing_is_ended(config: ServerConfig, key: str, data: bytes) -> None:
     async with running(replace(config, body_timeout=0.2)) as server, wired(server.url, key) as client:
         path = await client.upload_of(data)
@@ -195,3 +242,35 @@ async def test_one_of_unknown_length_is_taken_without(server: RunningServer, cli
     path = await client.upload_of(data)
     assert (await client.append(path, pieces(), 0, complete=True)).complete
     assert stored(server, path) == data
+
+
+async def test_of_one_whose_connection_is_lost_what_had_come_is_kept(tmp_path: Path) -> None:
+    protocol = BaseProtocol(asyncio.get_running_loop())
+    protocol.connection_made(asyncio.Transport())  # which carries nothing
+    content = StreamReader(protocol, 1 << 16, loop=asyncio.get_running_loop())
+    content.feed_data(b"x" * 300)
+    content.feed_data(b"y" * 200)
+    writer = LocalBlobs(tmp_path).append(fresh_session_id(), 0)
+    with ThreadPoolExecutor(1) as executor:
+        tap = Tap(Connection(asyncio.Protocol()), SIZE, executor)
+        assert await Transfer(content, tap).receive(writer, None, patience=60, minimum=1) is BodyEnd.CUT
+    assert writer.offset == 500
+    writer.close()
+
+
+def test_a_thread_takes_what_there_is_of_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        source, room = Source(ours.fileno(), b"abcdefgh"), memoryview(bytearray(6))
+        assert (source.fill(room), bytes(room)) == ((6, None), b"abcdef")
+        theirs.sendall(b"ij")
+        assert (source.fill(room), bytes(room[:4])) == ((4, Drawn(dry=True)), b"ghij")
+        assert source.fill(room) == (0, Drawn(dry=True))
+        monkeypatch.setattr(taps, "_LONGEST", 0.0)
+        theirs.sendall(b"kl")
+        assert (source.fill(room), bytes(room[:2])) == ((2, None), b"kl"), "it is written, and more is waited for"
+        theirs.sendall(b"mn")
+        theirs.close()
+        assert (source.fill(room), bytes(room[:2])) == ((2, Drawn(gone=True)), b"mn")
+    assert source.fill(room) == (0, Drawn(gone=True))

@@ -13,14 +13,21 @@ from zlib import crc32
 import pytest
 from msgspec.structs import replace
 
-from mailboat.protocol.limits import MAX_SEQUENCE
+from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEQUENCE
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.records import COUNTERS
-from mailboat.protocol.segment import BLOCK_HEADER_SIZE, SEGMENT_DAMAGED, BlockHeader, Seal
+from mailboat.protocol.segment import (
+    BLOCK_HEADER_SIZE,
+    PREAMBLE_MAGIC,
+    SEGMENT_DAMAGED,
+    SKIPPABLE,
+    BlockHeader,
+    Seal,
+)
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.decoder import MAX_GAPS
-from mailboat.server.following import RunningDigest
+from mailboat.server.following import Frames, Passing
 from mailboat.server.verification import Finding, verify
 from testkit.segments import SESSION, Segment, feature
 from testkit.serverkit import PRODUCT, fresh_session_id
@@ -37,12 +44,20 @@ class Blob:
 
 
 def found(content: bytes, *, followed: bool = False) -> Finding:
-    """What the server finds, the digest having been computed as the bytes came or not."""
-    running = RunningDigest(len(content)) if followed else None
-    if running is not None:
-        running.take(content)
-    row = UploadRow(UploadState(fresh_session_id(), len(content), len(content), Phase.COMPLETE), PRODUCT, SESSION, 0)
-    return verify(Blob(content), row, running)
+    """What the server finds, having looked into the bytes as they came or not."""
+    return verify(Blob(content), row_of(content), passed(content, 1000) if followed else None)
+
+
+def row_of(content: bytes) -> UploadRow:
+    return UploadRow(UploadState(fresh_session_id(), len(content), len(content), Phase.COMPLETE), PRODUCT, SESSION, 0)
+
+
+def passed(content: bytes, length: int) -> Passing:
+    """What is known of it when it has come in pieces of `length`."""
+    passing = Passing(len(content))
+    for at in range(0, len(content), length):
+        passing.take(content[at : at + length])
+    return passing
 
 
 class Sealing(Segment):
@@ -184,7 +199,44 @@ def test_a_segment_of_nothing_but_tiny_blocks_takes_few_reads() -> None:
     made.between(empty * 5000)
     content = made.seal()
     blob = Blob(content)
-    row = UploadRow(UploadState(fresh_session_id(), len(content), len(content), Phase.COMPLETE), PRODUCT, SESSION, 0)
-    assert verify(blob, row).verification is Verification.VERIFIED
+    assert verify(blob, row_of(content)).verification is Verification.VERIFIED
     assert len(content) > 5000 * BLOCK_HEADER_SIZE
     assert blob.reads < 100
+
+
+@pytest.mark.parametrize("length", [1, 7, 100, 1 << 20])
+def test_one_that_was_followed_is_not_read_again(length: int) -> None:
+    content = TAKEN["a hole"][0]
+    blob = Blob(content)
+    assert verify(blob, row_of(content), passed(content, length)).verification is Verification.VERIFIED
+    assert blob.reads == 0
+
+
+def test_one_of_which_not_all_was_followed_is_read() -> None:
+    content = TAKEN["a hole"][0]
+    passing = Passing(len(content))
+    passing.take(content[:-1])
+    assert not passing.whole
+    blob = Blob(content)
+    assert verify(blob, row_of(content), passing).verification is Verification.VERIFIED
+    assert blob.reads > 0
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 9, 300, 1 << 20])
+@pytest.mark.parametrize("what", [*TAKEN, *OVER_DAMAGE, *REFUSED])
+def test_how_it_was_cut_into_pieces_changes_nothing(what: str, length: int) -> None:
+    content = {**TAKEN, **OVER_DAMAGE, **REFUSED}[what][0]
+    finding = verify(Blob(content), row_of(content), passed(content, length))
+    assert finding == found(content)
+
+
+@pytest.mark.parametrize("size", [0, 7, MAX_PREAMBLE + 11, 0xFFFF_FFFF])
+def test_a_first_frame_of_no_preamble_s_length_ends_it(size: int) -> None:
+    frames = Frames()
+    frames.take(SKIPPABLE.pack(PREAMBLE_MAGIC, size) + bytes(MAX_PREAMBLE + 100), 0)
+    assert (frames.ended, frames.preamble, frames.at) == (True, None, 0)
+
+
+def test_a_blob_that_is_shorter_than_was_announced_is_refused() -> None:
+    content = TAKEN["nothing"][0]
+    assert verify(Blob(content[:-1]), row_of(content)).verification is Verification.REJECTED

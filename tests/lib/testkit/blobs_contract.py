@@ -11,7 +11,9 @@ from collections.abc import Callable
 
 import pytest
 
+from mailboat.protocol.limits import MIB
 from mailboat.server.blobs import BlobLost, Blobs
+from mailboat.server.direct import PAGE, paged
 from testkit.serverkit import fresh_session_id
 
 Step = tuple[str, int, int]
@@ -53,6 +55,22 @@ class BlobsContract:
         with blobs.opened(name) as opened:
             assert [opened.read(name, at, 4) for at in (0, 8, 2, 10)] == [b"abcd", b"ij", b"cdef", b""]
         assert (blobs.size(name), list(blobs.ids())) == (10, [name])
+
+    def test_large_pieces_from_pages_of_memory_are_as_any_other(self, blobs: Blobs, name: str, seed: int) -> None:
+        draw, memory, content = random.Random(seed), paged(MIB), b""
+        for number in range(4):
+            writer = blobs.append(name, len(content))
+            for _ in range(3):
+                start = writer.offset % PAGE if number else draw.randrange(PAGE)
+                piece = memory[start : start + draw.randrange(MIB - start)]
+                piece[:] = draw.randbytes(len(piece))
+                writer.write(piece)
+                content += bytes(piece)
+            assert writer.sync() == len(content)
+            writer.close()
+            content = content[: draw.randrange(len(content) + 1)]
+            blobs.settle(name, len(content))
+            assert blobs.read(name, 0, 4 * MIB * 3) == content
 
     def test_going_on_below_the_end_cuts_it_off(self, blobs: Blobs, name: str) -> None:
         put(blobs, name, b"abcdef")
