@@ -2,7 +2,8 @@
 
 ``bare`` is the reference for large uploads, ``posts`` that for small ones; ``unsynced-posts`` is the same without its
 syncs. ``mailboat`` is our server as it comes; ``receiving`` is the same without the loading of
-records into the analytics store, which is another job, done at leisure after the upload and measured on its own.
+records into the analytics store, which is another job, done at leisure after the upload and measured on its own;
+``portable`` is that one as it is where no thread can take bodies from their sockets.
 
 The process tells in one line of JSON where it listens, then answers each line of its input with the processor time it
 has used, and ends when its input does, however the bench ends.
@@ -183,9 +184,20 @@ async def _receiving(folder: Path) -> AsyncIterator[tuple[str, str]]:
             yield told
 
 
+@asynccontextmanager
+async def _portable(folder: Path) -> AsyncIterator[tuple[str, str]]:
+    """The same where aiohttp has to hand out large bodies, which then go through the page cache as any other."""
+    from mailboat.server import dealings  # noqa: PLC0415
+
+    with patch.object(dealings, "tap_of", lambda *_: None):
+        async with _receiving(folder) as told:
+            yield told
+
+
 _KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[tuple[str, str]]]] = {
     "mailboat": _mailboat,
     "receiving": _receiving,
+    "portable": _portable,
     "bare": _bare,
     "posts": _posts,
     "unsynced-posts": partial(_posts, synced=False),

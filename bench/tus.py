@@ -1,10 +1,11 @@
-"""P3t: one large session, beside public tus clients that upload the same bytes: tuspy, aiotus and tus-js-client to
-@tus/server, and the first two to our server. P4t: small sessions, as in P4, beside aiotus and tuspy, which upload the
-same files, 32 at a time.
+"""P3t: one large session, beside public tus clients that upload the same bytes to @tus/server as one upload: tuspy,
+aiotus and tus-js-client. P3u: the same clients to our server, with as much as that takes in one upload. P4t: small
+sessions, as in P4, beside aiotus and tuspy, which upload the same files, 32 at a time.
 
-Each client runs as it comes. @tus/server and tus-js-client are installed by npm into the folder of the measurement,
-where node and npm are there; tuspy and aiotus come with ``pip install '.[bench]'``. @tus/server flushes nothing to the
-disk before it answers, ours does. tus-js-client's time has the start of node in it, about a tenth of a second.
+Each client runs as it comes, but for tuspy, which would read the whole upload into memory. @tus/server and
+tus-js-client are installed by npm into the folder of the measurement, where node and npm are there; tuspy and aiotus
+come with ``pip install '.[bench]'``. @tus/server flushes nothing to the disk before it answers, ours does.
+tus-js-client's time has the start of node in it, about a tenth of a second.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ ABOUT = "one large session, and many small ones, beside public tus clients and s
 REPETITIONS = 5
 
 MOST = 64 * MIB
-"""As much as our server takes of an upload; the peers hold all of it in memory."""
+"""As much as our server takes of an upload, and tuspy holds in memory."""
 
 SMALL = 1000
 """Small sessions: the slowest peer takes ten seconds for so many."""
@@ -57,50 +58,55 @@ async def comparisons(settings: Settings) -> AsyncGenerator[Comparison, None]:
     """P3 and P4 against each pair that can be had."""
     folder = settings.folder / "tus"
     npm = await asyncio.to_thread(_npm, folder / "npm")
-    for comparison in (_large(settings, folder, npm), _small(settings, folder, npm)):
+    for comparison in (
+        _large("P3t", settings.size, "@tus/server", folder, npm, 4.0),
+        _large("P3u", min(settings.size, MOST), "mailboat server", folder, npm, None),
+        _small(settings, folder, npm),
+    ):
         if comparison is not None:
             yield comparison
     shutil.rmtree(folder)
 
 
-def _large(settings: Settings, folder: Path, npm: Path | str) -> Comparison | None:
-    size = min(settings.size, MOST)
-    session = make(folder / "session", size, min(SEGMENT, size))
-    whole = folder / "whole"
-    whole.write_bytes(b"".join(path.read_bytes() for path in session.paths))
+def _large(row: str, size: int, server: str, folder: Path, npm: Path | str, budget: float | None) -> Comparison | None:
+    session = make(folder / row / "session", size, min(SEGMENT, size))
+    whole = folder / row / "whole"
+    with whole.open("wb") as file:
+        file.writelines(session.pieces(MIB))
     pairs = _Pairs(folder, [whole], session.size, npm if isinstance(npm, Path) else None)
-    peers = _peers(pairs, ("tuspy", "aiotus", "tus-js-client"), npm)
+    peers = _peers(pairs, ("tuspy", "aiotus", "tus-js-client"), (server,), npm)
     what = f"one session of {session.size / MIB:.0f} MiB"
-    ours = Contender("mailboat", Uploads(folder / "ours", session).ours)
-    return _compared("P3t", what, BYTE, ours, peers, 4.0)
+    ours = Contender("mailboat", Uploads(folder / row, session).ours)
+    return _compared(row, what, BYTE, ours, peers, budget)
 
 
 def _small(settings: Settings, folder: Path, npm: Path | str) -> Comparison | None:
     made = [make(folder / "small" / str(each), SIZE, 64 * KIB, each) for each in range(min(settings.sessions, SMALL))]
     pairs = _Pairs(folder, [each.paths[0] for each in made], len(made), npm if isinstance(npm, Path) else None)
-    peers = _peers(pairs, ("aiotus", "tuspy"), npm)
+    peers = _peers(pairs, ("aiotus", "tuspy"), ("@tus/server", "mailboat server"), npm)
     what = f"{len(made)} waiting sessions of {SIZE / 1000:.0f} KB"
     ours = Contender("mailboat", Backlog(folder / "ours", made).ours)
     return _compared("P4t", what, SESSION, ours, peers, 30.0)
 
 
 def _compared(
-    row: str, about: str, unit: Unit, ours: Contender, peers: Sequence[Contender | Absent], budget: float
+    row: str, about: str, unit: Unit, ours: Contender, peers: Sequence[Contender | Absent], budget: float | None
 ) -> Comparison | None:
     """Ours beside the first of the peers that is there, the others for the picture; None where there is none."""
     first = next((peer for peer in peers if isinstance(peer, Contender)), None)
     if first is None:
         return None
     others = tuple(peer for peer in peers if peer is not first)
-    return Comparison(row, about, unit, Sense.SPEED, first, ours, others, Budget(budget, Sense.SPEED))
+    held = None if budget is None else Budget(budget, Sense.SPEED)
+    return Comparison(row, about, unit, Sense.SPEED, first, ours, others, held)
 
 
-def _peers(pairs: _Pairs, clients: Sequence[str], npm: Path | str) -> list[Contender | Absent]:
+def _peers(pairs: _Pairs, clients: Sequence[str], servers: Sequence[str], npm: Path | str) -> list[Contender | Absent]:
     there = {name: importlib.util.find_spec(module) is not None for name, module in _MODULES.items()}
     node = npm if isinstance(npm, str) else ""
     peers: list[Contender | Absent] = []
     for client in clients:
-        for server in ("@tus/server", "mailboat server"):
+        for server in servers:
             name = f"{client} to {server}"
             missing = "it is not installed: pip install '.[bench]'" if not there.get(client, True) else ""
             if "tus-js-client" in name or "@tus/server" in name:
@@ -180,7 +186,7 @@ class _Pairs:
             with path.open("rb") as file:
                 # @tus/server refuses the empty metadata that it sends otherwise.
                 uploader = TusClient(target.url, headers=_headers(target)).uploader(
-                    file_stream=file, metadata={"filename": "segment"}
+                    file_stream=file, metadata={"filename": "segment"}, chunk_size=MOST
                 )
                 uploader.upload()
                 return str(uploader.url)
