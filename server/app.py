@@ -39,6 +39,7 @@ from mailboat.server.context import (
     REPLICA,
     VERIFIERS,
     WORKERS,
+    WRITERS,
 )
 from mailboat.server.cors import allow, preflights
 from mailboat.server.folder import BLOBS_FOLDER, CATALOG_FILE, hold
@@ -153,8 +154,9 @@ async def _threads(app: web.Application) -> AsyncIterator[None]:
     app[WORKERS] = workers = ThreadPoolExecutor(WORKER_THREADS, "mailboat-worker")
     app[VERIFIERS] = verifiers = ThreadPoolExecutor(VERIFIER_THREADS, "mailboat-verifier")
     app[RECEIVERS] = receivers = ThreadPoolExecutor(RECEIVER_THREADS, "mailboat-receiver")
+    app[WRITERS] = writers = ThreadPoolExecutor(RECEIVER_THREADS, "mailboat-writer")
     yield
-    for pool in (workers, verifiers, receivers):
+    for pool in (workers, verifiers, receivers, writers):
         await asyncio.to_thread(pool.shutdown)
 
 

@@ -59,6 +59,8 @@ VERIFIERS: Final[web.AppKey[Executor]] = web.AppKey("verifiers")
 """Threads for the verification of complete uploads, apart so that no sync waits behind one."""
 RECEIVERS: Final[web.AppKey[Executor]] = web.AppKey("receivers")
 """Threads that take large bodies from their sockets, as long as those bring something."""
+WRITERS: Final[web.AppKey[Executor]] = web.AppKey("writers")
+"""Threads that write what those look into meanwhile."""
 NEW_ID: Final[web.AppKey[Callable[[], str]]] = web.AppKey("new_id")
 """Makes upload ids."""
 REPLICA: Final = web.AppKey("replica", str)

@@ -71,6 +71,7 @@ from mailboat.server.context import (
     CONFIG,
     COUNTERS,
     RECEIVERS,
+    WRITERS,
     notify_ingest,
     run_in_worker,
 )
@@ -174,7 +175,7 @@ class Dealings:
         if declared is None:
             return writer, None  # the algorithm follows with the digest
         hasher = declared.algorithm.hasher()
-        return Followed(writer, hasher.update), hasher
+        return Followed(writer, hasher.update, app[WRITERS]), hasher
 
     def _followed(self, writer: BlobWriter, accepted: Accepted) -> BlobWriter:
         """The same, looking meanwhile into what is promised as a segment and comes whole."""
@@ -182,7 +183,7 @@ class Dealings:
         if self.row.session_id is None or size is None or accepted.from_offset or length != size:
             return writer
         self.passing = Passing(size)
-        return Followed(writer, self.passing.take)
+        return Followed(writer, self.passing.take, self.request.app[WRITERS])
 
     async def _digest(
         self, accepted: Accepted, hasher: Hasher | None, durable: int, end: BodyEnd

@@ -8,6 +8,7 @@ when it is complete.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor, wait
 from typing import Final
 
 from mailboat.protocol.errors import SegmentError
@@ -15,6 +16,7 @@ from mailboat.protocol.limits import MAX_PREAMBLE, MAX_SEAL
 from mailboat.protocol.segment import BLOCK_HEADER_SIZE, SKIPPABLE, BlockHeader, Preamble
 from mailboat.protocol.uploads.digests import Algorithm
 from mailboat.server.blobs import BlobWriter
+from mailboat.server.direct import LEAST
 
 HEAD: Final = 18
 """Bytes of a segment up to and including its format version."""
@@ -119,9 +121,11 @@ class Passing:
 class Followed:
     """A `BlobWriter` that hands on what was written through it into another one: to what looks into it."""
 
-    def __init__(self, writer: BlobWriter, take: Callable[[bytes | memoryview], object]) -> None:
-        """`writer` is used, and closed, by whoever holds this one; `take` is given each piece after it was written."""
-        self._writer, self._take = writer, take
+    def __init__(self, writer: BlobWriter, take: Callable[[bytes | memoryview], object], beside: Executor) -> None:
+        """`writer` is used, and closed, by whoever holds this one; `take` is given each piece that is written. What a
+        thread has received is written by one of `beside` meanwhile.
+        """
+        self._writer, self._take, self._beside = writer, take, beside
 
     @property
     def offset(self) -> int:
@@ -129,9 +133,17 @@ class Followed:
         return self._writer.offset
 
     def write(self, piece: bytes | memoryview) -> None:
-        """See `BlobWriter.write`; of a piece that was refused, nothing is taken in."""
-        self._writer.write(piece)
-        self._take(piece)
+        """See `BlobWriter.write`; one that was refused makes what was taken in worthless."""
+        if len(piece) < LEAST or isinstance(piece, bytes):  # those come from the event loop, which waits for no thread
+            self._writer.write(piece)
+            self._take(piece)
+            return
+        writing = self._beside.submit(self._writer.write, piece)
+        try:
+            self._take(piece)
+        finally:
+            wait((writing,))  # its memory is the caller's again
+        writing.result()
 
     def hasten(self) -> None:
         """See `BlobWriter.hasten`."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import os
 import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,23 +18,33 @@ from aiohttp.base_protocol import BaseProtocol
 
 from mailboat.protocol.limits import MAX_SEAL, MIB
 from mailboat.protocol.uploads.decisions import BodyEnd
-from mailboat.server.blobs import LocalBlobs
+from mailboat.server import direct
+from mailboat.server.blobs import LocalBlobs, LocalBlobWriter
 from mailboat.server.bodies import Superseded, Transfer
 from mailboat.server.catalog import Verification
 from mailboat.server.context import CATALOG
+from mailboat.server.direct import Direct, paged
 from mailboat.server.following import Followed, Passing
 from mailboat.server.serving import RunningServer
 from mailboat.server.taps import LEAST
 from testkit.serverkit import RawAppend, Wire, blob_path, eventually, fresh_session_id, make_segment
 
 
+@pytest.fixture
+def beside() -> Iterator[Executor]:
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
 @pytest.mark.parametrize("size", [0, 1, MAX_SEAL - 1, MAX_SEAL, MAX_SEAL + 1, 3 * MIB])
-def test_it_is_that_of_the_bytes_wherever_the_seal_begins(tmp_path: Path, seed: int, size: int) -> None:
+def test_it_is_that_of_the_bytes_wherever_the_seal_begins(
+    tmp_path: Path, beside: Executor, seed: int, size: int
+) -> None:
     draw = random.Random(seed)
     content = draw.randbytes(size)
     blobs, blob_id = LocalBlobs(tmp_path), fresh_session_id()
     passing = Passing(size)
-    writer = Followed(blobs.append(blob_id, 0), passing.take)
+    writer = Followed(blobs.append(blob_id, 0), passing.take, beside)
     memory = bytearray(300_000)  # the same for all pieces, as a thread has it
     at = 0
     while at < size:
@@ -45,6 +60,61 @@ def test_it_is_that_of_the_bytes_wherever_the_seal_begins(tmp_path: Path, seed: 
     for _ in range(3):
         end = size - draw.randrange(min(size, MAX_SEAL) + 1)
         assert passing.digest(end) == hashlib.sha256(content[:end]).digest()
+
+
+class Told(LocalBlobWriter):
+    """A real writer that does `before` each of its writes, and tells them."""
+
+    def __init__(self, folder: Path, before: Callable[[], object], events: list[str]) -> None:
+        super().__init__(os.open(folder / "blob", os.O_WRONLY | os.O_CREAT, 0o600), 0, Direct())
+        self._before, self._events = before, events
+
+    def write(self, piece: bytes | memoryview) -> None:
+        self._before()
+        super().write(piece)
+        self._events.append("written")
+
+
+def test_what_a_thread_has_received_is_written_while_it_is_looked_into(tmp_path: Path, beside: Executor) -> None:
+    looked, events = threading.Event(), list[str]()
+
+    def look(_: bytes | memoryview) -> None:
+        events.append("looked into")
+        looked.set()
+
+    writer = Followed(Told(tmp_path, lambda: looked.wait(30), events), look, beside)
+    writer.write(paged(direct.LEAST))
+    assert (events, writer.offset) == (["looked into", "written"], direct.LEAST)
+    writer.write(bytes(direct.LEAST))  # of the event loop
+    writer.write(paged(direct.LEAST)[: direct.LEAST - 1])  # too little
+    assert events[2:] == ["written", "looked into"] * 2
+    writer.close()
+
+
+def test_its_memory_is_its_owner_s_again_whatever_fails(tmp_path: Path, beside: Executor) -> None:
+    looked, events = threading.Event(), list[str]()
+
+    def fail(_: bytes | memoryview) -> None:
+        looked.set()
+        raise ValueError("it cannot be looked into")
+
+    writer = Followed(Told(tmp_path, lambda: looked.wait(30), events), fail, beside)
+    with pytest.raises(ValueError, match="looked into"):
+        writer.write(paged(direct.LEAST))
+    assert (events, writer.offset) == (["written"], direct.LEAST)
+    writer.close()
+
+
+def test_what_the_disk_refuses_is_told(tmp_path: Path, beside: Executor) -> None:
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = Followed(Told(tmp_path, refuse, []), lambda _: None, beside)
+    for piece in (paged(direct.LEAST), b"x"):
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            writer.write(piece)
+    assert writer.offset == 0
+    writer.close()
 
 
 @pytest.mark.parametrize("damage", ["none", "at its start", "near its end", "cut short", "seal of another"])
