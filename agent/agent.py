@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from mailboat.agent import process
 from mailboat.agent.alerts import Alerts, OnAlert
-from mailboat.agent.backlog import Backlog, Running, read
+from mailboat.agent.backlog import Backlog, Running
 from mailboat.agent.calls import RecordingCalls
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import AgentConfig
@@ -166,7 +166,7 @@ class Agent(RecordingCalls):
         stores = self._stores = Stores(store, everyones=config.send_all_applications)
         room, going = session.writer.room, lambda: self._state is AgentState.RUNNING
         upkeep = self._upkeep = Upkeep(stores, disk, self._clocks, room, session.id, going)
-        self._recovered = owned(self._recover(upkeep, stores), "mailboat-recovery")
+        self._recovered = owned(self._recover(upkeep), "mailboat-recovery")
         self._tasks.append(self._recovered)
         watching = upkeep.watch(self._recovered, lambda: self._in_loop(lambda sync: sync.store_has_room()))
         self._tasks.append(owned(watching, "mailboat-upkeep"))
@@ -410,18 +410,14 @@ class Agent(RecordingCalls):
         session = self._session
         return None if session is None else Running(session.id, session.recorder.recorded, session.recorder.lost)
 
-    async def _recover(self, upkeep: Upkeep, stores: Stores) -> None:
+    async def _recover(self, upkeep: Upkeep) -> None:
         """Take up what earlier runs left, and say what waits: whoever sends only when there is a connection looks at
         that before.
         """
         await upkeep.take_up()
-        try:
-            look = await asyncio.get_running_loop().run_in_executor(self._disk, read, stores)
-        except OSError as error:
-            upkeep.note(error)
-            return
-        if self._state is AgentState.RUNNING:  # else the session that has just ended waits, too
-            self._backlog.seen(look)
+        found = await upkeep.waiting()
+        if found is not None and self._state is AgentState.RUNNING:  # else the session that has just ended waits, too
+            self._backlog.seen(found)
 
     @property
     def _sync(self) -> Synchronizer | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Final
 
+from mailboat.agent.backlog import Look, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.eviction import evict_as_sender
 from mailboat.agent.host import boot_id
@@ -115,6 +116,14 @@ class Upkeep:
             failures.append(error)
         else:
             self._evicted_at = now
+
+    async def waiting(self) -> Look | None:
+        """What waits in the stores; None where the disk does not let us look, which is noted."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._disk, read, self._stores)
+        except OSError as error:
+            self.note(error)
+            return None
 
     def note(self, *failures: Exception) -> None:
         """Remember the first failure, and say it once."""
