@@ -24,7 +24,7 @@ import aiohttp
 
 from bench.harness import SESSION, Budget, Comparison, Contender, Measured, Sense, Settings, Stopwatch
 from bench.serving import Server, serving
-from bench.sessions import Made, make, sender
+from bench.sessions import Made, make, sender, waiting_in
 from mailboat.agent import Agent
 from mailboat.agent.report import SessionState
 from mailboat.protocol.limits import KIB
@@ -108,8 +108,9 @@ class Backlog:
     async def _ours(self, kind: str, *, cold: bool = False) -> Measured:
         async with self._server(kind) as server:
             store = self._folder / "store"
+            waiting = waiting_in(store)
             for session in self._sessions:
-                session.put_into(store)
+                session.link_into(waiting)
             agent = sender(server.url, server.key, store)
             async with agent:
                 if not cold:
