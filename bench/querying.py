@@ -35,7 +35,7 @@ from mailboat.server.analytics import Analytics
 from mailboat.server.catalog import Role, SessionRow, SessionState
 from mailboat.server.keys import create_key
 from mailboat.server.loader import ANALYTICS_FILE
-from mailboat.server.sums import TAIL
+from mailboat.server.sums import STORED, TAIL
 
 NAME = "querying"
 ABOUT = "questions about many records (QUERY)"
@@ -177,7 +177,7 @@ def _load(cursor: duckdb.DuckDBPyConnection, generation: int, begin: int, end: i
     first = 0
     for table, (number, columns) in RECORDS.items():
         cursor.execute(
-            f"""INSERT INTO {table} SELECT product, session_id, internal, number, {generation}, {first} + i,
+            f"""INSERT INTO {STORED[table]} SELECT number, {generation}, internal, {first} + i,
                 started + to_microseconds(CAST(duration * 1e6 * i / {number} AS BIGINT)), {columns}
             FROM (SELECT s.*, i, (hash(session_id, i, '{table}') >> 1)::BIGINT AS h,
                          (1200 * pow(h % 100003 / 100003, 4))::INTEGER AS f

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import duckdb
 
@@ -26,7 +27,6 @@ from mailboat.server.analytics_schema import (
     KEY_COLUMNS,
     LOADED_COLUMNS,
     RANGE_COLUMNS,
-    ROWS,
     SESSION_COLUMNS,
     given,
     insert_rows,
@@ -48,6 +48,10 @@ from mailboat.server.decoder import schemas_from
 from mailboat.server.decoding import Decoded
 from mailboat.server.json_text import encode
 from mailboat.server.skew import correction
+from mailboat.server.sums import STORED
+
+_NOBODY: Final = UUID(int=0)
+"""In place of a session's id, with no product, for records with a number that is no session's."""
 
 _FETCHED: Final = 10_000
 """Rows taken from the engine at a time."""
@@ -215,14 +219,19 @@ class Analytics:
         records = 0
         with self._transaction():
             summing.spoil(self._writer, keys)
-            for table in (*ROWS, "gap", "loaded", "session", "numbered"):
+            for table in STORED.values():
                 found = self._writer.execute(
+                    f"DELETE FROM {table} WHERE number IN "
+                    f"(SELECT number FROM numbered JOIN {given(KEY_COLUMNS)} USING (product, session_id))",
+                    bound,
+                ).fetchone()
+                records += int(found[0]) if found is not None else 0
+            for table in ("gap", "loaded", "session", "numbered"):
+                self._writer.execute(
                     f"DELETE FROM {table} USING {given(KEY_COLUMNS)} old "
                     f"WHERE {table}.product = old.product AND {table}.session_id = old.session_id",
                     bound,
-                ).fetchone()
-                if table in ROWS and found is not None:
-                    records += int(found[0])
+                )
         return records
 
     def unload(self, segments: Iterable[SegmentRow]) -> int:
@@ -238,10 +247,11 @@ class Analytics:
         records = 0
         with self._transaction():
             summing.spoil(self._writer, known)
-            for table in ROWS:
+            for table in STORED.values():
                 found = self._writer.execute(
-                    f"DELETE FROM {table} USING {given(RANGE_COLUMNS)} old WHERE {table}.product = old.product "
-                    f'AND {table}.session_id = old.session_id AND sequence >= old."first" AND sequence < old."end"',
+                    f"DELETE FROM {table} USING (SELECT * FROM {given(RANGE_COLUMNS)} JOIN numbered "
+                    f"USING (product, session_id)) old WHERE {table}.number = old.number "
+                    'AND sequence >= old."first" AND sequence < old."end"',
                     {"rows": _rows(ranges)},
                 ).fetchone()
                 records += int(found[0]) if found is not None else 0
@@ -254,16 +264,17 @@ class Analytics:
 
     def holdings(self) -> Iterator[Holding]:
         """See `AnalyticsStore.holdings`."""
-        records = " UNION ALL ".join(f"SELECT product, session_id, sequence FROM {table}" for table in ROWS)
+        records = " UNION ALL ".join(f"SELECT number, sequence FROM {table}" for table in STORED.values())
         sql = f"""
             WITH counted AS (
-                SELECT product, session_id, count(*) AS n, count(DISTINCT sequence) AS d
-                FROM ({records}) GROUP BY ALL
+                SELECT product, session_id, n, d
+                FROM (SELECT number, count(*) AS n, count(DISTINCT sequence) AS d FROM ({records}) GROUP BY number)
+                LEFT JOIN numbered USING (number)
             ), noted AS (
                 SELECT product, session_id, sum(records) AS n FROM loaded GROUP BY ALL
             )
-            SELECT product, session_id::VARCHAR, coalesce(noted.n, 0), coalesce(counted.n, 0), coalesce(counted.d, 0),
-                session.session_id IS NOT NULL
+            SELECT coalesce(product, ''), coalesce(session_id, '{_NOBODY}')::VARCHAR, coalesce(noted.n, 0),
+                coalesce(counted.n, 0), coalesce(counted.d, 0), session.session_id IS NOT NULL
             FROM noted FULL JOIN counted USING (product, session_id) FULL JOIN session USING (product, session_id)
             ORDER BY product, session_id
         """

@@ -10,7 +10,7 @@ from typing import Final
 import duckdb
 
 from mailboat.protocol.limits import MIB
-from mailboat.server.analytics_schema import LAYOUT, TABLES
+from mailboat.server.analytics_schema import LAYOUT, TABLES, VIEWS
 from mailboat.server.analytics_store import AnalyticsError, OutOfMemory, RowsRefused
 
 THREAD_MEMORY: Final = 128 * MIB
@@ -152,6 +152,8 @@ def _make_tables(connection: duckdb.DuckDBPyConnection) -> None:
     connection.begin()
     for name, columns in TABLES.items():
         connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
+    for name, query in VIEWS.items():
+        connection.execute(f"CREATE VIEW IF NOT EXISTS {name} AS {query}")
     connection.execute("INSERT INTO state SELECT $layout, 0, 0, 0, 0 WHERE NOT EXISTS (FROM state)", {"layout": LAYOUT})
     connection.commit()
 

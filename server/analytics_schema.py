@@ -4,11 +4,14 @@
 
     session       one row a session, as its summary said last              (catalog -> here, by revision)
     feature, value, timing, event, exception, installation, other
-                  one row a record, by kind; a session's records are numbered by `sequence`
+                  views, with one row a record, by kind; a session's records are numbered by `sequence`
+    feature_row, value_row and so on
+                  the tables behind them: a record has the number of its session in place of product and session id
     loaded        one row an upload: the bytes taken over, the sequence numbers that got rows, declarations so far, when
                   the last of these bytes came
     gap           what in an upload could not be read
     numbered      one row a session of which something was loaded: its number, and that of its installation
+    part          one row for each `sums.PART` numbers of sessions: the product that they are kept for
     kind_sum, feature_sum, installation_sum, value_sum
                   what the records of each product and week come to (`sums`)
     stale         products and weeks that have no sums for now
@@ -17,10 +20,12 @@
 
 Nothing here is the only copy: all of it is made again from the catalog and the segments, so a layout is changed by
 starting anew. Each record tells the number of its session, by which sessions are told apart in a fraction of the time,
-and the generation that it came with. There are no keys or indexes, since a DuckLake has none; one writer keeps rows
-unique. Times are UTC, and corrected where a machine's clock was wrong (`skew`): those of a session as it was offered
-last, those of records as was known when they were loaded. `internal` repeats the session's `test` in each record, so
-that the default origin needs no join; as a column of one value it takes no room.
+and the generation that it came with. Product and session id in each record would cost an eighth of the time that
+loading takes; attributes are texts, since the engine would look through each JSON again. There are no keys or indexes,
+since a DuckLake has none; one writer keeps rows unique. Times are UTC, and corrected where a machine's clock was wrong
+(`skew`): those of a session as it was offered last, those of records as was known when they were loaded. `internal`
+repeats the session's `test` in each record, so that the default origin needs no join; as a column of one value it takes
+no room.
 """
 
 from __future__ import annotations
@@ -28,9 +33,9 @@ from __future__ import annotations
 from typing import Final
 
 from mailboat.protocol.records import COUNTERS
-from mailboat.server.sums import SUMS
+from mailboat.server.sums import STORED, SUMS
 
-LAYOUT: Final = 5
+LAYOUT: Final = 6
 
 
 def _definition(columns: dict[str, str]) -> str:
@@ -39,10 +44,19 @@ def _definition(columns: dict[str, str]) -> str:
 
 OWN_COLUMNS: Final = {"number": "INTEGER", "generation": "BIGINT"}
 """Columns of records that mean something to this store alone."""
-_RECORD: Final = (
-    f"product VARCHAR, session_id UUID, internal BOOLEAN, {_definition(OWN_COLUMNS)}, sequence BIGINT, time TIMESTAMP"
-)
-_NAMED: Final = f"{_RECORD}, name VARCHAR, attributes JSON"
+_RECORD: Final = {**OWN_COLUMNS, "internal": "BOOLEAN", "sequence": "BIGINT", "time": "TIMESTAMP"}
+_NAMED: Final = {**_RECORD, "name": "VARCHAR", "attributes": "VARCHAR"}
+_EVENT: Final = {**_NAMED, "level": "UTINYINT", "message": "VARCHAR"}
+_RECORDS: Final = {
+    "feature": _NAMED,
+    "value": {**_NAMED, "value": "DOUBLE", "unit": "VARCHAR"},
+    "timing": {**_NAMED, "seconds": "DOUBLE"},
+    "event": _EVENT,
+    "exception": {**_EVENT, "context": "VARCHAR", "stack": "JSON", "causes": "JSON", "group": "VARCHAR"},
+    "installation": _NAMED,
+    "other": {**_RECORD, "kind": "VARCHAR", "fields": "JSON"},
+}
+"""Columns of the tables of records and their types."""
 _TEXTS: Final = (
     "application", "version", "environment", "agent", "user", "host", "os", "runtime", "time_zone", "locale",
 )  # fmt: skip
@@ -111,25 +125,35 @@ BATCH_COLUMNS: Final = {"number": "INTEGER", **KEY_COLUMNS, "upload_id": "UUID",
 TABLES: Final = {
     "state": "layout INTEGER, generation BIGINT, revision BIGINT, summed BIGINT, waiting BIGINT",
     "session": _definition(SESSION_COLUMNS),
-    "feature": _NAMED,
-    "value": f"{_NAMED}, value DOUBLE, unit VARCHAR",
-    "timing": f"{_NAMED}, seconds DOUBLE",
-    "event": f"{_NAMED}, level UTINYINT, message VARCHAR",
-    "exception": f"{_NAMED}, level UTINYINT, message VARCHAR, context VARCHAR, stack JSON, causes JSON, "
-    '"group" VARCHAR',
-    "installation": _NAMED,
-    "other": f"{_RECORD}, kind VARCHAR, fields JSON",
+    **{stored: _definition(_RECORDS[table]) for table, stored in STORED.items()},
     "loaded": _definition(LOADED_COLUMNS),
     "gap": _definition(GAP_COLUMNS),
     "numbered": "product VARCHAR, session_id UUID, number INTEGER, installation INTEGER",
+    "part": "part INTEGER, product VARCHAR",
     "stale": "product VARCHAR, week INTEGER",
     **{each.table: _definition(each.columns) for each in SUMS},
 }
 """Every table with its columns."""
 
+
+def _view(table: str) -> str:
+    columns = ", ".join(
+        "TRY_CAST(attributes AS JSON) AS attributes" if name == "attributes" else f'"{name}"'
+        for name in _RECORDS[table]
+        if name not in OWN_COLUMNS
+    )
+    own = ", ".join(OWN_COLUMNS)
+    return f"SELECT product, session_id, {own}, {columns} FROM {STORED[table]} JOIN numbered USING (number)"  # noqa: S608 - names from above
+
+
+VIEWS: Final = {table: _view(table) for table in STORED}
+"""The query of each view."""
+
 _SCALARS: Final = {"s": "INTEGER", "o": "BIGINT"}
 _ROW: Final = {**_SCALARS, "q": "BIGINT", "t": "BIGINT"}
-_NAMED_ROW: Final = {**_ROW, "n": "VARCHAR", "a": "JSON"}
+LINES: Final = "LINES"
+"""In place of a type: one text with a line for each row."""
+_NAMED_ROW: Final = {**_ROW, "n": "VARCHAR", "a": LINES}
 _EVENT_ROW: Final = {**_NAMED_ROW, "l": "UTINYINT", "m": "VARCHAR"}
 
 ROWS: Final[dict[str, dict[str, str]]] = {
@@ -154,12 +178,18 @@ def insert_rows(table: str) -> str:
     All lists of a line are as long: its rows are their first values, their second, and so on.
     """
     members = ROWS[table]
-    time = "make_timestamp(greatest(0, (r.o + unnest(r.t)) // 1000 + b.shift))"
-    chosen = ", ".join(time if name == "t" else f"unnest(r.{name})" for name in members if name not in _SCALARS)
+    chosen = ", ".join(_each(name, kind) for name, kind in members.items() if name not in _SCALARS)
     return (
-        f"INSERT INTO {table} SELECT b.product, b.session_id, b.internal, b.own, b.generation, {chosen} "  # noqa: S608 - names from above
+        f"INSERT INTO {STORED[table]} SELECT b.own, b.generation, b.internal, {chosen} "  # noqa: S608 - names from above
         f"FROM {_read(members)} r JOIN batch b ON b.number = r.s"
     )
+
+
+def _each(name: str, kind: str) -> str:
+    """A member's values, one after the other."""
+    if name == "t":
+        return "make_timestamp(greatest(0, (r.o + unnest(r.t)) // 1000 + b.shift))"
+    return f"unnest(string_split(r.{name}, chr(10)))" if kind == LINES else f"unnest(r.{name})"
 
 
 def given(columns: dict[str, str]) -> str:
@@ -181,5 +211,12 @@ def _as_json(kind: str) -> str:
 
 
 def _read(members: dict[str, str]) -> str:
-    types = ", ".join(f"'{name}': '{kind}{'' if name in _SCALARS else '[]'}'" for name, kind in members.items())
+    types = ", ".join(f"'{name}': '{_in_line(name, kind)}'" for name, kind in members.items())
     return f"read_json($file, format='newline_delimited', maximum_object_size={_MAX_LINE}, columns={{{types}}})"
+
+
+def _in_line(name: str, kind: str) -> str:
+    """The type of a member in a line."""
+    if kind == LINES:
+        return "VARCHAR"
+    return kind if name in _SCALARS else f"{kind}[]"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgpack
@@ -30,6 +31,14 @@ def encode(value: object) -> bytes:
     except UNSUITED:
         # Rare: a map's null key, say, or half a surrogate pair, which JSON may hold and UTF-8 may not.
         return _encoder.encode(plain(value))
+
+
+def encode_lines(values: Sequence[object]) -> bytes:
+    """Each of the values as `encode` has it, with line feeds between them: in JSON text there is none."""
+    try:
+        return _encoder.encode_lines(values)[:-1]
+    except UNSUITED:
+        return b"\n".join(map(encode, values))
 
 
 def plain(value: object) -> object:

@@ -26,7 +26,7 @@ from mailboat.protocol.records import COUNTERS, KIND_COUNTERS, SCHEMA_COUNTER
 from mailboat.protocol.wire import MOST
 from mailboat.server.analytics_store import SqlStore
 from mailboat.server.catalog import Origin
-from mailboat.server.sums import OF_KIND, RECORD_TABLES, WEEK, Sum, stale_records
+from mailboat.server.sums import OF_KIND, RECORD_TABLES, WEEK, Sum, of_product, stale_records
 
 TIME_LIMIT: Final = 20.0
 """Seconds for one question: beyond it the server has better things to do."""
@@ -70,6 +70,12 @@ class Scope:
     def whose(self) -> str:
         """The condition but for the period; its parameters are `owner`."""
         return replace(self, since=None, until=None).where("")
+
+    def of_records(self, *conditions: str) -> str:
+        """The condition on a table of records (`sums.STORED`), but for the period; its parameters are `owner`."""
+        whose = replace(self, product=None).whose
+        own = [] if self.product is None else [of_product("$product")]
+        return " AND ".join([whose, *own, *conditions])
 
     @property
     def owner(self) -> dict[str, Any]:
@@ -255,7 +261,7 @@ def summed(total: Sum, scope: Scope, question: Question) -> str:
     until = None if scope.until is None else int(scope.until * 1e6)
     first, end = -((since or 0) // -WEEK), None if until is None else until // WEEK
     if not state["summed"] or (end is not None and first >= end):
-        return f"({total.gathered(' AND '.join([scope.whose, *_between(since, until)]))})"
+        return f"({total.gathered(scope.of_records(*_between(since, until)))})"
     old = f"generation <= {state['summed']}"
     pieces = [[f"generation > {state['summed']}", *_between(since, until)]]
     if since is not None and since % WEEK:
@@ -267,7 +273,7 @@ def summed(total: Sum, scope: Scope, question: Question) -> str:
         pieces.append([stale_records(state["summed"], max(state["low"], first), high)])
     whole = [scope.whose, f"week >= {first}", *([] if end is None else [f"week < {end}"])]
     queries = [total.kept(" AND ".join(whole))]
-    queries += [total.gathered(" AND ".join([scope.whose, *piece])) for piece in pieces]
+    queries += [total.gathered(scope.of_records(*piece)) for piece in pieces]
     return f"({' UNION ALL '.join(queries)})"
 
 

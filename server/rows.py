@@ -2,8 +2,9 @@
 
 One line holds rows of one block for one table (`analytics_schema.ROWS`): the loader reads a file of them per table in
 less than half of the time that a line for each row takes. Its members have names of one letter. The number of the
-segment in its batch is ``s``, the time from which its times count ``o``, nanoseconds since the epoch; each other is a
-list with one value a row::
+segment in its batch is ``s``, the time from which its times count ``o``, nanoseconds since the epoch. ``a`` is one
+text, the JSON of each row's attributes on a line: what the engine need not understand it only copies. Each other member
+is a list with one value a row::
 
     q  sequence number      t  time, nanoseconds from ``o`` on      n  name (type, id)
     a  attributes (properties)      v  value (seconds)      u  unit      l  level      m  message      c  context
@@ -18,6 +19,7 @@ The records themselves are given back exactly from their segments (`playback`).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from operator import attrgetter
@@ -29,9 +31,9 @@ from msgspec import Meta, Struct
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import KIB, MIB
 from mailboat.protocol.records import KIND_NAMES, Kind, Schema
-from mailboat.server.analytics_schema import ROWS
+from mailboat.server.analytics_schema import LINES, ROWS
 from mailboat.server.grouping import group_of
-from mailboat.server.json_text import encode
+from mailboat.server.json_text import encode, encode_lines
 
 MAX_LINE: Final = 8 * MIB
 """Bytes of one line: the loader's parser takes no more than 16 MiB. More rows go into several."""
@@ -124,15 +126,13 @@ def rows_at_once(packed: bytes, first: int, clock: int) -> list[Rows] | None:
         records = _plain.decode(packed)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
-    kinds: dict[type[_Feature], tuple[list[int], list[Any]]] = {}
-    for sequence, record in enumerate(records, first):
-        shape = record.__class__
-        if shape not in kinds:
-            kinds[shape] = [], []
-        numbers, those = kinds[shape]
-        numbers.append(sequence)
-        those.append(record)
-    return [_in_bulk(shape, numbers, those, clock) for shape, (numbers, those) in kinds.items()]
+    kinds: defaultdict[type[_Feature], list[int]] = defaultdict(list)
+    for at, shape in enumerate(map(type, records)):
+        kinds[shape].append(at)
+    return [
+        _in_bulk(shape, [first + at for at in places], [records[at] for at in places], clock)
+        for shape, places in kinds.items()
+    ]
 
 
 def _in_bulk(shape: type[_Feature], numbers: list[int], records: Sequence[Any], clock: int) -> Rows:
@@ -224,15 +224,27 @@ def those(rows: Rows, wanted: Callable[[int], bool]) -> Rows:
 def encode_rows(rows: Rows, segment: int) -> bytes:
     """The rows of the segment with this number in its batch as lines of JSON; there must be some."""
     table, origin, columns = rows
-    line = encode({"s": segment, "o": origin, **dict(zip(_COLUMNS[table], columns, strict=True))})
-    count = len(columns[0])
-    if len(line) <= min(MAX_LINE, MAX_ROW * count):
+    texts, count = _texts(rows), len(columns[0])
+    line = encode({"s": segment, "o": origin, **dict(zip(_COLUMNS[table], columns, strict=True)), **texts})
+    if len(line) <= MAX_LINE and (len(line) <= MAX_ROW * count or len(line) - _escapes(texts) <= MAX_ROW * count):
         return line + b"\n"
     if count > 1:
         half = count // 2
         parts = [column[:half] for column in columns], [column[half:] for column in columns]
         return b"".join(encode_rows(Rows(table, origin, part), segment) for part in parts)
     return encode_rows(Rows(table, origin, [(_cut(column[0]),) for column in columns]), segment)
+
+
+def _texts(rows: Rows) -> dict[str, str]:
+    """The columns that are one text."""
+    names = _COLUMNS[rows.table]
+    texts = (name for name in names if ROWS[rows.table][name] == LINES)
+    return {name: encode_lines(rows.columns[names.index(name)]).decode() for name in texts}
+
+
+def _escapes(texts: dict[str, str]) -> int:
+    """The bytes that the texts, which are JSON already, have gained as a part of it."""
+    return sum(text.count('"') + text.count("\\") for text in texts.values())
 
 
 def _cut(value: object) -> object:

@@ -16,9 +16,10 @@ import duckdb
 from mailboat.server.analytics_schema import KEY_COLUMNS, given
 from mailboat.server.analytics_store import Key
 from mailboat.server.json_text import encode
-from mailboat.server.sums import PART, RECORD_TABLES, SCOPED, SUMS, TAIL, stale_records, week_of
+from mailboat.server.sums import PART, SCOPED, STORED, SUMS, TAIL, is_stale, stale_records, week_of
 
 _NUMBERED: Final = {**KEY_COLUMNS, "number": "INTEGER", "installation": "INTEGER"}
+_PARTS: Final = {"part": "INTEGER", "product": "VARCHAR"}
 _IDENTIFIED: Final = {**KEY_COLUMNS, "installation": "INTEGER"}
 _NAMED: Final = {**KEY_COLUMNS, "installation": "VARCHAR"}
 
@@ -34,7 +35,8 @@ def number(db: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
         {"rows": _keys(sorted(set(keys)))},
     ).fetchall()
     if fresh:
-        numbers, installations = _Numbers(db, "number"), _installations(db, fresh)
+        parts = db.execute("SELECT product, part FROM part ORDER BY part").fetchall()
+        numbers, installations = _Numbers(db, "number", parts), _installations(db, fresh)
         rows = [
             {
                 "product": product,
@@ -45,6 +47,8 @@ def number(db: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
             for product, session_id, name in fresh
         ]
         db.execute(f"INSERT INTO numbered FROM {given(_NUMBERED)}", {"rows": _text(rows)})
+        if numbers.begun:
+            db.execute(f"INSERT INTO part FROM {given(_PARTS)}", {"rows": _text(numbers.begun)})
 
 
 def identify(db: duckdb.DuckDBPyConnection, keys: Sequence[Key]) -> None:
@@ -102,9 +106,12 @@ def renamed(db: duckdb.DuckDBPyConnection, installations: Iterable[tuple[Key, st
 
 
 class _Numbers:
-    """Numbers that nobody has: in the part that a product had the last one of, or in a new part."""
+    """Numbers that nobody has: in the part that a product had the last one of, or in a new part.
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, column: str) -> None:
+    `parts` are kept for a product, also when nobody is left in one. `begun` are those that were not.
+    """
+
+    def __init__(self, db: duckdb.DuckDBPyConnection, column: str, parts: Iterable[tuple[str, int]] = ()) -> None:
         found = db.execute(
             f"SELECT product, {column} // {PART} AS part, max({column}) FROM numbered WHERE {column} IS NOT NULL "
             "GROUP BY ALL ORDER BY part"
@@ -113,14 +120,19 @@ class _Numbers:
         self._last: dict[int, int] = {}
         for _, part, last in found:
             self._last[part] = max(last, self._last.get(part, last))
+        for product, part in parts:
+            self._part[product] = part
+            self._last.setdefault(part, part * PART - 1)
+        self.begun: list[dict[str, Any]] = []
         self._new = 1 + max(self._last, default=-1)
 
     def next(self, product: str) -> int:
         """Take one."""
         part = self._part.get(product)
-        if part is None or self._last[part] % PART == PART - 1:
+        if part is None or self._last[part] == (part + 1) * PART - 1:
             part = self._part[product] = self._new
             self._last[part] = part * PART - 1
+            self.begun.append({"part": part, "product": product})
             self._new += 1
         self._last[part] += 1
         return self._last[part]
@@ -131,10 +143,10 @@ class _Numbers:
 
 def spoil(db: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
     """Have no sums of the weeks in which these sessions have records."""
-    records = " UNION ALL ".join(f"SELECT product, number, time, generation FROM {table}" for table in RECORD_TABLES)
+    records = " UNION ALL ".join(f"SELECT number, time, generation FROM {table}" for table in STORED.values())
     db.execute(
         f"INSERT INTO stale SELECT DISTINCT product, {week_of('time')} FROM ({records}) JOIN "
-        f"(SELECT number FROM numbered JOIN {given(KEY_COLUMNS)} USING (product, session_id)) USING (number) "
+        f"(SELECT product, number FROM numbered JOIN {given(KEY_COLUMNS)} USING (product, session_id)) USING (number) "
         "WHERE generation <= (SELECT summed FROM state) EXCEPT FROM stale",
         {"rows": _keys(sorted(set(keys)))},
     )
@@ -153,9 +165,9 @@ def sum_up(db: duckdb.DuckDBPyConnection) -> None:
     summed, stale = _state(db)
     for each in SUMS:
         weeks = "(product, week) IN (SELECT DISTINCT product, week FROM delta)"
-        db.execute(f"CREATE OR REPLACE TEMP TABLE delta AS {each.gathered(f'generation > {summed}', scoped=True)}")
+        db.execute(f"CREATE OR REPLACE TEMP TABLE delta AS {each.gathered_by_scope(f'generation > {summed}')}")
         if stale is not None:
-            db.execute(f"INSERT INTO delta {each.gathered(stale, scoped=True)}")
+            db.execute(f"INSERT INTO delta {each.gathered_by_scope(stale)}")
         db.execute(f"INSERT INTO delta FROM {each.table} WHERE {weeks}")
         db.execute(f"DELETE FROM {each.table} WHERE {weeks}")
         db.execute(f"INSERT INTO {each.table} {each.merged('delta', scoped=True)}")
@@ -174,10 +186,9 @@ def disagreements(db: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, int, str
     summed, _ = _state(db)
     for each in SUMS:
         exact = ", ".join((*SCOPED, *each.keys, *(name for name, value in each.values.items() if value.exact)))
-        made = each.gathered(
-            f"generation <= {summed} AND (product, {week_of('time')}) NOT IN (FROM stale)", scoped=True
-        )
-        kept, made = f"SELECT {exact} FROM {each.table}", f"SELECT {exact} FROM ({made})"
+        gathered = each.gathered_by_scope(f"generation <= {summed} AND NOT {is_stale()}")
+        made = f"SELECT {exact} FROM ({each.merged(f'({gathered})', scoped=True)})"
+        kept = f"SELECT {exact} FROM {each.table}"
         rows = db.execute(
             f"SELECT DISTINCT product, week FROM (({kept} EXCEPT ALL {made}) UNION ALL ({made} EXCEPT ALL {kept})) "
             "ORDER BY ALL"

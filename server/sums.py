@@ -14,11 +14,14 @@ added up: they are of the records.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 RECORD_TABLES: Final = ("feature", "value", "timing", "event", "exception", "installation", "other")
+"""Views of the records of each kind."""
+STORED: Final = {table: f"{table}_row" for table in RECORD_TABLES}
+"""The tables behind them, in which a record has its session's number alone."""
 
 WEEK: Final = 7 * 24 * 3600 * 10**6
 """Microseconds of a week; the first one began with 1970. With shorter spans there are more sums than records where
@@ -57,10 +60,12 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """A table of sums: its name, the records it is made of (a table expression), its keys and its values."""
+    """A table of sums: its name, its keys and its values. The records that it is made of are those for which each of
+    the queries in `records` has rows: with all that keys and values are made of, and the columns of `_SCOPE`.
+    """
 
     table: str
-    records: str
+    records: Sequence[str]
     keys: Mapping[str, Key]
     values: Mapping[str, Value]
 
@@ -76,12 +81,26 @@ class Sum:
             self, keys={name: self.keys[name] for name in keys}, values={name: self.values[name] for name in values}
         )
 
-    def gathered(self, where: str, *, scoped: bool = False) -> str:
-        """The query that sums records for which `where` holds; `scoped`: by product, origin and week, too."""
-        by = ["product", "internal", f"{week_of('time')} AS week"] if scoped else []
+    def gathered(self, where: str) -> str:
+        """The query that sums records for which `where` (about columns of `_SCOPE`) holds, in rows to be `merged`."""
+        by = [f"{key.of_record} AS {name}" for name, key in self.keys.items()]
+        return self._gathered(by, where)
+
+    def gathered_by_scope(self, where: str) -> str:
+        """The same by product, origin and week, too."""
+        # The product comes last: parts are told apart in half of the time that texts are.
+        by = [f"number // {PART} AS own", "internal", f"{week_of('time')} AS week"]
         by += [f"{key.of_record} AS {name}" for name, key in self.keys.items()]
+        return (
+            f"SELECT {', '.join(self.columns)} FROM ({self._gathered(by, where)}) "
+            f"JOIN (SELECT product, part AS own FROM part) USING (own)"
+        )
+
+    def _gathered(self, by: list[str], where: str) -> str:
         made = [f"{value.of_records} AS {name}" for name, value in self.values.items()]
-        return f"SELECT {', '.join(by + made)} FROM {self.records} WHERE {where} GROUP BY ALL"
+        return " UNION ALL ".join(
+            f"(SELECT {', '.join(by + made)} FROM ({records}) WHERE {where} GROUP BY ALL)" for records in self.records
+        )
 
     def kept(self, where: str) -> str:
         """The query for kept sums, in the shape of `gathered`."""
@@ -104,29 +123,43 @@ def week_begins(week: int) -> str:
     return f"make_timestamp({week * WEEK})"
 
 
+def is_stale() -> str:
+    """The condition for records of weeks in ``stale``."""
+    return f"(number // {PART}, {week_of('time')}) IN (SELECT part, week FROM stale JOIN part USING (product))"
+
+
 def stale_records(summed: int, low: int, high: int) -> str:
     """The condition for records up to the generation `summed` that are of weeks in ``stale``, of `low` to `high`."""
-    return (
-        f"generation <= {summed} AND time >= {week_begins(low)} AND time < {week_begins(high + 1)} "
-        f"AND (product, {week_of('time')}) IN (FROM stale)"
-    )
+    return f"generation <= {summed} AND time >= {week_begins(low)} AND time < {week_begins(high + 1)} AND {is_stale()}"
+
+
+def of_product(product: str) -> str:
+    """The condition for records of a product (an expression): see table ``part``."""
+    return f"number // {PART} IN (SELECT part FROM part WHERE product = {product})"
+
+
+_IDENTIFIED: Final = "(SELECT number, installation FROM numbered WHERE installation IS NOT NULL)"
+
+
+def _part(number: str) -> Key:
+    return Key("INTEGER", f"{number} // {PART}")
 
 
 def _bits(number: str) -> Value:
     return Value("BIT", f"bitstring_agg(({number} % {PART})::SMALLINT, 0, {PART - 1})", "bit_or(seen)")
 
 
-def _union(columns: str, tables: Mapping[str, str]) -> str:
-    return "(" + " UNION ALL ".join(f"SELECT {columns}, {own} FROM {table}" for table, own in tables.items()) + ")"
+def _each(columns: str, tables: Mapping[str, str]) -> list[str]:
+    return [f"SELECT {columns}, {own} FROM {STORED[table]}" for table, own in tables.items()]
 
 
-_SCOPE: Final = "product, internal, time, generation, number"
+_SCOPE: Final = "internal, time, generation, number"
 _NAME: Final = Key("VARCHAR", "name")
-_PART: Final = Key("INTEGER", f"number // {PART}")
+_PART: Final = _part("number")
 
 OF_KIND: Final = Sum(
     "kind_sum",
-    _union(_SCOPE, {table: f"'{table}' AS kind" for table in RECORD_TABLES}),
+    _each(_SCOPE, {table: f"'{table}' AS kind" for table in RECORD_TABLES}),
     {"kind": Key("VARCHAR", "kind"), "day": Key("DATE", "time::DATE")},
     {"n": Value("BIGINT", "count(*)", "sum(n)::BIGINT")},
 )
@@ -134,7 +167,7 @@ OF_KIND: Final = Sum(
 
 OF_FEATURE: Final = Sum(
     "feature_sum",
-    "feature",
+    [f"FROM {STORED['feature']}"],
     {"name": _NAME, "part": _PART},
     {
         "seen": _bits("number"),
@@ -147,16 +180,15 @@ OF_FEATURE: Final = Sum(
 
 OF_INSTALLATION: Final = Sum(
     "installation_sum",
-    "(SELECT feature.product, internal, time, generation, name, numbered.installation AS number "
-    "FROM feature JOIN numbered USING (number) WHERE numbered.installation IS NOT NULL)",
-    {"name": _NAME, "part": _PART},
-    {"seen": _bits("number")},
+    [f"SELECT {_SCOPE}, name, installation FROM {STORED['feature']} JOIN {_IDENTIFIED} USING (number)"],
+    {"name": _NAME, "part": _part("installation")},
+    {"seen": _bits("installation")},
 )
 """In which installations a feature was used."""
 
 OF_VALUE: Final = Sum(
     "value_sum",
-    _union(
+    _each(
         f"{_SCOPE}, name",
         {"value": "'value' AS kind, unit, value AS x", "timing": "'timing' AS kind, 's' AS unit, seconds AS x"},
     ),

@@ -148,17 +148,17 @@ DAMAGES: dict[str, Damage] = {
         lambda left: left.unfinished,
     ),
     "a record is there twice": (
-        lambda left: left.duck("INSERT INTO feature FROM (FROM feature LIMIT 1)"),
+        lambda left: left.duck("INSERT INTO feature_row FROM (FROM feature_row LIMIT 1)"),
         Kind.RECORDS_TWICE,
         lambda _: None,
     ),
     "a record is gone": (
-        lambda left: left.duck("DELETE FROM feature WHERE sequence = 3"),
+        lambda left: left.duck("DELETE FROM feature_row WHERE sequence = 3"),
         Kind.RECORDS_MISSING,
         lambda _: None,
     ),
     "a record is of nobody": (
-        lambda left: left.duck("UPDATE feature SET session_id = uuid() WHERE sequence = 3"),
+        lambda left: left.duck("UPDATE feature_row SET number = 4711 WHERE sequence = 3"),
         Kind.RECORDS_STRANGE,
         lambda _: None,
     ),
@@ -226,7 +226,7 @@ def test_the_command_says_what_is_wrong_and_ends_accordingly(left: Left) -> None
 
 async def test_what_can_be_is_put_right(left: Left, config: ServerConfig, key: str) -> None:
     left.sql("DELETE FROM uploads WHERE id = ?", left.unfinished)
-    left.duck("INSERT INTO feature FROM (FROM feature LIMIT 1)")
+    left.duck("INSERT INTO feature_row FROM (FROM feature_row LIMIT 1)")
     flip(left.blobs.path(left.whole[0]))
     result = await asyncio.to_thread(run, "server", "check", "--data", left.data, "--repair")
     assert result.exit_code == 1, "a spoilt segment cannot be put right"

@@ -70,6 +70,20 @@ def test_each_record_is_a_row_of_its_table(bench: Bench) -> None:
     assert bench.sql("SELECT attributes FROM feature WHERE name = 'order.placed'") == [('{"user_id":7}',)]
 
 
+def test_attributes_of_any_text_are_those_of_their_own_record(bench: Bench) -> None:
+    texts = ["\n", '"\\"', "\\n", "\r\n\x1e\x00", "\u2028", "", "'", "{}\n{}"]
+    segment = Segment()
+    attributes: list[dict[str, Any]] = [{text: text} for text in texts]
+    segment.block([feature(f"name {at}\n", **each) for at, each in enumerate(attributes)])
+    data = segment.seal()
+    bench.load((segment_row(data), data))
+    rows = bench.sql("SELECT name, attributes, attributes->>'$.*' FROM feature ORDER BY sequence")
+    assert [(name, json.loads(attributes)) for name, attributes, _ in rows] == [
+        (f"name {at}\n", each) for at, each in enumerate(attributes)
+    ]
+    assert [values for _, _, values in rows] == [[text] for text in texts]
+
+
 def test_a_growing_segment_goes_on_where_it_was_left_even_by_another_process(bench: Bench, tmp_path: Path) -> None:
     segment = mixed()
     half = segment.data[: segment.ends[1] + 50]
@@ -250,7 +264,7 @@ odd_values = st.recursive(
 @given(st.lists(st.tuples(odd_texts, odd_values), min_size=1, max_size=8))
 def test_whatever_an_agent_packs_is_loaded(bench: Bench, said: list[tuple[str, Any]]) -> None:
     bench.sql("DELETE FROM loaded")
-    bench.sql("DELETE FROM event")
+    bench.sql("DELETE FROM event_row")
     segment = Segment()
     segment.block(
         [pack([4, 0, name, {name: content}, 20, name]) for name, content in said],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailboat.server.json_text import encode, exact, plain
+from mailboat.server.json_text import encode, encode_lines, exact, plain
 
 odd_texts = st.text(st.characters(codec=None), max_size=9)  # half surrogate pairs included
 odd = st.recursive(
@@ -27,6 +27,11 @@ def test_everything_has_a_form_that_a_strict_reader_takes(value: object) -> None
 
     for made in (encode(value), encode(exact(value))):
         json.loads(made.decode("utf-8"), parse_constant=refuse)
+
+
+@given(st.lists(odd, min_size=1, max_size=9))
+def test_each_line_is_what_one_value_becomes(values: list[object]) -> None:
+    assert encode_lines(values).split(b"\n") == list(map(encode, values))
 
 
 @pytest.mark.parametrize(

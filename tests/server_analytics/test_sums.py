@@ -19,7 +19,7 @@ from mailboat.server.catalog import Origin, SegmentRow, SessionRow
 from mailboat.server.reports import Paging, Scope
 from mailboat.server.sums import PART, SUMS, WEEK
 from testkit.loading import PRODUCT, Bench, segment_row, session_row
-from testkit.segments import START, Raw, Segment, event, feature, timing, value
+from testkit.segments import SESSION, START, Raw, Segment, event, feature, timing, value
 
 WEEKS = 4
 SECONDS = WEEK // 10**6
@@ -214,6 +214,7 @@ def test_reports_say_the_same_whatever_is_summed(
     store = Store(bench, chance)
     if chance.random() < 0.7:  # numbers that go on in another part soon
         bench.sql("INSERT INTO numbered VALUES ($product, uuid(), $number, $number)", product=PRODUCT, number=PART - 3)
+        bench.sql("INSERT INTO part VALUES (0, $product)", product=PRODUCT)
     happenings = [store.load] * 8 + [store.sum_up] * 4 + [store.tell_again, store.forget, store.unload]
     for _ in range(40):
         chance.choice(happenings)()
@@ -264,6 +265,19 @@ def test_weeks_without_sums_have_them_again_when_nothing_else_is_to_be_done(
     check(store, Scope(origin=Origin.ALL))
 
 
+def test_numbers_stay_with_a_product_when_none_of_its_sessions_is_left(bench: Bench) -> None:
+    segment = Segment()
+    segment.block([feature()])
+    data = segment.seal()
+    for product in ("One", "Two", "One", "Two"):
+        bench.load((segment_row(data, product=product), data))
+        own = 0 if product == "One" else PART
+        assert bench.sql("SELECT product, number FROM numbered") == [(product, own)]
+        assert bench.sql("SELECT product, count(*) FROM feature GROUP BY ALL") == [(product, 1)]
+        assert bench.analytics.forget([(product, SESSION)]) == 1
+    assert bench.sql("FROM part ORDER BY part") == [(0, "One"), (1, "Two")]
+
+
 def test_a_sum_that_disagrees_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summing, "TAIL", 1)
     store = Store(bench, random.Random(3))
@@ -277,4 +291,4 @@ def test_a_sum_that_disagrees_is_told(bench: Bench, monkeypatch: pytest.MonkeyPa
         (told,) = bench.analytics.disagreements()
         assert told == f"Other: the sums in {each.table} of week {week} since 1970 are not those of its records"
         bench.sql(f"DELETE FROM {each.table}")
-        bench.sql(f"INSERT INTO {each.table} {each.gathered('true', scoped=True)}")
+        bench.sql(f"INSERT INTO {each.table} {each.gathered_by_scope('true')}")

@@ -86,6 +86,8 @@ def told(lines: bytes) -> list[dict[str, Any]]:
         columns: dict[str, Any] = json.loads(line)
         segment, origin = columns.pop("s"), columns.pop("o")
         columns["t"] = [(time + origin) // 1000 for time in columns["t"]]
+        if "a" in columns:
+            columns["a"] = [json.loads(text) for text in columns["a"].split("\n")]
         rows += [{"s": segment, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)]
     return rows
 
