@@ -28,6 +28,11 @@ TUS_SCHEME: Final = "tus+"
 STOP_TIMEOUT: Final = 2.0
 """Seconds: what people wait for when they close a program, without asking what it does."""
 
+HOMELESS: Final = Path(os.devnull) / "no home folder, so name one with store or MAILBOAT_STORE"
+"""The store of a user without a home, as some containers have: nothing can be made below a file, so records are kept in
+memory, and the reason is in what the system says.
+"""
+
 _ENVIRONMENT: Final = "MAILBOAT_"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 _NOT_FROM_TEXT: Final = frozenset({"properties", "scrub", "ssl", "policy"})
@@ -53,7 +58,8 @@ class AgentConfig:
     environment: str = ""
     """Such as production or staging."""
     store: Path | None = None
-    """Folder for the sessions; None: the user's data folder of the platform."""
+    """Folder for the sessions, as seen from the working directory at construction; None: the user's data folder of the
+    platform. A user who has none keeps records in memory."""
     enabled: bool = True
     """False: no file, no connection. ``DO_NOT_TRACK=1`` in the environment does the same."""
     test_mode: bool = False
@@ -163,7 +169,11 @@ class AgentConfig:
             return self.store
         import platformdirs  # noqa: PLC0415 - 2 ms, which whoever names a folder is spared
 
-        return platformdirs.user_data_path("mailboat", appauthor=False)
+        try:
+            found = platformdirs.user_data_path("mailboat", appauthor=False)
+        except RuntimeError:
+            return HOMELESS
+        return found if found.is_absolute() else HOMELESS  # some versions of it leave the "~" where it is
 
     @classmethod
     def load(cls, **overrides: Any) -> AgentConfig:  # noqa: ANN401 - fields of this class, checked below
@@ -223,11 +233,19 @@ def _folder(name: str, value: Any) -> Path | None:  # noqa: ANN401 - as above
     if value is None:
         return None
     try:
-        if os.fspath(value):
-            return Path(os.fsdecode(value)).expanduser()
+        if os.fspath(value) and "\0" not in os.fsdecode(value):
+            return _from_here(Path(os.fsdecode(value)).expanduser())
     except (TypeError, ValueError, RuntimeError):  # what is no path; nobody's home
         pass
     raise ConfigError(f"{name}={value!r}: expected the path of a folder, or None")
+
+
+def _from_here(path: Path) -> Path:
+    """`path` as it is meant now: the program may go to another folder while it runs."""
+    try:
+        return path.absolute()
+    except OSError:  # the folder that it is in is gone, and nothing can be made there
+        return path
 
 
 def _certificates(name: str, value: object) -> tls.SSLContext | bool:
@@ -310,10 +328,15 @@ def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - as the field's type s
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    text = path.read_text()
+    text = path.read_text("utf-8")  # as TOML is, whatever the locale
     import tomllib  # noqa: PLC0415 - 2 ms, and most programs have no such file
 
     return tomllib.loads(text)
+
+
+def _shut_out(error: Exception) -> bool:
+    """Whether the process may not look for files where it is: it has been given another user since, perhaps."""
+    return isinstance(error, PermissionError) and not os.access(".", os.X_OK)
 
 
 def _from_files(known: set[str]) -> dict[str, Any]:
@@ -323,8 +346,8 @@ def _from_files(known: set[str]) -> dict[str, Any]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            if section:
-                continue  # the host's own file, whose faults are not ours to report
+            if section or _shut_out(error):
+                continue  # the host's own file, whose faults are not ours to report; or a folder that is not ours
             raise ConfigError(f"{path} cannot be read: {error}") from error
         for name in section:
             values = values.get(name, {}) if isinstance(values, dict) else {}

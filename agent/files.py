@@ -25,6 +25,8 @@ else:
 
 FOLDER_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
+_STANDARD: Final = 2
+"""The highest descriptor of a standard stream."""
 Place: TypeAlias = Path | str
 """Where something lies; a text where there may be thousands, for to put a `Path` together takes as long as to open the
 file."""
@@ -111,21 +113,21 @@ class OsFileSystem:
     def make_folder(self, path: Path) -> None:
         """See `FileSystem`."""
         try:
-            path.mkdir(mode=FOLDER_MODE, exist_ok=True)
+            _make(path)
         except FileNotFoundError:
             if path.parent == path:
                 raise
             self.make_folder(path.parent)  # `parents` would make them as the umask has it, for anybody perhaps
-            path.mkdir(mode=FOLDER_MODE, exist_ok=True)
+            _make(path)
 
     def create(self, path: Path) -> int:
         """See `FileSystem`."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _NO_FOLLOW
-        return DESCRIPTORS.opened(lambda: os.open(path, flags, FILE_MODE))
+        return DESCRIPTORS.opened(lambda: _beyond_standard(os.open(path, flags, FILE_MODE)))
 
     def open(self, path: Path) -> int:
         """See `FileSystem`."""
-        return DESCRIPTORS.opened(lambda: os.open(path, os.O_RDWR | _BINARY | _NO_FOLLOW))
+        return DESCRIPTORS.opened(lambda: _beyond_standard(os.open(path, os.O_RDWR | _BINARY | _NO_FOLLOW)))
 
     def close(self, fd: int) -> None:
         """See `FileSystem`."""
@@ -260,6 +262,28 @@ class OsFileSystem:
         """See `FileSystem`."""
         usage = shutil.disk_usage(path)
         return usage.free, usage.total
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(mode=FOLDER_MODE)
+    except OSError:  # whatever a system says of one that is there
+        if not os.path.isdir(path):
+            raise
+    else:
+        path.chmod(FOLDER_MODE)  # a umask may have taken its owner's own rights
+
+
+def _beyond_standard(fd: int) -> int:
+    """`fd`, or a copy in its place where it is that of a standard stream which the host has closed: whatever prints to
+    that one would write into the file.
+    """
+    if fd > _STANDARD or sys.platform == "win32":
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD + 1)
+    finally:
+        os.close(fd)
 
 
 def _read(path: Place, offset: int, length: int | None) -> bytes:

@@ -68,7 +68,7 @@ def _user() -> str:
 def boot_id() -> str:
     """An id of this run of the machine: the kernel's own, or else the minute it was started."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text("utf-8", "replace").strip()
     except OSError:
         return _boot_session() or _boot_time(time.time(), time.monotonic())
 
@@ -108,8 +108,8 @@ def process_start(pid: int | None = None) -> str:
     process. Empty where the system does not tell.
     """
     try:
-        stat = Path(f"/proc/{'self' if pid is None else pid}/stat").read_text()
-        return stat.rsplit(")", 1)[1].split()[19]
+        stat = Path(f"/proc/{'self' if pid is None else pid}/stat").read_bytes()  # its name may be no text
+        return stat.rsplit(b")", 1)[1].split()[19].decode()
     except (OSError, IndexError):
         return ""
 

@@ -243,6 +243,15 @@ class Journal:
         """Whether records go to plain memory though there is a file."""
         return self.fd is not None and not self.active.file_backed
 
+    def exposure(self, before: str) -> str:
+        """Why some of it is in plain memory, as the disk has put it last, or else `before`; empty where it is all in
+        the file.
+        """
+        refused = self.refused
+        if self.crash_proof:
+            return ""
+        return f"{type(refused).__name__}: {refused}" if refused is not None else before
+
     def attach(self, fd: int) -> None:
         """Keep halves in the empty file `fd` from now on; those that are in memory are given back once they are free.
 

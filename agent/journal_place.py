@@ -127,7 +127,7 @@ def memory_folder(configured: Path | None) -> Path | None:
     if configured is not None:
         return configured.absolute()
     try:
-        mounts = [line.split() for line in _MOUNTS.read_text(errors="replace").splitlines()]
+        mounts = [line.split() for line in _MOUNTS.read_text("utf-8", "replace").splitlines()]
     except OSError:
         return None  # not Linux
     in_memory = any(mount[1:2] == [str(SHARED_MEMORY)] and mount[2] in _WITHOUT_DISK for mount in mounts)

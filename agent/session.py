@@ -211,7 +211,7 @@ def _open(
         recorder = Recorder(journal, on_full=writer.closed, on_urgent=on_urgent, clock=clocks.monotonic)
     else:
         recorder.begin_anew(journal, on_full=writer.closed, on_urgent=on_urgent)
-    writer.trouble = trouble
+    writer.lack_journal(trouble)
     writer.start(recorder)
     folder = writer.folder if config.hooks and config.seal_to is None else None  # they would lie there as they are
     last_words = LastWords.prepare(store.files, folder) if folder is not None else None

@@ -130,7 +130,7 @@ class Writer:
         self._told: set[str] = set()
         self._urgent = self._ended = self._gone = False
         self._thread = threading.Thread(target=self._run, name="mailboat-writer", daemon=True)
-        self.trouble = ""
+        self.trouble = self._exposed = ""
 
     @property
     def states(self) -> tuple[SegmentState, ...]:
@@ -159,6 +159,10 @@ class Writer:
     def adopt(self, session: SessionFolder, segment: SegmentFile) -> None:
         """Use a session that was begun already. Before `start`."""
         self._segments.adopt(session, segment)
+
+    def lack_journal(self, why: str) -> None:
+        """The journal is in plain memory, unless `why` is empty: trouble for as long as that lasts. Before `start`."""
+        self.trouble = self._exposed = why
 
     def start(self, recorder: Recorder) -> None:
         """Begin to write what `recorder` takes."""
@@ -257,7 +261,7 @@ class Writer:
         refusals = self._refusals
         turned, synced = self._tried(self._advance), self._tried(self._sync_if_due)
         if refusals == self._refusals:
-            self.trouble = ""
+            self.trouble = self._exposed = self._recorder.journal.exposure(self._exposed)
             if self._synced_at >= self._unsynced_at:
                 self._told.clear()
         return turned and synced
@@ -462,6 +466,8 @@ class Writer:
     def _end(self, reason: SealReason, *, written: bool) -> bool:
         """Seal and retire the session. What the disk refuses stays in the journal, for a later process to recover."""
         self._ended = True
+        if written:
+            self.trouble = ""  # also that there was no journal: there is nothing left to lose
         for _ in range(SEAL_TRIES if written else 0):
             try:
                 self._store.reserve.backing(

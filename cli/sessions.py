@@ -97,7 +97,7 @@ def _keyring(files: Sequence[Path]) -> Keyring | None:
         return None
     with told_plainly():
         try:
-            return Keyring(PrivateKey.parse(path.read_text(errors="replace").strip()) for path in files)
+            return Keyring(PrivateKey.parse(path.read_text("utf-8", "replace").strip()) for path in files)
         except OSError as error:
             raise Misuse(f"{error.filename}: the key cannot be read: {error.strerror}") from error
 

@@ -62,6 +62,15 @@ def test_folders_are_made_with_those_above_and_only_for_their_owner(files: FileS
         files.make_folder(root / "file" / "below")
 
 
+def test_their_owner_may_enter_them_whatever_the_umask(files: FileSystem, root: Path) -> None:
+    before = os.umask(0o777)
+    try:
+        files.make_folder(root / "a" / "b")
+    finally:
+        os.umask(before)
+    assert [each.stat().st_mode & 0o777 for each in (root / "a", root / "a" / "b")] == [0o700, 0o700]
+
+
 def test_where_there_is_no_place_at_all_no_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "place"
     place.mkdir()

@@ -23,7 +23,7 @@ from mailboat.agent.store import LIVE, QUARANTINED, REASON, SENT, WAITING, Store
 from mailboat.agent.stores import Stores
 from mailboat.agent.upkeep import EVICTION_INTERVAL, LOOK_INTERVAL, Upkeep
 from mailboat.agent.writer import TICK, WriterSettings
-from mailboat.protocol.limits import MEMORY_FALLBACK, RESERVE
+from mailboat.protocol.limits import MEMORY_FALLBACK, MIN_JOURNAL, RESERVE
 from mailboat.protocol.segment import SealReason
 from testkit.disk import Unsynced, failure
 from testkit.recording import BOOT, OTHER_BOOT, Rig, Time, only, read_session, recovered, waiting
@@ -248,6 +248,35 @@ async def test_a_running_session_goes_on_by_itself(root: Path, disk: SmallDisk) 
     assert (rig.writer.trouble, rig.journal.crash_proof, rig.recorder.lost) == ("", True, {})
     assert rig.end()
     assert read_session(rig.store.folder / WAITING / rig.id).names == told
+
+
+def test_it_is_told_for_as_long_as_it_lasts_that_there_is_no_journal(root: Path, disk: SmallDisk) -> None:
+    """Blocks have room, the journal has none: what is recorded is written, and would be lost with the process until
+    then.
+    """
+    disk.fill(MIN_JOURNAL)
+    rig = Rig(root, files=disk)
+    told = noisy(rig, 3)
+    for _ in range(3):
+        assert rig.flush(durable=True, seconds=0.1)
+        assert ("No space left" in rig.writer.trouble, rig.journal.crash_proof) == (True, False)
+        rig.step(TICK)
+        assert ("No space left" in rig.writer.trouble, rig.journal.crash_proof) == (True, False)
+    disk.others = 0
+    rig.step(TICK)
+    rig.step(TICK)
+    assert (rig.writer.trouble, rig.journal.crash_proof, rig.recorder.lost) == ("", True, {})
+    assert rig.end()
+    assert read_session(rig.store.folder / WAITING / rig.id).names == told
+
+
+def test_a_session_that_ended_in_order_has_no_trouble_left(root: Path, disk: SmallDisk) -> None:
+    disk.fill(MIN_JOURNAL)
+    rig = Rig(root, files=disk)
+    told = noisy(rig, 3)
+    assert rig.writer.trouble
+    assert rig.end()
+    assert (rig.writer.trouble, read_session(rig.store.folder / WAITING / rig.id).names) == ("", told)
 
 
 def test_a_trickle_of_records_does_not_use_up_the_memory_in_halves_that_hold_little(

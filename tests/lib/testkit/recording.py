@@ -98,6 +98,7 @@ class Rig:
         self.writer = Writer(self.store, begin, settings or WriterSettings(), clocks, place)
         config = AgentConfig(journal_bytes=journal_bytes)
         self.journal, self.trouble = _journal(config, self.store, self.writer, begin, boot, place)
+        self.writer.lack_journal(self.trouble)
         self.urgent = 0
         self.recorder = Recorder(
             self.journal, on_full=self.writer.closed, on_urgent=self._on_urgent, clock=clocks.monotonic

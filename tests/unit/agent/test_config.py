@@ -224,7 +224,7 @@ IMPOSSIBLE: list[dict[str, Any]] = [
     *({name: value} for name in TIMES for value in (-1, math.nan, -math.inf, "1", False)),
     *({name: value} for name in SWITCHES for value in ("no", "false", 0, 1, None)),
     *({name: value} for name in TEXTS for value in (1.2, b"text", ["text"])),
-    *({name: value} for name in ("store", "sealed_journal") for value in (5, "", b"", ["folder"])),
+    *({name: value} for name in ("store", "sealed_journal") for value in (5, "", b"", ["folder"], "a\0b")),
     {"store": "~nobody-of-this-name/store"},
     *({"ssl": value} for value in ("no", 0, Agent)),
     *({"server": value} for value in ("", "https://", "ftp://example.com", "tus+ftp://example.com", "http://a b", 5)),
@@ -271,7 +271,7 @@ def test_what_is_only_written_otherwise_is_taken() -> None:
     assert (config.journal_bytes, type(config.journal_bytes)) == (1_000_000, int)
     context = ssl.create_default_context()
     assert AgentConfig(ssl=context).ssl is context
-    assert AgentConfig(store=Path("here")).store == Path("here")
+    assert AgentConfig(store=Path("here")).store == Path.cwd() / "here"
 
 
 @pytest.mark.parametrize(
