@@ -150,8 +150,7 @@ def test_a_locale_that_knows_ascii_alone(tmp_path: Path) -> None:
             from mailboat.agent import AgentConfig
             assert AgentConfig.load().version == "Gr\\u00fc\\u00dfe"
     """
-    narrow = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    assert live(tmp_path, change=change, **narrow)["kept"]
+    assert live(tmp_path, change=change, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")["kept"]
     assert names_in(tmp_path) == NAMES
 
 

@@ -11,9 +11,13 @@ returned; where these two have different handlers, `raising` leaves the place ou
 from __future__ import annotations
 
 import dis
+import functools
 import gc
+import operator
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -65,23 +69,38 @@ class _Tracer:
         self._turns: dict[tuple[int, int], int] = {}
 
     def trace(self, frame: FrameType, event: str, _arg: object) -> Any:  # noqa: ANN401 - itself
+        """As `sys.settrace` wants it."""
         if event == "call":
-            if frame.f_back is not None:
-                self._last.pop(id(frame.f_back), None)  # there is no look when a Python function returns
             if not _is_ours(frame.f_code):
+                self.entered(frame)
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            self.entered(frame)
+        elif event == "exception":
+            self.raised(frame)
+        elif event == "opcode":
+            self.comes_to(frame, frame.f_lasti)
+        return self.trace
+
+    def entered(self, frame: FrameType) -> None:
+        """A Python function begins."""
+        if frame.f_back is not None:
+            self._last.pop(id(frame.f_back), None)  # there is no look when a Python function returns
+        if _is_ours(frame.f_code):
             self._last.pop(id(frame), None)
             self._turns = {key: turns for key, turns in self._turns.items() if key[0] != id(frame)}
             self._place()
-        elif event == "exception":
-            self._last.pop(id(frame), None)  # a call that raised is not followed by a look
-        elif event == "opcode":
-            last = self._last.get(id(frame))
-            self._last[id(frame)] = frame.f_lasti
-            if last is not None and self._looks(frame, last, frame.f_lasti):
-                self._place()
-        return self.trace
+
+    def raised(self, frame: FrameType) -> None:
+        """An exception passes by: a call that raised is not followed by a look."""
+        self._last.pop(id(frame), None)
+
+    def comes_to(self, frame: FrameType, following: int) -> None:
+        """The instruction at `following` is the next one, in a function of ours."""
+        last = self._last.get(id(frame))
+        self._last[id(frame)] = following
+        if last is not None and self._looks(frame, last, following):
+            self._place()
 
     def _looks(self, frame: FrameType, last: int, following: int) -> bool:
         code = frame.f_code
@@ -100,17 +119,69 @@ class _Tracer:
             self.action()
 
 
-def run(call: Callable[[], object], at: int = 0, action: Action = lambda: None, *, raising: bool = False) -> int:
-    """Call it; returns how many places it came by. The action is not traced."""
-    tracer, before, collects = _Tracer(at, action, raising=raising), sys.gettrace(), gc.isenabled()
-    gc.disable()  # whoever is told of a collection, or finalized by it, would hide the place where that came
-    # CPython 3.12 tells of instructions only if some frame had asked for them when the tracing began.
-    sys._getframe().f_trace_opcodes = True
+@contextmanager
+def _traced(tracer: _Tracer) -> Iterator[None]:
+    """By `sys.settrace`, up to CPython 3.11."""
+    before = sys.gettrace()
     sys.settrace(tracer.trace)
     try:
-        call()
+        yield
     finally:
         sys.settrace(before)
+
+
+@contextmanager
+def _monitored(tracer: _Tracer) -> Iterator[None]:
+    """By `sys.monitoring`. From CPython 3.12 on `sys.settrace` is made of that, and 3.13.0 tells it nothing of the
+    instructions of code that is traced for the first time.
+    """
+    monitoring: Any = sys.monitoring  # type: ignore[attr-defined] # it came with CPython 3.12
+    events, tool, thread = monitoring.events, monitoring.DEBUGGER_ID, threading.get_ident()
+
+    def entered(_code: CodeType, _offset: int) -> None:
+        if threading.get_ident() == thread:
+            tracer.entered(sys._getframe(1))
+
+    def raised(code: CodeType, _offset: int, _error: BaseException) -> None:
+        if _is_ours(code) and threading.get_ident() == thread:
+            tracer.raised(sys._getframe(1))
+
+    def comes_to(code: CodeType, offset: int) -> object:
+        if not _is_ours(code):
+            return monitoring.DISABLE
+        if threading.get_ident() == thread:
+            tracer.comes_to(sys._getframe(1), offset)
+        return None
+
+    told = {
+        events.PY_START: entered,
+        events.PY_RESUME: entered,
+        events.RAISE: raised,
+        events.RERAISE: raised,
+        events.INSTRUCTION: comes_to,
+    }
+    monitoring.use_tool_id(tool, "mailboat's tests")
+    try:
+        for event, callback in told.items():
+            monitoring.register_callback(tool, event, callback)
+        monitoring.restart_events()
+        monitoring.set_events(tool, functools.reduce(operator.or_, told))
+        yield
+    finally:
+        monitoring.set_events(tool, events.NO_EVENTS)
+        for event in told:
+            monitoring.register_callback(tool, event, None)
+        monitoring.free_tool_id(tool)
+
+
+def run(call: Callable[[], object], at: int = 0, action: Action = lambda: None, *, raising: bool = False) -> int:
+    """Call it; returns how many places it came by. The action is not traced."""
+    tracer, collects = _Tracer(at, action, raising=raising), gc.isenabled()
+    gc.disable()  # whoever is told of a collection, or finalized by it, would hide the place where that came
+    try:
+        with _monitored(tracer) if hasattr(sys, "monitoring") else _traced(tracer):
+            call()
+    finally:
         if collects:
             gc.enable()
     return tracer.count
