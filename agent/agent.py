@@ -323,8 +323,8 @@ class Agent(RecordingCalls):
         return await self._sending.window(left, progress)
 
     async def delivered(self, session_id: str, timeout: float | None = None) -> SessionOutcome:
-        """The final outcome of a session, as soon as it has one. Raises `TimeoutError` after `timeout` seconds, and at
-        once when it can have none any more, because the agent has stopped.
+        """The final outcome of a session, once it has one; of the running one how it stands, once the server has all
+        recorded so far. Raises `TimeoutError` after `timeout` seconds, or at once when the agent has stopped before.
         """
         if self._sync is None:
             raise TimeoutError(f"this process sends nothing: {self._why_silent or 'the agent was not started'}")

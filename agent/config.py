@@ -52,7 +52,8 @@ class AgentConfig:
     product: str = ""
     """What is sold or run; its applications share a sender and a dashboard."""
     application: str = ""
-    """Which program of the product this is."""
+    """Which program of the product this is. Programs that name neither have one store, and whoever of them sends, sends
+    what all have recorded, to its own server."""
     version: str = ""
     """The application's version."""
     environment: str = ""

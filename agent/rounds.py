@@ -36,7 +36,7 @@ from mailboat.agent.traffic import Held, Traffic
 from mailboat.agent.uploader import Broken, Progress, Uploader
 from mailboat.agent.window import SLICE, Window, outcome_of
 from mailboat.protocol.negotiation import Policy, Rider, Wish
-from mailboat.protocol.summary import Summary
+from mailboat.protocol.summary import SegmentState, Summary
 from mailboat.protocol.uploads.outcomes import Exhausted, NotOurs, Outcome, Refused, Retry, Unauthorised
 
 log = logging.getLogger("mailboat")
@@ -296,6 +296,8 @@ class Rounds(Struct):
                 return
             case down:
                 raise LinkDown(down)
+        for offer in task.offers:
+            await self._tell_of_running(offer.session_id)
         await self._finish(ended, window)
         window.tell(self.planner)
 
@@ -362,8 +364,26 @@ class Rounds(Struct):
             case _:
                 window.failed = 0
         ended = self.planner.sent(task, outcome, self.clocks.now())
+        await self._tell_of_running(task.session_id)
         if ended is not None:
             await self._finish([ended], window)
+
+    def so_far(self, session_id: str, segments: Iterable[SegmentState]) -> SessionOutcome | None:
+        """How a running session stands once the server holds these `segments` of it, as far as they go, or does not
+        want it; None before.
+        """
+        entry = self.planner.entries.get(session_id)
+        if entry is None or not entry.running:
+            return None
+        arrived = not entry.stalls and all(entry.held.get(each.index, 0) >= each.size for each in segments)
+        return outcome_of(entry, self._sent[session_id]) if arrived or entry.unwanted else None
+
+    async def _tell_of_running(self, session_id: str) -> None:
+        """Have those who wait for a running session see how it stands now."""
+        entry = self.planner.entries.get(session_id)
+        if entry is not None and entry.running:
+            async with self.ended:
+                self.ended.notify_all()
 
     def _failed(self, outcome: Outcome, window: Window) -> None:
         """The server answered, but could not take an upload: the others go on, unless it takes none."""

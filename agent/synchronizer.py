@@ -347,17 +347,34 @@ class Synchronizer:
             await self._rounds.settled()
 
     async def delivered(self, session_id: str) -> SessionOutcome:
-        """The final outcome of a session, once it has one; of earlier runs, too, as long as it is kept. Raises
-        `TimeoutError` when there will be none any more.
+        """The final outcome of a session, once it has one; of earlier runs, too, as long as it is kept. Of the running
+        session, how it stands once the server holds what was recorded until now. Raises `TimeoutError` when there will
+        be none any more.
         """
         if session_id not in self.outcomes and not self._closed:
             if session_id not in self.backlog:
                 await self._look_up(session_id)
+            stands = await self._running_so_far(session_id)
             async with self._rounds.ended:
-                await self._rounds.ended.wait_for(lambda: session_id in self.outcomes or self._closed)
+                await self._rounds.ended.wait_for(lambda: session_id in self.outcomes or self._closed or stands())
+            if session_id not in self.outcomes and (outcome := stands()) is not None:
+                return outcome
         if session_id not in self.outcomes:
             raise TimeoutError(f"the agent has stopped before session {session_id} came to an end")
         return self.outcomes[session_id]
+
+    async def _running_so_far(self, session_id: str) -> Callable[[], SessionOutcome | None]:
+        """What tells how the running session stands, once the server holds what is on the disk by now; nothing of any
+        other session. It is sent soon, for somebody waits for it.
+        """
+        running = self._sources.running()
+        live = await self._sources.live() if running is not None and running.session_id == session_id else None
+        if live is None:
+            return lambda: None
+        segments = live.summary.segments
+        if self._rounds.so_far(session_id, segments) is None:
+            self.wake(include_live=True)
+        return lambda: self._rounds.so_far(session_id, segments)
 
     async def _look_up(self, session_id: str) -> None:
         """Know what became of a session in an earlier run."""

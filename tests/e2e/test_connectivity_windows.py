@@ -213,6 +213,53 @@ async def test_stop_ends_a_window_under_way(make_agent: AgentMaker) -> None:
         assert report.error == "the agent was stopped"
 
 
+async def test_what_the_running_session_has_so_far_is_delivered_too(
+    make_agent: AgentMaker, given: Given, tmp_path: Path
+) -> None:
+    """As whoever embeds an agent asks for it: within its life, after a window."""
+    async with make_agent(stop_timeout=30.0) as agent:
+        session_id = agent.session_id
+        assert session_id is not None
+        agent.feature("first")
+        await agent.force_sync(timeout=30.0)
+        outcome = await agent.delivered(session_id, timeout=10.0)
+        assert (outcome.state, outcome.records, outcome.bytes_left) == (SessionState.PENDING, 1, 0)
+        assert outcome.bytes_sent == sum(map(len, await given.segments(session_id)))
+        assert [record["name"] for record in await given.records(session_id)] == ["first"]
+        agent.feature("second")
+        with pytest.raises(TimeoutError):
+            await agent.delivered(session_id, timeout=0.05)  # only `force_sync` sends here
+        waiting = asyncio.create_task(agent.delivered(session_id, timeout=30.0))
+        await agent.force_sync(timeout=30.0)
+        outcome = await waiting
+        assert (outcome.state, outcome.records, outcome.bytes_left) == (SessionState.PENDING, 2, 0)
+        assert [record["name"] for record in await given.records(session_id)] == ["first", "second"]
+    outcome = await agent.delivered(session_id, timeout=1.0)
+    assert (outcome.state, outcome.records) == (SessionState.ACCEPTED, 2)
+    assert digests(await given.segments(session_id)) == digests(stored(tmp_path / "store", session_id))
+
+
+async def test_an_agent_that_sends_by_itself_sends_what_is_waited_for(make_agent: AgentMaker, given: Given) -> None:
+    async with make_agent(synchronize_automatically=True, startup_delay=3600.0) as agent:
+        assert agent.session_id is not None
+        for number in range(3):
+            agent.feature("waited.for", number=number)
+            outcome = await agent.delivered(agent.session_id, timeout=30.0)
+            assert (outcome.state, outcome.records, outcome.bytes_left) == (SessionState.PENDING, number + 1, 0)
+            assert len(await given.records(agent.session_id)) == number + 1
+
+
+async def test_who_waits_for_the_running_session_has_its_end_where_that_comes_first(make_agent: AgentMaker) -> None:
+    async with strange(silence) as server:
+        agent = make_agent(server=server.url)
+        await agent.start()
+        waiting = asyncio.create_task(agent.delivered(agent.session_id or ""))
+        await asyncio.sleep(0)
+        await agent.stop(timeout=0.0)
+        with pytest.raises(TimeoutError, match="the agent has stopped"):
+            await waiting
+
+
 async def test_twice_and_at_the_wrong_time(make_agent: AgentMaker, given: Given) -> None:
     agent = make_agent(stop_timeout=10.0)
     agent.feature("too.early")

@@ -156,6 +156,20 @@ async def test_the_servers_plan_is_obeyed(make_agent: AgentMaker, server: Served
                 await asyncio.sleep(0)
 
 
+async def test_that_a_running_session_is_not_wanted_is_told_to_who_waits_for_it(
+    make_agent: AgentMaker, server: Served, given: Given
+) -> None:
+    await planned(server, details="none")
+    async with make_agent() as agent:
+        assert agent.session_id is not None
+        agent.feature("unwanted")
+        report = await agent.force_sync(timeout=30.0)
+        outcome = await agent.delivered(agent.session_id, timeout=10.0)
+        assert (outcome.state, outcome.bytes_sent, outcome.bytes_left) == (SessionState.PENDING, 0, 0)
+        assert (report.complete, report.sessions) == (True, (outcome,))
+        assert await given.received() == 0
+
+
 # -- many applications -------------------------------------------------------------------------------------------------
 
 

@@ -78,6 +78,7 @@ async def test_a_running_session_is_sent_and_continued(
             assert report.error is None
             assert report.bytes_left == 0
             assert [each.state for each in report.sessions] == ["pending"]
+            assert (await agent.delivered(session_id, timeout=10.0)).bytes_left == 0
         received = await given.received()
     assert (await agent.delivered(session_id, timeout=0.1)).state == "accepted"
     assert await holds(given, tmp_path / "store", session_id)
