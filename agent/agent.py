@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -31,6 +30,7 @@ from mailboat.agent.config import AgentConfig
 from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.integrations.hooks import Hooks
 from mailboat.agent.link_policy import LinkState
+from mailboat.agent.log import log
 from mailboat.agent.loops import LOOP_ENDED, LoopEnded, elsewhere, owned, running_loop
 from mailboat.agent.report import FORKED, NO_SERVER, AgentState, SessionOutcome, Status, SyncProgress, SyncReport
 from mailboat.agent.sending import Sending
@@ -43,8 +43,6 @@ from mailboat.protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from mailboat.agent.synchronizer import Synchronizer
-
-log = logging.getLogger("mailboat")
 
 LEAVE_TIMEOUT: Final = 1.0
 """Longest wait, at the end, for what the store's thread still does; it ends by itself."""

@@ -7,7 +7,6 @@ and told as one `Alert`. Records come from any thread and from signal handlers; 
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Final, overload
 
 from mailboat.agent.clocks import Clocks, Timer, Timers
+from mailboat.agent.log import log
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import ALERT_WINDOW, MAX_ALERT_RECORDS
 from mailboat.protocol.records import Record, decode
-
-log = logging.getLogger("mailboat")
 
 UNNUMBERED: Final = -1
 """The sequence number of a record in an alert: it gets its own only when it is in a block."""
@@ -148,7 +146,7 @@ class Alerts:
             if answer is False:
                 return None
             return 0.0 if answer is None or answer is True else _seconds(answer)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the application's own callable may raise anything
             self.failures += 1
             log.warning("an on_alert callback failed, the session is sent: %r", error, exc_info=error)
             return 0.0

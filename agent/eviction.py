@@ -7,7 +7,6 @@ goes before all that waits. The others have been counted when they were put wher
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,12 +17,11 @@ from msgspec import Struct, field
 from mailboat.agent.ended import Waiting
 from mailboat.agent.files import FileSystem
 from mailboat.agent.ledger import EVICTED, LOST, Ending
+from mailboat.agent.log import log
 from mailboat.agent.quota import Evicted, Kept, Quota, Standing, evictions
 from mailboat.agent.segment_file import segment_paths, segments_among
 from mailboat.agent.store import LIVE, QUARANTINED, RECEIPT, SENT, Store
 from mailboat.protocol.ids import is_canonical
-
-log = logging.getLogger("mailboat")
 
 _PUT_AWAY: Final = {Standing.SENT: SENT, Standing.DECLINED: SENT, Standing.QUARANTINED: QUARANTINED}
 _ID_LENGTH: Final = 36

@@ -6,15 +6,13 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
-import logging
 import threading
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from mailboat.agent.agent import Agent
-
-log = logging.getLogger("mailboat")
+from mailboat.agent.log import log
 
 T = TypeVar("T")
 

@@ -14,7 +14,6 @@ Where there is no such folder (or it is not ours alone), the journal is in the p
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import stat
 from collections.abc import Iterable
@@ -24,10 +23,9 @@ from typing import Final, Protocol
 import msgpack
 
 from mailboat.agent.files import FileSystem
+from mailboat.agent.log import log
 from mailboat.protocol.records import Kind, Schema
 from mailboat.protocol.unpacking import whole_records
-
-log = logging.getLogger("mailboat")
 
 JOURNAL: Final = "journal"
 JOURNAL_AT: Final = "journal.at"

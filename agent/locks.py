@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from pathlib import Path
 from typing import Final
 
 from mailboat.agent.ended import read_preamble
 from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_running
+from mailboat.agent.log import log
 from mailboat.agent.segment_file import segment_paths
 from mailboat.protocol.errors import SegmentError
-
-log = logging.getLogger("mailboat")
 
 LOCK: Final = "lock"
 """The file in a live session's folder that its process holds locked."""

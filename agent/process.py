@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import logging
 import os
 import select
 import selectors
@@ -23,7 +22,7 @@ import weakref
 from concurrent.futures import Future
 from typing import Any, Final, Protocol
 
-log = logging.getLogger("mailboat")
+from mailboat.agent.log import log
 
 EXIT_TIMEOUT: Final = 2.0
 """Seconds that the end of the process is put off for a disk that is slow; what is in the journal's file can wait."""

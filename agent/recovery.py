@@ -24,7 +24,6 @@ and shows as a gap.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -42,6 +41,7 @@ from mailboat.agent.intake import Lost
 from mailboat.agent.journal_place import read_declared, read_journal
 from mailboat.agent.last_words import record_of
 from mailboat.agent.leftovers import Left, LeftBehind, left_behind
+from mailboat.agent.log import log
 from mailboat.agent.segment_file import DAMAGED, SegmentFile, has_set_aside, segment_paths, set_aside
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.protocol.errors import ConfigError, SegmentError
@@ -61,8 +61,6 @@ from mailboat.protocol.sealing import Entropy, Note, SealedPayload, require_libr
 from mailboat.protocol.segment import ENCODING_SEALED, SEGMENT_DAMAGED, Preamble, SealReason
 from mailboat.protocol.summary import cut_properties, cut_text
 from mailboat.protocol.unpacking import around_damage, numbered, unpack, whole_pieces, whole_records
-
-log = logging.getLogger("mailboat")
 
 _RECORD_BYTES: Final = 8
 """Bytes that a record takes at least: an array of its kind, its time and its name."""

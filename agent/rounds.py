@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from mailboat.agent.entries import Entry, Fate
 from mailboat.agent.flights import Flight, Flights
 from mailboat.agent.http import Http
 from mailboat.agent.ledger import LOST, Ending
+from mailboat.agent.log import log
 from mailboat.agent.negotiator import Outcome as Answered
 from mailboat.agent.negotiator import Replied, negotiate
 from mailboat.agent.planner import Idle, Negotiate, Planner, Send, Wait
@@ -38,8 +38,6 @@ from mailboat.agent.window import SLICE, Window, outcome_of
 from mailboat.protocol.negotiation import Policy, Rider, Wish
 from mailboat.protocol.summary import SegmentState, Summary
 from mailboat.protocol.uploads.outcomes import Exhausted, NotOurs, Outcome, Refused, Retry, Unauthorised
-
-log = logging.getLogger("mailboat")
 
 FAILED_UPLOADS: Final = 3
 """So many uploads in a row that the server answered but could not take mean that it is the server, not the upload."""

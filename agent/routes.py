@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import socket
 import struct
@@ -18,8 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from mailboat.agent.descriptors import DESCRIPTORS
-
-log = logging.getLogger("mailboat")
+from mailboat.agent.log import log
 
 SETTLE: Final = 1.0
 """Seconds from a new way to word of it: names are looked up through what comes just after the route."""

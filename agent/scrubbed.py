@@ -6,16 +6,14 @@ nothing else is ever packed; a record whose scrubbing fails is dropped and count
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mailboat.agent.intake import Lost
+from mailboat.agent.log import log
 from mailboat.agent.recorder import Recorder
 from mailboat.agent.scrub import Scrubber
 from mailboat.protocol.records import Kind, Level
-
-log = logging.getLogger("mailboat")
 
 
 class Recording(Protocol):

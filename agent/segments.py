@@ -7,7 +7,6 @@ name when it is whole and synced: if the process dies before, recovery finds the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,14 +15,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from mailboat.agent.clocks import Clocks
+from mailboat.agent.log import log
 from mailboat.agent.segment_file import SegmentFile, cut_to, segment_name, segment_paths, set_aside
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.records import Schema
 from mailboat.protocol.segment import SealReason
 from mailboat.protocol.summary import SegmentState
-
-log = logging.getLogger("mailboat")
 
 PATIENCE: Final = 1.0
 """Seconds between attempts to replace a segment whose file has failed: each reads it back."""

@@ -17,7 +17,6 @@ No child is forked in the middle of it: it would wait for ever for a module that
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Final
@@ -28,6 +27,7 @@ from mailboat.agent.clocks import Clocks
 from mailboat.agent.config import TUS_SCHEME, AgentConfig
 from mailboat.agent.descriptors import DESCRIPTORS
 from mailboat.agent.eligibility import Eligibility
+from mailboat.agent.log import log
 from mailboat.agent.loops import owned
 from mailboat.agent.report import SessionOutcome, SyncProgress, SyncReport, one_line
 from mailboat.agent.sources import Sources
@@ -35,8 +35,6 @@ from mailboat.agent.sources import Sources
 if TYPE_CHECKING:
     from mailboat.agent.delivery import Delivery
     from mailboat.agent.synchronizer import Synchronizer
-
-log = logging.getLogger("mailboat")
 
 LOAD_INTERVAL: Final = 5.0
 """Seconds between two tries to load what delivers: what keeps it from that, such as a want of descriptors, may pass."""

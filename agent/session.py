@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Final
@@ -17,6 +16,7 @@ from mailboat.agent.host import boot_id, describe, process_start
 from mailboat.agent.journal import Journal
 from mailboat.agent.journal_place import InMemory, JournalPlace, OnDisk, memory_folder
 from mailboat.agent.last_words import LastWords
+from mailboat.agent.log import log
 from mailboat.agent.loops import running_loop
 from mailboat.agent.quota import Quota
 from mailboat.agent.recorder import OnUrgent, Recorder
@@ -29,8 +29,6 @@ from mailboat.protocol.disclosure import boxed_installation, sealed_info
 from mailboat.protocol.sealing import PublicKey
 from mailboat.protocol.segment import Preamble, SealReason
 from mailboat.protocol.summary import Info, Status, Summary
-
-log = logging.getLogger("mailboat")
 
 SALT_BYTES: Final = 4
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -43,14 +42,13 @@ from mailboat.agent.files import FileSystem
 from mailboat.agent.journal_place import JOURNAL, JOURNAL_AT, remove
 from mailboat.agent.ledger import ACCEPTED, DECLINED, LOST, REJECTED, RETURNED, Ending, LedgerFile
 from mailboat.agent.locks import LOCK, lock_of_the_dead, take_lock
+from mailboat.agent.log import log
 from mailboat.agent.reserve import Reserve
 from mailboat.agent.segment_file import UNFINISHED, SegmentFile
 from mailboat.protocol.errors import SegmentError, StoreError, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.sealing import Entropy
 from mailboat.protocol.segment import Preamble
-
-log = logging.getLogger("mailboat")
 
 LAST_WORDS: Final = "last-words"
 REASON: Final = "reason"

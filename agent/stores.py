@@ -9,7 +9,6 @@ All functions block; they are called on the store's thread.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -17,9 +16,8 @@ from typing import Final
 from mailboat.agent.ended import Waiting
 from mailboat.agent.ledger import Ending, LedgerFile
 from mailboat.agent.locks import take_lock
+from mailboat.agent.log import log
 from mailboat.agent.store import LIVE, SENDER_LOCK, WAITING, Found, Store
-
-log = logging.getLogger("mailboat")
 
 OWN: Final = ""
 """The owner of sessions in the application's own store; that of others is named as their store's folder."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +21,7 @@ from mailboat.agent.config import AgentConfig
 from mailboat.agent.connectivity import Connectivity, Link
 from mailboat.agent.http import Http
 from mailboat.agent.link_policy import LinkState, Priority
+from mailboat.agent.log import log
 from mailboat.agent.negotiator import probe
 from mailboat.agent.report import SessionOutcome, SessionState, SyncProgress, SyncReport, one_line
 from mailboat.agent.rounds import OTHER_SENDS, BudgetSpent, LinkDown, Rounds, Sink
@@ -33,8 +33,6 @@ from mailboat.agent.window import Window
 from mailboat.protocol.limits import BACKOFF_FIRST
 from mailboat.protocol.uploads.outcomes import Retry, Unauthorised
 from mailboat.protocol.uploads.retry import Backoff
-
-log = logging.getLogger("mailboat")
 
 WINDOW_BACKOFF: Final = Backoff(first=0.05, longest=1.0)
 """Within a window every second counts: short pauses, for the time of the window only."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -20,9 +19,8 @@ from msgspec import Struct
 from mailboat.agent.allowance import DAY, Budget, Rate, day_of
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.files import FileSystem
+from mailboat.agent.log import log
 from mailboat.protocol.limits import KIB, UPLOAD_WRITE
-
-log = logging.getLogger("mailboat")
 
 T = TypeVar("T")
 

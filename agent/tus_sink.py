@@ -17,7 +17,6 @@ finished upload by then gets that segment a second time.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -28,6 +27,7 @@ from msgspec.structs import replace
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.files import FileSystem
 from mailboat.agent.http import TRANSPORT_FAILURES, Answer, Http, told
+from mailboat.agent.log import log
 from mailboat.agent.negotiator import Outcome as Answered
 from mailboat.agent.negotiator import Replied
 from mailboat.agent.places import MOST, NAME, Place, from_json, to_json
@@ -54,8 +54,6 @@ from mailboat.protocol.uploads.replies import Meaning, meaning_of
 from mailboat.protocol.uploads.tasks import Source
 from mailboat.protocol.uploads.tus_client import Offering, TusDialect, discovery, read_discovery
 from mailboat.protocol.uploads.values import Limits
-
-log = logging.getLogger("mailboat")
 
 UNREADABLE: Final = 60.0
 """Seconds until the disk is asked again for what it could not give."""

@@ -5,7 +5,6 @@ kept, and it is noticed when a disk that was full has room again.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Final
@@ -14,14 +13,13 @@ from mailboat.agent.backlog import Look, read
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.eviction import evict_as_sender
 from mailboat.agent.host import boot_id
+from mailboat.agent.log import log
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.report import one_line
 from mailboat.agent.room import Room
 from mailboat.agent.store import SessionFolder, Store
 from mailboat.agent.stores import Stores
 from mailboat.protocol.errors import ConfigError
-
-log = logging.getLogger("mailboat")
 
 EVICTION_INTERVAL: Final = 60.0
 """Seconds between looks at the store's quotas, each of which reads the sizes of all that is kept."""

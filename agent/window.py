@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -12,10 +11,9 @@ from typing import Final
 from msgspec import Struct, field
 
 from mailboat.agent.entries import Entry, Fate
+from mailboat.agent.log import log
 from mailboat.agent.planner import Planner, Send
 from mailboat.agent.report import SessionOutcome, SessionState, SyncProgress, SyncReport, one_line
-
-log = logging.getLogger("mailboat")
 
 SLICE: Final = 200
 """Sessions dealt with before the event loop gets a turn: about a millisecond of work."""

@@ -8,7 +8,6 @@ the journal and is tried again; nothing here is ever reported by raising.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import queue
 import threading
@@ -24,6 +23,7 @@ from mailboat.agent.clocks import Clocks
 from mailboat.agent.filling import Filling
 from mailboat.agent.journal import Half
 from mailboat.agent.journal_place import JournalPlace, OnDisk
+from mailboat.agent.log import log
 from mailboat.agent.quota import Quota
 from mailboat.agent.recorder import Recorder
 from mailboat.agent.room import Disk, Room
@@ -35,8 +35,6 @@ from mailboat.protocol.records import SCHEMA_COUNTER, Kind, counter
 from mailboat.protocol.sealing import Note
 from mailboat.protocol.segment import SealReason
 from mailboat.protocol.summary import SegmentState
-
-log = logging.getLogger("mailboat")
 
 TICK: Final = 1.0
 """Seconds between looks at what is due; also how soon a disk that refused is tried again."""
