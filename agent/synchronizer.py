@@ -299,7 +299,7 @@ class Synchronizer:
             window.error = self._note_failure(error)
         finally:
             self._windows.pop(scope, None)
-        return await window.report(self._rounds.planner, self._clocks.now() - begun)
+        return await window.report(self._rounds.planner, self._clocks.now() - begun, self.outcomes)
 
     async def _take_over(self, window: Window) -> None:
         if self._automatic is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import islice
 from typing import Final
 
@@ -85,14 +85,16 @@ class Window(Struct):
             log.warning("the progress callback failed, it is not called again: %s: %s", type(error).__name__, error)
             self.progress = None
 
-    async def report(self, planner: Planner, duration: float) -> SyncReport:
-        """What it achieved, with what is still to be done."""
+    async def report(self, planner: Planner, duration: float, known: Container[str] = ()) -> SyncReport:
+        """What it achieved, with what is still to be done; not the outcomes that are `known` of earlier windows: where
+        there was no time to look, the planner has such sessions still.
+        """
         outcomes = dict(self.ended)
         pending = False
         rest = iter(list(planner.entries.items()))
         while some := list(islice(rest, SLICE)):
             for session_id, entry in some:
-                if session_id not in outcomes:
+                if session_id not in outcomes and session_id not in known:
                     outcomes[session_id] = outcome_of(entry, self.sent[session_id])
                     pending |= entry.fate is Fate.PENDING and not entry.running
             await asyncio.sleep(0)

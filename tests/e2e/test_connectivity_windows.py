@@ -213,6 +213,17 @@ async def test_stop_ends_a_window_under_way(make_agent: AgentMaker) -> None:
         assert report.error == "the agent was stopped"
 
 
+async def test_a_session_has_its_end_in_one_report(make_agent: AgentMaker) -> None:
+    """Also where the next window is over before anybody has looked what there is."""
+    sessions = {(await left_behind(make_agent, 1000, seed))[0] for seed in range(3)}
+    async with make_agent() as agent:
+        reports = [await agent.force_sync(timeout=seconds) for seconds in (30.0, 0.0, 30.0)]
+        running = agent.session_id
+    told = [{each.session_id for each in report.sessions} for report in reports]
+    assert told == [{*sessions, running}, {running}, {running}]
+    assert [report.complete for report in reports] == [True, False, True]
+
+
 async def test_what_the_running_session_has_so_far_is_delivered_too(
     make_agent: AgentMaker, given: Given, tmp_path: Path
 ) -> None:
