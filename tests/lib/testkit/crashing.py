@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mailboat.agent.host import boot_id
+from testkit.patience import TELL_WHEN_ASKED, Patience
 from testkit.recording import Story, recovered
 
 _PROGRAM = """
@@ -37,18 +38,15 @@ async def run(store: Path, program: str, *, prelude: str = "", **environment: st
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        _PROGRAM + prelude + textwrap.dedent(program),
+        TELL_WHEN_ASKED + _PROGRAM + prelude + textwrap.dedent(program),
         env={**os.environ, "STORE": str(store), **environment},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    try:
-        async with asyncio.timeout(60.0):
-            output, errors = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        raise
+    with Patience(process.pid) as patience:
+        output, errors = await process.communicate()
+    patience.check(errors.decode)
     assert process.returncode is not None
     return End(process.returncode, output.decode(), errors.decode())
 

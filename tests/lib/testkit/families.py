@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,6 +37,7 @@ from mailboat.agent.locks import LOCK
 from mailboat.agent.segment_file import segment_paths
 from mailboat.protocol import SegmentReader
 from mailboat.protocol.sealing import Keyring, PrivateKey
+from testkit.patience import Patience, tell_when_asked
 
 PRODUCT, APPLICATION = "family", "tree"
 KEY = PrivateKey(bytes(range(32)))
@@ -736,18 +737,29 @@ class Play:
 
     def until(self, who: str) -> int:
         """Read on until `who` has said which process it is."""
-        while who not in self.family.pids:
-            line = self.pipe.readline()
-            assert line, f"it ended before {who} came: {self.process.wait()}"
-            self.family.take([line])
+        with self._patience():
+            while who not in self.family.pids and (line := self.pipe.readline()):
+                self.family.take([line])
+        assert who in self.family.pids, f"it ended before {who} came: {self.process.wait()}"
         return self.family.pids[who]
 
     def until_told(self, who: str, count: int) -> None:
         """Read on until so many calls of `who` have returned."""
-        while self.family.told[who] < count:
-            line = self.pipe.readline()
-            assert line, f"it ended before {who} had recorded {count}: {self.process.wait()}"
-            self.family.take([line])
+        with self._patience():
+            while self.family.told[who] < count and (line := self.pipe.readline()):
+                self.family.take([line])
+        assert self.family.told[who] >= count, f"it ended before {who} had recorded {count}: {self.process.wait()}"
+
+    @contextlib.contextmanager
+    def _patience(self) -> Iterator[None]:
+        """What is waited for in this context comes before long, or the family says where it stands, and ends."""
+        with Patience(self.process.pid) as patience:
+            yield
+        patience.check(self._said)
+
+    def _said(self) -> str:
+        """What the family has written to standard error so far."""
+        return os.pread(self.errors.fileno(), os.fstat(self.errors.fileno()).st_size, 0).decode()
 
     def _let_the_dead_let_go(self) -> None:
         """Wait until no session is locked any more: a process that dies closes the pipe before its locks, and would be
@@ -759,11 +771,11 @@ class Play:
 
     def to_the_end(self) -> Family:
         """Read until all of the family have ended."""
-        self.family.take(self.pipe)
-        self.family.status = self.process.wait()
-        self._let_the_dead_let_go()
-        self.errors.seek(0)
-        self.family.errors = self.errors.read().decode()
+        with self._patience():
+            self.family.take(self.pipe)
+            self.family.status = self.process.wait()
+            self._let_the_dead_let_go()
+        self.family.errors = self._said()
         return self.family
 
 
@@ -823,4 +835,5 @@ async def recover_all(store: Path) -> None:
 MODULE = "testkit.families"
 
 if __name__ == "__main__":
+    tell_when_asked()
     SCENARIOS[sys.argv[1]](Teller(json.loads(sys.argv[2]), int(sys.argv[3])))

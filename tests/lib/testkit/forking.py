@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from testkit.patience import Patience, tell_when_asked
+
 
 @dataclass
 class Child:
@@ -21,8 +23,10 @@ class Child:
 
     def result(self) -> Any:  # noqa: ANN401 - whatever JSON can hold
         """What the call returned; fails with the traceback if it raised."""
-        with os.fdopen(os.dup(self.told), "rb") as pipe:
-            answer = json.loads(pipe.readline())
+        with os.fdopen(os.dup(self.told), "rb") as pipe, Patience(self.pid) as patience:
+            line = pipe.readline()
+        patience.check()
+        answer = json.loads(line)
         assert "raised" not in answer, answer["raised"]
         return answer["returned"]
 
@@ -37,6 +41,7 @@ def in_child(call: Callable[[], object] = lambda: None) -> Iterator[Child]:
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
+        tell_when_asked()
         try:
             answer: dict[str, object] = {"returned": call()}
         except BaseException:  # noqa: BLE001 - whatever it is, the parent is told

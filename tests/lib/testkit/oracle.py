@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mailboat.agent import Agent, Level
+from testkit.patience import Patience, tell_when_asked
 
 Json = Mapping[str, Any]
 
@@ -259,10 +260,11 @@ async def killed(habits: Habits, after: int) -> Told:
     """Let a victim live until `after` lines were read, kill it with -9, and read to the end what it was told."""
     told = Told(habits)
     async with victim(habits) as (process, pipe):
-        while told.lines < after:
-            line = await pipe.readline()
-            assert line, f"the victim died by itself: exit status {await process.wait()}, {habits}"
-            told.take(line)
+        with Patience(process.pid) as patience:
+            while told.lines < after and (line := await pipe.readline()):
+                told.take(line)
+        patience.check()
+        assert told.lines >= after, f"the victim died by itself: exit status {await process.wait()}, {habits}"
         process.kill()
         while line := await pipe.readline():
             told.take(line)
@@ -295,5 +297,6 @@ def complaints(told: Told, records: Iterable[Json]) -> list[str]:
 
 
 if __name__ == "__main__":
+    tell_when_asked()
     with suppress(BrokenPipeError):
         asyncio.run(Victim(Habits(**json.loads(sys.argv[1])), int(sys.argv[2])).live())

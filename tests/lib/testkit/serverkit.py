@@ -26,6 +26,7 @@ from mailboat.protocol.records import COUNTERS, Kind
 from mailboat.protocol.summary import summarise
 from mailboat.server.blobs import LocalBlobs
 from mailboat.server.context import BLOBS
+from testkit.patience import TELL_WHEN_ASKED, Patience
 
 PRODUCT = "Acme Studio"
 AGENT = "mailboat-python/0.1.0"
@@ -243,13 +244,13 @@ class ServerProcess:
     @classmethod
     async def start(cls, data: Path, port: int = 0) -> ServerProcess:
         """Start it, and wait until it listens. What it logs goes into a file beside `data`."""
-        program = (
+        program = TELL_WHEN_ASKED + (
             "import sys; from pathlib import Path; from mailboat.server.config import ServerConfig; "
             "from mailboat.server.serving import run; "
             "sys.exit(run(ServerConfig(data=Path(sys.argv[1]), port=int(sys.argv[2])), "
             "echo=lambda line: print(line, flush=True)))"
         )
-        log = data.with_name(f"{data.name}.log")
+        log = _log_beside(data)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             process = await asyncio.create_subprocess_exec(
@@ -263,10 +264,12 @@ class ServerProcess:
             )
         assert process.stdout is not None
         lines: list[str] = []
-        while line := (await process.stdout.readline()).decode().strip():
-            lines.append(line)
-            if line.startswith("listening on "):
-                return cls(data, int(line.rpartition(":")[2]), process, lines)
+        with Patience(process.pid) as patience:
+            while line := (await process.stdout.readline()).decode().strip():
+                lines.append(line)
+                if line.startswith("listening on "):
+                    return cls(data, int(line.rpartition(":")[2]), process, lines)
+        patience.check(log.read_text)
         status = await process.wait()
         raise AssertionError(f"the server did not start: {lines}, exit status {status}; {log.read_text()[-2000:]}")
 
@@ -284,5 +287,12 @@ class ServerProcess:
 
     async def _gone(self) -> None:
         assert self.process.stdout is not None
-        self.lines += (await self.process.stdout.read()).decode().splitlines()
-        await self.process.wait()
+        with Patience(self.process.pid) as patience:
+            self.lines += (await self.process.stdout.read()).decode().splitlines()
+            await self.process.wait()
+        patience.check(_log_beside(self.data).read_text)
+
+
+def _log_beside(data: Path) -> Path:
+    """Where a server of that folder logs."""
+    return data.with_name(f"{data.name}.log")
