@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from mailboat.agent.config import AgentConfig
+from mailboat.agent.descriptors import DESCRIPTORS
 from mailboat.agent.scrub import kept_properties
 from mailboat.agent.secret_names import without_secrets
 from mailboat.protocol import __version__
@@ -57,7 +58,8 @@ def _told(ask: Callable[[], str]) -> str:
 
 
 def _user() -> str:
-    import getpass  # noqa: PLC0415 - an anonymous session does without, and without what it imports
+    with DESCRIPTORS.unforked():  # or a child would wait for what nobody goes on loading
+        import getpass  # noqa: PLC0415 - an anonymous session does without, and without what it imports
 
     try:
         return getpass.getuser()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from mailboat.agent.clocks import Clocks
+from mailboat.agent.descriptors import DESCRIPTORS
 from mailboat.agent.http import TRANSPORT_FAILURES, Body, Http, told
 from mailboat.agent.planner import Send
 from mailboat.agent.stretch import Stretch
@@ -251,12 +253,22 @@ class Uploader:
             raise
 
 
+def _load() -> None:
+    """Load what an agent that has nothing to send, or no line, is spared. No child is forked in the middle of it: it
+    would wait for ever for a module that a thread of its parent was loading.
+    """
+    with DESCRIPTORS.unforked():
+        import aiofiles  # noqa: F401, PLC0415
+
+
 @asynccontextmanager
 async def _opened(path: Path, executor: Executor) -> AsyncIterator[AsyncBufferedReader]:
     """The file, open for reading, and closed in any case: we may be cancelled while a thread opens or closes it."""
 
     async def opened() -> AsyncBufferedReader:
-        import aiofiles  # noqa: PLC0415 - what an agent that has nothing to send, or no line, is spared
+        if "aiofiles" not in sys.modules:
+            await asyncio.get_running_loop().run_in_executor(executor, _load)
+        import aiofiles  # noqa: PLC0415 - see `_load`
 
         return await aiofiles.open(path, "rb", executor=executor)
 

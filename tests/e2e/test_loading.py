@@ -143,15 +143,19 @@ async def test_it_delivers_as_soon_as_it_can_be_loaded(
     assert [each["name"] for each in await given.records(session)] == ["recorded"]
 
 
+@pytest.mark.parametrize("watched", ["mailboat.agent.rounds", "getpass", "aiofiles"])
 async def test_a_process_that_forks_meanwhile_has_a_child_that_can_deliver(
-    server: Served, given: Given, tmp_path: Path
+    server: Served, given: Given, tmp_path: Path, watched: str
 ) -> None:
     """Without the fork's waiting, the child has a module that nobody goes on loading, and waits for it for ever."""
     told = await run(
         server,
         tmp_path / "store",
+        f"""
+        WATCHED = {watched!r}
         """
-        import threading
+        """
+        import random, threading
         begun = threading.Event()
         def slowly():
             begun.set()
@@ -160,7 +164,7 @@ async def test_a_process_that_forks_meanwhile_has_a_child_that_can_deliver(
 
         async def deliver():
             async with make(synchronize_automatically=False, application="child") as agent:
-                agent.feature("of the child")
+                agent.feature("of the child", noise=random.randbytes(200_000))  # so that it is uploaded
                 report = await agent.force_sync(timeout=30.0)
                 return report.complete
 
@@ -174,7 +178,7 @@ async def test_a_process_that_forks_meanwhile_has_a_child_that_can_deliver(
         async def main():
             forking = asyncio.get_running_loop().run_in_executor(None, fork)
             async with make(synchronize_automatically=False) as agent:
-                agent.feature("of the parent")
+                agent.feature("of the parent", noise=random.randbytes(200_000))
                 report = await agent.force_sync(timeout=30.0)
                 print(json.dumps([await forking, report.complete, loads.tries]))
         asyncio.run(main())
