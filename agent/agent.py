@@ -19,8 +19,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from msgspec.structs import replace
-
 from mailboat.agent import process
 from mailboat.agent.alerts import Alerts, OnAlert
 from mailboat.agent.backlog import Backlog, Running
@@ -31,7 +29,7 @@ from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.integrations.hooks import Hooks
 from mailboat.agent.link_policy import LinkState
 from mailboat.agent.log import log
-from mailboat.agent.loops import LOOP_ENDED, LoopEnded, elsewhere, owned, running_loop
+from mailboat.agent.loops import LOOP_ENDED, LoopEnded, UnderWay, elsewhere, owned, running_loop
 from mailboat.agent.report import FORKED, NO_SERVER, AgentState, SessionOutcome, Status, SyncProgress, SyncReport
 from mailboat.agent.sending import Sending
 from mailboat.agent.session import Session, end_unwanted, open_in_child, open_session
@@ -76,7 +74,7 @@ class Agent(RecordingCalls):
         self._hooks = Hooks(self, enabled=self.config.hooks)
         self._crashing, self._failed = False, ""
         self._parent: Session | None = None
-        self._stopping: Future[None] | None = None
+        self._under_way: UnderWay | None = None
         self._said: dict[str, Callable[[Synchronizer], None]] = {}
         super().__init__()
 
@@ -102,15 +100,23 @@ class Agent(RecordingCalls):
         no thread, the log and `status.trouble` say so, and it may be started later.
         """
         await self._end_earlier_run()
-        if self._state not in (AgentState.NEW, AgentState.FORKED) or self._loop is not None:
+        if self._state not in (AgentState.NEW, AgentState.FORKED):
             return
-        loop = self._loop = asyncio.get_running_loop()
+        starting = self._under_way = UnderWay()
+        try:
+            await self._start(asyncio.get_running_loop())
+        finally:
+            self._is_done(starting)
+
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        process.enter(self)  # a child that is forked from now on has no part in this start
         disk = ThreadPoolExecutor(1, thread_name_prefix="mailboat-store")
         store = Store(self._files, self.config.store_root, self.config.product, self.config.application)
         sending = Sending(self.config, self._clocks, disk) if self.config.server is not None else None
         beginning: asyncio.Future[Session] | None = None
         try:
-            beginning = loop.run_in_executor(disk, self._begin_and_load, store, sending)
+            beginning = loop.run_in_executor(disk, self._begin, store, sending)
             session = await asyncio.shield(beginning)
         except (asyncio.CancelledError, RuntimeError, MemoryError) as error:
             disk.shutdown(wait=False)
@@ -125,39 +131,45 @@ class Agent(RecordingCalls):
         self._disk, self._session, self._failed = disk, session, ""
         self._state = AgentState.RUNNING
         self._record_with(session.recorder, self.config.scrub)
-        process.enter(self)
         self._hooks.install(loop)
         session.listen()
         self._deliver(session, store, disk, sending)
 
     async def _end_earlier_run(self) -> None:
+        await self._settled()
         if self._state is AgentState.RUNNING and self._loop is not None and self._loop.is_closed():
             await self.stop(0.0)
-        await self._until_stopped()
         if self._state is AgentState.STOPPED:
             self._state = AgentState.NEW if self.config.active else AgentState.DISABLED
-            self._session = self._parent = None
-            self._loop = self._sending = self._upkeep = self._disk = self._stores = None
+            self._session = self._parent = self._loop = self._sending = self._upkeep = self._disk = self._stores = None
             self._tasks, self._seen, self._crashing = [], Backlog(self._running), False
 
-    async def _until_stopped(self) -> None:
-        while self._stopping is not None:
-            await asyncio.wait([asyncio.wrap_future(self._stopping)])
+    async def _settled(self) -> None:
+        """Wait for a start or a stop that is under way; one whose loop was closed is undone, or brought to its end."""
+        while (under_way := self._under_way) is not None:
+            try:
+                await under_way.wait()
+            except LoopEnded:
+                if under_way is self._under_way and self._state is AgentState.STOPPED:
+                    await self._stop_without_loop()
+                elif under_way is self._under_way:
+                    self._under_way = self._loop = None
 
-    def _begin_and_load(self, store: Store, sending: Sending | None) -> Session:
-        session = self._begin(store) if self._parent is None else self._continue(store)
+    def _is_done(self, under_way: UnderWay) -> None:
+        if self._under_way is under_way and not under_way.abandoned:
+            self._under_way = None
+            if self._state is AgentState.STOPPED:
+                process.leave(self)
+        under_way.end()
+
+    def _begin(self, store: Store, sending: Sending | None) -> Session:
+        """A session, in a forked child the one that its first record has begun, or would have; and what delivers."""
+        session = self._session if self._parent is not None and self._parent.recorder.revive() else None
+        if session is None:
+            session = open_session(self.config, store, self._clocks, os.getpid(), self._alerts.noted).session
         if sending is not None:
             sending.load()
         return session
-
-    def _begin(self, store: Store) -> Session:
-        return open_session(self.config, store, self._clocks, os.getpid(), self._alerts.noted).session
-
-    def _continue(self, store: Store) -> Session:
-        """In a forked child: the session that its first record has begun, or would have."""
-        if self._parent is not None and self._parent.recorder.revive() and self._session is not None:
-            return self._session
-        return self._begin(store)
 
     def _deliver(self, session: Session, store: Store, disk: ThreadPoolExecutor, sending: Sending | None) -> None:
         config, agent = self.config, str(session.preamble.info["agent"])
@@ -165,10 +177,9 @@ class Agent(RecordingCalls):
         room, going = session.writer.room, lambda: self._state is AgentState.RUNNING
         upkeep = self._upkeep = Upkeep(stores, disk, self._clocks, room, session.id, going)
         self._recovered = owned(self._recover(upkeep), "mailboat-recovery")
-        self._tasks.append(self._recovered)
         watching = upkeep.watch(self._recovered, lambda: self._in_loop(lambda sync: sync.store_has_room()))
-        self._tasks.append(owned(watching, "mailboat-upkeep"))
-        self._tasks.append(owned(self._outlive_loop(), "mailboat-life"))
+        living = owned(self._outlive_loop(), "mailboat-life")
+        self._tasks += [self._recovered, owned(watching, "mailboat-upkeep"), living]
         self._sending, recorded = sending, lambda: session.recorder.recorded
         if sending is not None:
             sources = Sources(stores, self._live, disk, self._running, upkeep.take_up)
@@ -193,18 +204,16 @@ class Agent(RecordingCalls):
         zero: not). A pause and the policy for links hold.
 
         Nothing is lost when the time runs out. Without effect when the agent does not run, but it waits for a stop
-        that is under way.
+        that is under way, and for a start, which it then undoes.
         """
+        await self._settled()
         if self._state is AgentState.RUNNING and self._loop is not running_loop():
             await self._stop_elsewhere(timeout)
         elif self._state in (AgentState.RUNNING, AgentState.FORKED):
-            configured = self.config.stop_timeout or 0.0
-            await self._stop(configured if timeout is None else timeout)
-        else:
-            await self._until_stopped()
+            await self._stop(timeout if timeout is not None else self.config.stop_timeout or 0.0)
 
     async def _stop(self, seconds: float) -> None:
-        stopping = self._stopping = Future()
+        stopping = self._under_way = UnderWay()
         sync, session = self._sync, self._close_session()
         try:
             if sync is not None:
@@ -215,21 +224,23 @@ class Agent(RecordingCalls):
                 await sync.last_window(seconds)
         finally:
             try:
-                await self._let_go()
+                if not stopping.abandoned:
+                    await self._let_go()
             finally:
-                process.leave(self)
-                self._stopping = None
-                stopping.set_result(None)
+                self._is_done(stopping)
 
     async def _stop_elsewhere(self, timeout: float | None) -> None:
         """`stop`, asked for in another loop than the agent was started in."""
         try:
             await elsewhere(self._loop, lambda: self.stop(timeout))
         except LoopEnded:
-            if self._state is not AgentState.RUNNING:
-                return
-        else:
-            return
+            if self._state is AgentState.RUNNING:
+                await self._stop_without_loop()
+            else:
+                await self._settled()
+
+    async def _stop_without_loop(self) -> None:
+        """`stop` where the loop has ended in which the agent was started."""
         self._tasks.clear()  # nobody can wait for them any more
         if self._sending is not None:
             self._sending.abandon()
@@ -386,17 +397,7 @@ class Agent(RecordingCalls):
             ledger=self._backlog.ledger,
             reason=self._why_silent,
         )
-        return status if sync is None else self._with_delivery(status, sync)
-
-    def _with_delivery(self, status: Status, sync: Synchronizer) -> Status:
-        until = sync.link.until
-        return replace(
-            status,
-            trouble=status.trouble or sync.trouble,
-            connectivity=sync.link.link.value,
-            reason=self._why_silent or sync.why,
-            next_attempt=None if until is None else max(0.0, until - self._clocks.now()),
-        )
+        return status if sync is None else sync.completed(status)
 
     # -- behind the scenes ---------------------------------------------------------------------------------------
 
@@ -456,8 +457,7 @@ class Agent(RecordingCalls):
 
     def forked(self) -> None:
         """In a forked child: the session is the parent's, and so is all that belongs to its loop."""
-        session, self._session = self._session, None
-        self._parent = session if session is not None else self._parent
+        self._parent, self._session = self._session or self._parent, None
         if self._parent is not None:  # before anything else that may go wrong
             revive = None
             if self._state in (AgentState.RUNNING, AgentState.FORKED):
@@ -468,7 +468,7 @@ class Agent(RecordingCalls):
             process.part_from_parent(self._loop)
         _PARENTS.append((self._loop, self._sending, self._tasks, self._upkeep, self._disk))
         self._loop = self._sending = self._upkeep = self._disk = self._stores = None
-        self._tasks, self._seen, self._stopping = [], Backlog(self._running), None
+        self._tasks, self._seen, self._under_way = [], Backlog(self._running), None
         self._alerts.leave()
         self._hooks.forget_loop()
 

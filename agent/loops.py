@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+
+LOOK_INTERVAL: Final = 0.1
+"""Seconds between looks whether a loop in another thread is closed; nobody else would tell."""
 
 LOOP_ENDED: Final = "the event loop in which the agent was started has ended: start it again, it begins another session"
 
@@ -28,6 +33,36 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+class UnderWay:
+    """Something that is being done in the loop that runs here, and that others may wait for, in whatever loop."""
+
+    def __init__(self) -> None:
+        """It has just begun."""
+        self._loop, self._ended = running_loop(), Future[None]()
+
+    def end(self) -> None:
+        """It is done; unless it is abandoned, which whoever waits for it is told."""
+        if not self.abandoned:
+            self._ended.set_result(None)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody goes on with it: its loop is closed."""
+        return self._loop is not None and self._loop.is_closed()
+
+    async def wait(self) -> None:
+        """Until it has ended. Raises `LoopEnded` when its loop was closed before that."""
+        await _settled(self._ended, self._loop)
+
+
+async def _settled(done: Future[Any], loop: asyncio.AbstractEventLoop | None) -> None:
+    """Until it is done, in `loop`. Raises `LoopEnded` once that is closed and it is not: nobody goes on with it."""
+    here = asyncio.wrap_future(done)
+    while not (await asyncio.wait([here], timeout=LOOK_INTERVAL))[0]:
+        if loop is not None and loop.is_closed():
+            raise LoopEnded
+
+
 async def elsewhere(loop: asyncio.AbstractEventLoop | None, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """`call` in `loop`, which runs in another thread. Raises `LoopEnded` where it does not, or no more."""
     if loop is None or not loop.is_running():
@@ -39,12 +74,17 @@ async def elsewhere(loop: asyncio.AbstractEventLoop | None, call: Callable[[], C
         coroutine.close()
         raise LoopEnded from None
     try:
-        return await asyncio.wrap_future(there)
+        await _settled(there, loop)
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and not task.cancelling():
-            raise LoopEnded from None  # what cancels all tasks of a loop is its end
+        there.cancel()
         raise
+    except LoopEnded:
+        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+            coroutine.close()
+        raise
+    if there.cancelled():
+        raise LoopEnded  # what cancels all tasks of a loop is its end
+    return there.result()
 
 
 def owned(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -57,6 +57,7 @@ class Session:
         self.recorder = recorder
         self.writer = writer
         self.last_words = last_words
+        self._sealing: Future[bool] | None = None
 
     @property
     def id(self) -> str:
@@ -70,7 +71,9 @@ class Session:
     def end(self, reason: SealReason) -> Future[bool]:
         """Take no more records, seal, and move the session to those that wait; False if that is left to recovery."""
         self.recorder.stop()
-        return self.writer.seal(reason)
+        if self._sealing is None:  # else it was asked for by a stop that was broken off
+            self._sealing = self.writer.seal(reason)
+        return self._sealing
 
     async def seal(self) -> bool:
         """`end` the session as stopped; whether that succeeded in time, else the log says so."""

@@ -23,7 +23,7 @@ from mailboat.agent.http import Http
 from mailboat.agent.link_policy import LinkState, Priority
 from mailboat.agent.log import log
 from mailboat.agent.negotiator import probe
-from mailboat.agent.report import SessionOutcome, SessionState, SyncProgress, SyncReport, one_line
+from mailboat.agent.report import SessionOutcome, SessionState, Status, SyncProgress, SyncReport, one_line
 from mailboat.agent.rounds import OTHER_SENDS, BudgetSpent, LinkDown, Rounds, Sink
 from mailboat.agent.routes import Ways
 from mailboat.agent.sources import Sources
@@ -392,6 +392,17 @@ class Synchronizer:
     def why(self) -> str:
         """Why nothing is being sent, in one line; empty while nothing is in the way."""
         return self.link.reason or self._held
+
+    def completed(self, status: Status) -> Status:
+        """`status` with how the delivery stands."""
+        until = self.link.until
+        return replace(
+            status,
+            trouble=status.trouble or self.trouble,
+            connectivity=self.link.link.value,
+            reason=status.reason or self.why,
+            next_attempt=None if until is None else max(0.0, until - self._clocks.now()),
+        )
 
     def _reached(self) -> None:
         self.link = self.link.succeeded()

@@ -5,6 +5,7 @@ application has kept of it since before it was started.
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
 from collections.abc import Callable
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from mailboat.agent import Agent, AgentState, AgentThread, Level
+from mailboat.agent import Agent, AgentState, AgentThread, Level, session
+from mailboat.agent import agent as agent_module
 from mailboat.agent.ended import read_preamble
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.loops import LOOP_ENDED, LoopEnded, elsewhere
 from mailboat.agent.store import WAITING
+from mailboat.agent.writer import Writer
 from mailboat.protocol.limits import MAX_SCHEMAS
 from mailboat.protocol.records import Kind
 from testkit.forking import in_child
@@ -123,6 +126,148 @@ async def test_a_start_and_a_stop_wait_for_the_stop_under_way(tmp_path: Path) ->
     agent.feature("third")
     await agent.stop()
     assert recorded(tmp_path) == [["first"], [], ["third"]]
+
+
+async def test_a_start_and_a_stop_wait_for_the_start_under_way(tmp_path: Path) -> None:
+    agent = made(tmp_path)
+    starting = asyncio.create_task(agent.start())
+    await asyncio.sleep(0)
+    await agent.start()
+    assert starting.done()
+    agent.feature("first")
+    await agent.stop()
+    starting = asyncio.create_task(agent.start())
+    await asyncio.sleep(0)
+    await agent.stop()
+    assert starting.done()
+    assert agent.status.state is AgentState.STOPPED
+    agent.feature("ignored")
+    assert recorded(tmp_path) == [["first"], []]
+
+
+async def test_a_start_waits_for_one_that_comes_to_nothing_and_starts(tmp_path: Path) -> None:
+    agent = made(tmp_path)
+    cancelled = asyncio.create_task(agent.start())
+    await asyncio.sleep(0)
+    starting = asyncio.create_task(agent.start())
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await starting
+    assert cancelled.cancelled()
+    agent.feature("recorded")
+    await agent.stop()
+    assert sorted(recorded(tmp_path)) == [[], ["recorded"]]
+
+
+def test_a_start_whose_loop_was_closed_is_none(tmp_path: Path) -> None:
+    agent, loop = made(tmp_path), asyncio.new_event_loop()
+    left = loop.create_task(agent.start())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+    async def live() -> None:
+        await agent.start()
+        agent.feature("recorded")
+        await agent.stop()
+
+    asyncio.run(live())
+    assert not left.done()
+    assert ["recorded"] in recorded(tmp_path)
+
+
+def test_a_stop_whose_loop_was_closed_is_brought_to_its_end(tmp_path: Path) -> None:
+    agent, loop = made(tmp_path), asyncio.new_event_loop()
+    loop.run_until_complete(agent.start())
+    agent.feature("first")
+    left = loop.create_task(agent.stop())
+    loop.run_until_complete(asyncio.sleep(0))
+    assert agent.status.state is AgentState.STOPPED
+    loop.close()
+
+    async def live(left: list[asyncio.Task[None]]) -> None:
+        await agent.start()
+        left.clear()
+        gc.collect()  # what is left of the first stop ends now, and must not end what has begun since
+        agent.feature("second")
+        with in_child(lambda: agent.feature("of a child")) as child:
+            child.result()
+        await agent.stop()
+
+    lefts = [left]
+    del left
+    asyncio.run(live(lefts))
+    assert recorded(tmp_path) == [["first"], ["second"]]
+
+
+def test_who_stops_in_the_moment_in_which_the_loop_ends_does_not_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, end = made(tmp_path), Writer._end
+    closing, closed = threading.Event(), threading.Event()
+
+    def end_late(*asked: Any, **more: Any) -> bool:  # noqa: ANN401 - as the writer's own
+        assert closed.wait(30)
+        return end(*asked, **more)
+
+    async def until_it_stops() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            closing.set()
+            while agent.status.state is AgentState.RUNNING:  # noqa: ASYNC110 - what it waits for is in another thread
+                await asyncio.sleep(0)
+
+    async def live() -> None:
+        await agent.start()
+        agent.feature("recorded")
+        host = asyncio.create_task(until_it_stops())
+        await asyncio.sleep(0)
+        assert not host.done()
+
+    def stop() -> None:
+        assert closing.wait(30)
+        asyncio.run(agent.stop())
+
+    monkeypatch.setattr(Writer, "_end", end_late)
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    asyncio.run(live())
+    closed.set()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    assert recorded(tmp_path) == [["recorded"]]
+
+
+def test_a_child_forked_while_another_thread_starts_the_agent_can_start_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no part in that start, and nobody goes on with it there."""
+    agent, opened = made(tmp_path), session.open_session
+    opening, forked = threading.Event(), threading.Event()
+
+    def open_late(*told: Any) -> session.Opened:  # noqa: ANN401 - as of the session
+        opening.set()
+        assert forked.wait(30)
+        return opened(*told)
+
+    async def live(name: str) -> str:
+        async with agent:
+            agent.feature(name)
+            return str(agent.status.state)
+
+    def child() -> str:
+        forked.set()
+        return asyncio.run(live("child"))
+
+    monkeypatch.setattr(agent_module, "open_session", open_late)
+    starting = threading.Thread(target=lambda: asyncio.run(live("parent")))
+    starting.start()
+    assert opening.wait(30)
+    with in_child(child) as forked_child:
+        assert forked_child.result() == "running"
+    forked.set()
+    starting.join(30)
+    assert sorted(recorded(tmp_path)) == [["child"], ["parent"]]
 
 
 @pytest.mark.parametrize("thread", ["mailboat-store", "mailboat-writer"])
