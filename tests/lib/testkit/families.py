@@ -836,4 +836,5 @@ MODULE = "testkit.families"
 
 if __name__ == "__main__":
     tell_when_asked()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its jobs in the background ignore it
     SCENARIOS[sys.argv[1]](Teller(json.loads(sys.argv[2]), int(sys.argv[3])))
