@@ -47,11 +47,12 @@ class Look:
     """What there is in the stores, and what it adds up to. Adding up ten thousand sessions takes longer than an event
     loop has time for, so a look is made where blocking is allowed.
 
-    `owners` tells where a session lies that is not in the own store; `ledgers` and `sums` are by owner.
+    `owners` tells where a session lies that is not in the own store; `ledgers` and `sums` are by owner; `unreadable`
+    as it was found.
     """
 
     def __init__(self, found: Found, ledgers: Mapping[str, LedgerFile], owners: Mapping[str, str]) -> None:
-        self.found, self.ledgers, self.owners = found, ledgers, owners
+        self.unreadable, self.ledgers, self.owners = found.unreadable, ledgers, owners
         self.summaries = {each.summary.session_id: each.summary for each in found.waiting}
         self.homes = {each.summary.session_id: each.home for each in found.waiting}
         self.bytes = sum(summary.size for summary in self.summaries.values())

@@ -28,6 +28,7 @@ _FIRST_READ: Final = 4096
 _SMALL: Final = 32 * KIB
 """A segment below this is read at once: one call costs less than three."""
 _MOST_DESCRIPTIONS: Final = 64
+MOST_COUNTS: Final = 512
 """Different ones that are remembered at a time."""
 
 
@@ -44,23 +45,33 @@ class Waiting(Struct, frozen=True, gc=False):
 
 
 class Descriptions:
-    """Sessions of one application have nearly all of their description in common: each one is kept once."""
+    """Sessions of one application have nearly all of their description in common, and those that recorded little have
+    the same counts: each of them is kept once.
+    """
 
     def __init__(self) -> None:
         """Knows none yet."""
         self._encode = msgspec.msgpack.Encoder().encode
         self._known: dict[bytes, Info] = {}
+        self._counts: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def shared(self, summary: Summary, session_id: str) -> Summary:
-        """`summary` with the description that others have, and this very text as its id. Raises `SegmentError` if it is
-        that of another session.
+        """`summary` with the description and counts that others have, and this very text as its id. Raises
+        `SegmentError` if it is that of another session.
         """
         if summary.session_id != session_id:
             raise SegmentError(f"what lies in the folder of session {session_id} is {summary.session_id}")
         packed = self._encode(summary.info)  # by which, unlike by equality, True differs from 1
         if len(self._known) >= _MOST_DESCRIPTIONS:
             self._known.clear()
-        return replace(summary, session_id=session_id, info=self._known.setdefault(packed, summary.info))
+        if len(self._counts) >= MOST_COUNTS:
+            self._counts.clear()
+        return replace(
+            summary,
+            session_id=session_id,
+            info=self._known.setdefault(packed, summary.info),
+            counts=self._counts.setdefault(summary.counts, summary.counts),
+        )
 
 
 def read_summary(files: FileSystem, path: Place, names: Sequence[str] | None = None) -> Summary:

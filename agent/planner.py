@@ -197,7 +197,7 @@ class Planner:
         """What followed from a session's end could not be carried out: take it for pending again."""
         entry = self.entries.get(session_id)
         if entry is not None:
-            entry.phase, entry.fate, entry.uploaded = Phase.OFFER, Fate.PENDING, False
+            entry.reopen()
             self._note(entry)
 
     # -- what to do ----------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Planner:
 
     def _next_send(self) -> Send | None:
         while self._sending:
-            entry = self.entries.get(self._sending[0][-1])
+            entry = self.entries.get(self._sending[0].session_id)
             segment = None if entry is None or entry.phase is not Phase.SEND else next(self._to_send(entry), None)
             if entry is None or segment is None:
                 heapq.heappop(self._sending)
@@ -227,8 +227,8 @@ class Planner:
                 heapq.heappop(self._sending)
                 entry.phase, entry.asked = Phase.OFFER, True
                 continue
-            held = entry.held.get(segment.index, 0)
-            return Send(entry.summary.session_id, segment, entry.urls[segment.index], held)
+            held = entry.history.held.get(segment.index, 0)
+            return Send(entry.summary.session_id, segment, entry.history.urls[segment.index], held)
         return None
 
     def _to_send(self, entry: Entry) -> Iterator[SegmentState]:
@@ -258,7 +258,7 @@ class Planner:
         room = self._room.size
         while asking and len(offers) < self._max_offers:
             order = heapq.heappop(asking)
-            session_id = order[-1]
+            session_id = order.session_id
             entry = self.entries.get(session_id)
             if entry is None or session_id in offers or not entry.due(now) or not self._permitted(entry):
                 continue
@@ -269,20 +269,20 @@ class Planner:
                     break
                 room -= size
                 aboard.add(session_id)
-                entry.rode = True
+                entry.note(rode=True)
             offers[session_id] = entry.summary
         return tuple(offers.values()), frozenset(aboard)
 
     def _may_ride(self, entry: Entry) -> bool:
-        fresh = not (entry.rode or entry.uploaded or any(entry.held.values()))
-        return fresh and (entry.wanted or self._room.wants(entry.summary)) and self._room.takes(entry.summary)
+        fresh = not (entry.history.rode or entry.history.uploaded or any(entry.history.held.values()))
+        return fresh and (entry.history.wanted or self._room.wants(entry.summary)) and self._room.takes(entry.summary)
 
     def _permitted(self, entry: Entry) -> bool:
         """Whether anything may be said of it now; if not, it waits for the next `refresh`."""
         if self.permits(entry.urgency):
             return True
         self.held += 1
-        entry.reason = "held back by the policy for this link"
+        entry.note(reason="held back by the policy for this link")
         return False
 
     def _waiting(self) -> Task:
@@ -291,7 +291,7 @@ class Planner:
         while self._later:
             until, session_id = self._later[0]
             entry = self.entries.get(session_id)
-            if entry is not None and entry.due(until) and entry.not_before == until:
+            if entry is not None and entry.due(until) and entry.history.not_before == until:
                 return Wait(until)
             heapq.heappop(self._later)
         return Idle()
@@ -355,14 +355,14 @@ class Planner:
         return None
 
     def _decided(self, entry: Entry, decision: Decision, now: float) -> bool:
-        entry.priority, entry.explanation = decision.priority, decision.explanation
+        entry.told(decision.priority, decision.explanation)
         if decision.verdict is Verdict.LATER:
             self._stall(entry, decision.explanation or "the server wants it later", now, decision.after)
         elif decision.verdict is Verdict.SEND:
             return self._wanted(entry, decision, now)
         elif entry.running:
             # Nothing is given up of a session that still grows, but what is not wanted is not left to be sent either.
-            entry.reason, entry.unwanted = decision.reason, decision.verdict is not Verdict.HAVE
+            entry.note(reason=decision.reason, unwanted=decision.verdict is not Verdict.HAVE)
         elif decision.verdict is Verdict.HAVE:
             return self._confirmed(entry, decision, now)
         else:
@@ -371,18 +371,20 @@ class Planner:
         return False
 
     def _wanted(self, entry: Entry, decision: Decision, now: float) -> bool:
-        entry.urls = {each.index: each.url for each in decision.segments if each.url and not each.complete}
-        entry.held = {each.index: each.offset for each in decision.segments}
-        if any(entry.held.get(each.index, 0) > each.size for each in entry.summary.segments):
-            entry.held = {}
+        urls = {each.index: each.url for each in decision.segments if each.url and not each.complete}
+        held = {each.index: each.offset for each in decision.segments}
+        if any(held.get(each.index, 0) > each.size for each in entry.summary.segments):
+            entry.note(urls=urls, held={})
             return self._refuse(entry, "the server claims more bytes of a segment than there are", now)
-        rest, entry.rest = entry.rest, 0
-        if entry.uploaded or 0 < rest < entry.lacking:
+        rest = entry.history.rest
+        entry.note(urls=urls, held=held, rest=0)
+        if entry.history.uploaded or 0 < rest < entry.lacking:
             self._stall(entry, "the server wants again what was sent", now)
         elif self._rides_next(entry):
             self._offer(entry)
         elif any(True for _ in entry.unsent()):
-            entry.phase, entry.reason = Phase.SEND, ""
+            entry.phase = Phase.SEND
+            entry.note(reason="")
             heapq.heappush(self._sending, entry.order)
         elif not entry.running:
             self._stall(entry, "the server wants it, and does not say where to", now)
@@ -390,8 +392,8 @@ class Planner:
 
     def _rides_next(self, entry: Entry) -> bool:
         """Whether it is sent with its next offer, at once, rather than by an upload of its own."""
-        entry.wanted = True
-        return not entry.not_before and self._may_ride(entry)
+        entry.note(wanted=True)
+        return not entry.history.not_before and self._may_ride(entry)
 
     def _confirmed(self, entry: Entry, decision: Decision, now: float) -> bool:
         theirs = {each.index: (each.complete, each.offset, each.sha256) for each in decision.segments}
@@ -415,7 +417,7 @@ class Planner:
                 entry.done(index)
                 self._all_sent(entry)
             case Gone():
-                self._stall(entry, "the server has lost the upload", now, at_once=not entry.stalls)
+                self._stall(entry, "the server has lost the upload", now, at_once=not entry.history.stalls)
             case OutOfSync(reason=reason):
                 ended = self._refuse(entry, reason, now)
             case Refused(status, _, detail):
@@ -434,15 +436,15 @@ class Planner:
             entry.phase, entry.asked = Phase.OFFER, True
             return
         # Of very many segments a server asks for some at a time.
-        entry.rest, entry.uploaded = entry.lacking, not entry.lacking
-        if entry.uploaded:
+        entry.note(rest=entry.lacking, uploaded=not entry.lacking)
+        if entry.history.uploaded:
             self._to_confirm.add(entry.summary.session_id)
         self._offer(entry)
 
     def progressed(self, task: Send, held: int) -> None:
         """The server is known to hold `held` bytes of a segment."""
         entry = self.entries.get(task.session_id)
-        if entry is not None and entry.phase is Phase.SEND and entry.held.get(task.segment.index) != held:
+        if entry is not None and entry.phase is Phase.SEND and entry.history.held.get(task.segment.index) != held:
             entry.hold(task.segment.index, held)
             self._note(entry)
 
@@ -451,8 +453,8 @@ class Planner:
     def _offer(self, entry: Entry) -> None:
         """Ask about it as soon as its time has come."""
         entry.phase, entry.asked = Phase.OFFER, False
-        if entry.not_before:
-            heapq.heappush(self._later, (entry.not_before, entry.summary.session_id))
+        if entry.history.not_before:
+            heapq.heappush(self._later, (entry.history.not_before, entry.summary.session_id))
         else:
             self._ask(entry)
 
@@ -463,35 +465,35 @@ class Planner:
 
     def _stall(self, entry: Entry, reason: str, now: float, floor: float = 0.0, *, at_once: bool = False) -> None:
         """Count a try that brought it no further, and put off the next one, by `floor` seconds at least."""
-        entry.stalls += 1
-        pause = 0.0 if at_once else min(BACKOFF_LONGEST, AGAIN * 2.0 ** min(entry.stalls - 1, 20))
-        entry.not_before = now + max(pause, min(floor, MAX_RETRY_AFTER))
-        entry.reason, entry.uploaded = reason, False
+        stalls = entry.history.stalls + 1
+        pause = 0.0 if at_once else min(BACKOFF_LONGEST, AGAIN * 2.0 ** min(stalls - 1, 20))
+        not_before = now + max(pause, min(floor, MAX_RETRY_AFTER))
+        entry.note(stalls=stalls, not_before=not_before, reason=reason, uploaded=False)
         self._offer(entry)
 
     def _refuse(self, entry: Entry, reason: str, now: float) -> bool:
         """Count a failure that is the session's own; True once it has had its tries."""
-        entry.refusals += 1
-        entry.not_before = now + AFTER_REFUSAL[min(entry.refusals, len(AFTER_REFUSAL)) - 1]
-        entry.reason, entry.uploaded = reason, False
-        if entry.refusals >= POISON_ATTEMPTS and not entry.running:
+        refusals = entry.history.refusals + 1
+        not_before = now + AFTER_REFUSAL[min(refusals, len(AFTER_REFUSAL)) - 1]
+        entry.note(refusals=refusals, not_before=not_before, reason=reason, uploaded=False)
+        if refusals >= POISON_ATTEMPTS and not entry.running:
             return self._end(entry, Fate.QUARANTINED, reason)
         self._offer(entry)
         return False
 
     def _end(self, entry: Entry, fate: Fate, reason: str) -> bool:
-        entry.phase, entry.fate, entry.reason = Phase.ENDED, fate, reason
+        entry.end(fate, reason)
         self._note(entry)
         return True
 
     def _note(self, entry: Entry) -> None:
         """Keep the sums, after any change of what the server holds."""
         is_open = entry.phase is not Phase.ENDED
-        left = entry.lacking if is_open and not entry.unwanted else 0
+        left = entry.lacking if is_open and not entry.history.unwanted else 0
         self.left += left - entry.left
         self.open += is_open - entry.open
         entry.left, entry.open = left, is_open
         held = entry.summary.size - left
-        if held > entry.best and not entry.unwanted:
-            self.gained += held - entry.best
-            entry.best, entry.stalls = held, 0
+        if held > entry.history.best and not entry.history.unwanted:
+            self.gained += held - entry.history.best
+            entry.note(best=held, stalls=0)

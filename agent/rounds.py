@@ -196,9 +196,7 @@ class Rounds(Struct):
         self.backlog.seen(look)
         if not sender:
             return
-        await self._set_aside(
-            [Ending(each, LOST, "unreadable", 0, why=why) for each, why in look.found.unreadable.items()]
-        )
+        await self._set_aside([Ending(each, LOST, "unreadable", 0, why=why) for each, why in look.unreadable.items()])
         await self._look_again_at_unentered()
         homes, summaries = look.homes, list(look.summaries.values())
         if live is not None and live.summary.session_id not in homes and self._wants(live.summary, window):
@@ -373,8 +371,9 @@ class Rounds(Struct):
         entry = self.planner.entries.get(session_id)
         if entry is None or not entry.running:
             return None
-        arrived = not entry.stalls and all(entry.held.get(each.index, 0) >= each.size for each in segments)
-        return outcome_of(entry, self._sent[session_id]) if arrived or entry.unwanted else None
+        history = entry.history
+        arrived = not history.stalls and all(history.held.get(each.index, 0) >= each.size for each in segments)
+        return outcome_of(entry, self._sent[session_id]) if arrived or history.unwanted else None
 
     async def _tell_of_running(self, session_id: str) -> None:
         """Have those who wait for a running session see how it stands now."""
@@ -427,7 +426,9 @@ class Rounds(Struct):
 
     async def _enter_together(self, together: Sequence[tuple[Sequence[Entry], Window]]) -> None:
         endings = [
-            Ending(each.summary.session_id, each.fate.value, each.reason, each.summary.records, each.summary.lost)
+            Ending(
+                each.summary.session_id, each.fate.value, each.history.reason, each.summary.records, each.summary.lost
+            )
             for ended, _ in together
             for each in ended
         ]
@@ -452,7 +453,8 @@ class Rounds(Struct):
             outcome, sent = window.end(entry), self._sent.pop(session_id, 0)
             self.outcomes[session_id] = outcome if outcome.bytes_sent == sent else outcome_of(entry, sent)
             if entry.fate is Fate.REJECTED:
-                log.warning("session %s is rejected: %s", session_id, one_line(f"{entry.reason} {entry.explanation}"))
+                said = f"{entry.history.reason} {entry.history.explanation}"
+                log.warning("session %s is rejected: %s", session_id, one_line(said))
         self.backlog.ended(entry.summary.session_id for entry in ended)
         for entry in ended:
             self.told(self.outcomes[entry.summary.session_id])

@@ -49,6 +49,7 @@ from mailboat.protocol.errors import SegmentError, StoreError, WireError
 from mailboat.protocol.ids import is_canonical
 from mailboat.protocol.sealing import Entropy
 from mailboat.protocol.segment import Preamble
+from mailboat.protocol.summary import Summary
 
 LAST_WORDS: Final = "last-words"
 REASON: Final = "reason"
@@ -99,7 +100,7 @@ class Store:
         self.reserve = Reserve(files, self.folder)
         self._sender_fd: int | None = None
         self._ledger: LedgerFile | None = None
-        self._known: dict[str, Waiting] = {}
+        self._known: dict[str, Summary] = {}
         self._descriptions = Descriptions()
         self._settled = False
         self._moved: set[str] = set()
@@ -260,10 +261,10 @@ class Store:
 
     def look(self) -> Found:
         """The sessions that wait. What was read of one before is not read again."""
-        known, unreadable = dict[str, Waiting](), dict[str, str]()
+        known, unreadable = dict[str, Summary](), dict[str, str]()
         for name in self.files.names(home := self.folder / WAITING):
             if name in self._known:
-                known[self._known[name].summary.session_id] = self._known[name]
+                known[self._known[name].session_id] = self._known[name]
             elif is_canonical(name):
                 path = f"{home}{os.sep}{name}"
                 try:
@@ -271,7 +272,7 @@ class Store:
                     if REASON in held:
                         unreadable[name] = self._reason_in(home / name)
                         continue
-                    known[name] = Waiting(home, self._descriptions.shared(read_summary(self.files, path, held), name))
+                    known[name] = self._descriptions.shared(read_summary(self.files, path, held), name)
                     if len(held) > 1:
                         self._strip(home / name, held)
                 except (SegmentError, WireError) as error:
@@ -282,7 +283,7 @@ class Store:
                     # Of the host, or of the disk, for a time perhaps: no reason to put the session aside for good.
                     log.warning("session %s cannot be looked at now: %s", name, error)
         self._known = known
-        return Found(tuple(known.values()), unreadable)
+        return Found(tuple(Waiting(home, each) for each in known.values()), unreadable)
 
     def _note_reason(self, path: Path, reason: str) -> None:
         said = reason.encode(errors="backslashreplace")

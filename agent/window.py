@@ -27,7 +27,7 @@ def outcome_of(entry: Entry, sent: int) -> SessionOutcome:
     return SessionOutcome(
         session_id=entry.summary.session_id,
         state=_STATES[entry.fate],
-        reason=one_line(entry.reason),
+        reason=one_line(entry.history.reason),
         records=entry.summary.records,
         bytes_sent=sent,
         bytes_left=entry.left,

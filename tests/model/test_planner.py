@@ -212,7 +212,7 @@ class PlannerMachine(RuleBasedStateMachine):
         entries = self.planner.entries.values()
         is_open = [entry for entry in entries if entry.phase is not Phase.ENDED]
         assert self.planner.open == len(is_open)
-        assert self.planner.left == sum(entry.lacking for entry in is_open if not entry.unwanted)
+        assert self.planner.left == sum(entry.lacking for entry in is_open if not entry.history.unwanted)
 
     def teardown(self) -> None:
         """The server is honest from now on, and takes all."""

@@ -103,9 +103,8 @@ class Ends:
             reached=lambda: None,
             told=self.told.append,
         )
-        look = read(self.stores)
-        self.rounds.backlog.seen(look)
-        self.waiting: tuple[Waiting, ...] = look.found.waiting
+        self.rounds.backlog.seen(read(self.stores))
+        self.waiting: tuple[Waiting, ...] = self.stores.look().waiting
 
     def replies(self) -> list[tuple[list[Entry], Window]]:
         """Two sessions each, accepted."""

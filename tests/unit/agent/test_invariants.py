@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mailboat.agent.ended import Descriptions
+from mailboat.agent.ended import MOST_COUNTS, Descriptions
 from mailboat.agent.files import OsFileSystem, Place
 from mailboat.agent.journal_layout import HEAD_SIZE
 from mailboat.agent.journal_place import JOURNAL
@@ -177,6 +177,24 @@ def test_sessions_share_a_description_only_where_it_is_the_very_same() -> None:
     assert other.info.properties["a"] is not True
     for number in range(100):
         assert summary(Info(product="p", version=str(number))).info.version == str(number)
+
+
+def test_sessions_share_counts_where_they_are_equal_and_only_so_many_are_remembered() -> None:
+    descriptions = Descriptions()
+
+    def counts(first: int) -> tuple[int, ...]:
+        of_all = (first, *[0] * (len(COUNTERS) - 1))
+        made = Summary(fresh_session_id(), Info(), 1.0, 2.0, 1.0, Status.STOPPED, of_all, ())
+        shared = descriptions.shared(made, made.session_id)
+        assert shared == made
+        return shared.counts
+
+    first = counts(0)
+    assert counts(0) is first
+    for number in range(1, MOST_COUNTS + 2):
+        assert counts(number) is not first
+    assert len(descriptions._counts) <= MOST_COUNTS
+    assert counts(0) is not first, "it was forgotten meanwhile"
 
 
 def test_d1_only_what_is_synced_is_offered(rig: Rig) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from mailboat.agent.entries import Entry, Fate, Phase
+from mailboat.agent.entries import Entry, Fate, History, Phase
 from mailboat.agent.link_policy import Priority
 from mailboat.agent.planner import (
     AFTER_REFUSAL,
@@ -128,7 +128,7 @@ def test_final_words(name: str) -> None:
     decision, fate, reason = ENDS[name]
     planner = knowing(ONE)
     (entry,) = answered(planner, decision)
-    assert (entry.phase, entry.fate, entry.reason) == (Phase.ENDED, fate, reason)
+    assert (entry.phase, entry.fate, entry.history.reason) == (Phase.ENDED, fate, reason)
     assert (planner.left, planner.open) == (0, 0)
     assert planner.next(10.0**6) == Idle()
 
@@ -375,7 +375,18 @@ def test_what_is_told_of_a_second_segment_when_the_first_has_failed_is_harmless(
     assert planner.sent(first, Retry(5.0, "no room"), 0.0) is None
     assert planner.sent(second, Refused(422, None, "no such thing"), 0.0) is None
     entry = planner.entries[two.session_id]
-    assert (entry.stalls, entry.refusals, entry.reason) == (1, 0, "no room")
+    assert (entry.history.stalls, entry.history.refusals, entry.history.reason) == (1, 0, "no room")
+
+
+def test_what_happens_to_one_session_happens_to_no_other() -> None:
+    planner = knowing(ONE, other := session(2))
+    assert planner.entries[ONE.session_id].history is planner.entries[other.session_id].history, "nothing has yet"
+    answered(planner, wanted(ONE))
+    task = sending(planner)
+    planner.progressed(task, 50)
+    assert planner.sent(task, Refused(422, None, "no such thing"), 0.0) is None
+    assert planner.entries[ONE.session_id].history.refusals == 1
+    assert planner.entries[other.session_id].history == History()
 
 
 def test_an_upload_of_a_session_that_is_gone_is_harmless() -> None:
@@ -395,7 +406,7 @@ def test_what_is_no_word_about_the_session_changes_nothing_of_it(outcome: Outcom
     task = sending(planner)
     assert planner.sent(task, outcome, 0.0) is None
     assert sending(planner) == task
-    assert (planner.left, planner.entries[ONE.session_id].stalls) == (100, 0)
+    assert (planner.left, planner.entries[ONE.session_id].history.stalls) == (100, 0)
 
 
 def test_an_answer_about_a_session_that_is_gone_or_has_grown_is_passed_over() -> None:
@@ -456,7 +467,7 @@ def test_a_running_session_of_which_the_server_has_all_is_not_put_off() -> None:
     running = session(status=Status.RUNNING)
     planner = knowing(running)
     assert answered(planner, wanted(running, 100)) == []
-    assert planner.entries[running.session_id].stalls == 0
+    assert planner.entries[running.session_id].history.stalls == 0
     assert planner.next(0.0) == Idle()
 
 
@@ -542,7 +553,7 @@ def test_a_server_that_understands_nothing_condemns_nobody() -> None:
     sessions = [session(number) for number in range(100)]
     planner = knowing(*sessions)
     assert search(planner, lambda _: True) == []
-    assert all(entry.refusals == 0 for entry in planner.entries.values())
+    assert all(entry.history.refusals == 0 for entry in planner.entries.values())
 
 
 async def test_the_report_of_a_window_over_thousands_of_sessions_leaves_the_loop_its_turns() -> None:
