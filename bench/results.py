@@ -5,7 +5,7 @@
     {"format": 1, "bench": NAME, "about": text, "begun": ISO 8601, "machine": {...}, "versions": {...},
      "settings": {"repetitions": n, "size": bytes, "calls": n, "sessions": n},
      "rows": [{"id": "P1", "about": text, "unit": name, "sense": "cost" | "speed" | "extra",
-               "budget": {"limit": x, "of": "ratio" | "cpu_ratio", "met": bool} | null,
+               "budget": {"limit": x, "sense": as above, "of": "ratio" | "cpu_ratio", "met": bool} | null,
                "reference": name, "subject": name,
                "contenders": [{"name": name, "wall": spread, "cpu": spread, "parts": {name: spread},
                                "ratio": spread | null, "cpu_ratio": spread | null}],
@@ -80,7 +80,8 @@ def _budget(outcome: Outcome) -> dict[str, object] | None:
     budget = outcome.comparison.budget
     if budget is None:
         return None
-    return {"limit": budget.limit, "of": "cpu_ratio" if budget.cpu else "ratio", "met": outcome.met}
+    of = "cpu_ratio" if budget.cpu else "ratio"
+    return {"limit": budget.limit, "sense": budget.sense.value, "of": of, "met": outcome.met}
 
 
 def _contender(standing: Standing) -> dict[str, object]:

@@ -70,7 +70,7 @@ def check_row(row: dict[str, Any], repetitions: int) -> None:
     assert subject["ratio"]["values"] == pytest.approx(ratios)
     if row["budget"] is not None:
         median, limit = subject[row["budget"]["of"]]["median"], row["budget"]["limit"]
-        assert row["budget"]["met"] == (median >= limit if row["sense"] == "speed" else median <= limit)
+        assert row["budget"]["met"] == (median >= limit if row["budget"]["sense"] == "speed" else median <= limit)
     assert all(set(peer) == {"name", "reason"} for peer in row["absent"])
 
 
