@@ -232,6 +232,16 @@ async def test_room_returning_is_noticed_at_the_next_look(root: Path, disk: Smal
     assert not await kept.look(), "it was noticed before"
 
 
+def check_recovery(rig: Rig, disk: SmallDisk, told: list[str]) -> None:
+    """With room there is no trouble and a journal again, and all that was told is in the session."""
+    disk.others = 0
+    rig.step(TICK)
+    rig.step(TICK)
+    assert (rig.writer.trouble, rig.journal.crash_proof, rig.recorder.lost) == ("", True, {})
+    assert rig.end()
+    assert read_session(rig.store.folder / WAITING / rig.id).names == told
+
+
 async def test_a_running_session_goes_on_by_itself(root: Path, disk: SmallDisk) -> None:
     """Up to the bound of memory, and within one look of the writer."""
     assert TICK < 5.0
@@ -242,12 +252,7 @@ async def test_a_running_session_goes_on_by_itself(root: Path, disk: SmallDisk) 
     assert rig.writer.trouble
     assert not rig.journal.crash_proof
     assert rig.recorder.lost == {}
-    disk.others = 0
-    rig.step(TICK)
-    rig.step(TICK)
-    assert (rig.writer.trouble, rig.journal.crash_proof, rig.recorder.lost) == ("", True, {})
-    assert rig.end()
-    assert read_session(rig.store.folder / WAITING / rig.id).names == told
+    check_recovery(rig, disk, told)
 
 
 def test_it_is_told_for_as_long_as_it_lasts_that_there_is_no_journal(root: Path, disk: SmallDisk) -> None:
@@ -262,12 +267,7 @@ def test_it_is_told_for_as_long_as_it_lasts_that_there_is_no_journal(root: Path,
         assert ("No space left" in rig.writer.trouble, rig.journal.crash_proof) == (True, False)
         rig.step(TICK)
         assert ("No space left" in rig.writer.trouble, rig.journal.crash_proof) == (True, False)
-    disk.others = 0
-    rig.step(TICK)
-    rig.step(TICK)
-    assert (rig.writer.trouble, rig.journal.crash_proof, rig.recorder.lost) == ("", True, {})
-    assert rig.end()
-    assert read_session(rig.store.folder / WAITING / rig.id).names == told
+    check_recovery(rig, disk, told)
 
 
 def test_a_session_that_ended_in_order_has_no_trouble_left(root: Path, disk: SmallDisk) -> None:
