@@ -292,8 +292,7 @@ class Rounds(Struct):
                 return
             case down:
                 raise LinkDown(down)
-        for offer in task.offers:
-            await self._tell_of_running(offer.session_id)
+        await self._tell_of_running(offer.session_id for offer in task.offers)
         await self._finish(ended, window)
         window.tell(self.planner)
 
@@ -360,7 +359,7 @@ class Rounds(Struct):
             case _:
                 window.failed = 0
         ended = self.planner.sent(task, outcome, self.clocks.now())
-        await self._tell_of_running(task.session_id)
+        await self._tell_of_running([task.session_id])
         if ended is not None:
             await self._finish([ended], window)
 
@@ -375,10 +374,10 @@ class Rounds(Struct):
         arrived = not history.stalls and all(history.held.get(each.index, 0) >= each.size for each in segments)
         return outcome_of(entry, self._sent[session_id]) if arrived or history.unwanted else None
 
-    async def _tell_of_running(self, session_id: str) -> None:
-        """Have those who wait for a running session see how it stands now."""
-        entry = self.planner.entries.get(session_id)
-        if entry is not None and entry.running:
+    async def _tell_of_running(self, session_ids: Iterable[str]) -> None:
+        """Have those who wait for a running session see how it stands now, if it is one of these."""
+        entries = map(self.planner.entries.get, session_ids)
+        if any(entry is not None and entry.running for entry in entries):
             async with self.ended:
                 self.ended.notify_all()
 
