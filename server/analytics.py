@@ -173,7 +173,7 @@ class Analytics:
         with self._transaction():
             there = self._marks([key]).get(key, {})
             if there.get(segment.upload_id, Progress(segment.index).mark) != known.mark:
-                raise StaleLoad(f"something else was loaded meanwhile of session {segment.session_id}")
+                raise StaleLoad(segment.session_id)
             self._replace_loaded([(segment, failed)])
 
     def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:

@@ -115,6 +115,12 @@ GAP_COLUMNS: Final = {
 KEY_COLUMNS: Final = {"product": "VARCHAR", "session_id": "UUID"}
 """What tells sessions apart."""
 
+NUMBERED_COLUMNS: Final = {**KEY_COLUMNS, "number": "INTEGER", "installation": "INTEGER"}
+"""Columns of `numbered` and their types."""
+
+PART_COLUMNS: Final = {"part": "INTEGER", "product": "VARCHAR"}
+"""Columns of `part` and their types."""
+
 RANGE_COLUMNS: Final = {**KEY_COLUMNS, "segment": "INTEGER", "upload_id": "UUID", "first": "BIGINT", "end": "BIGINT"}
 """Sequence numbers from `first` to before `end` that came from an upload."""
 
@@ -128,8 +134,8 @@ TABLES: Final = {
     **{stored: _definition(_RECORDS[table]) for table, stored in STORED.items()},
     "loaded": _definition(LOADED_COLUMNS),
     "gap": _definition(GAP_COLUMNS),
-    "numbered": "product VARCHAR, session_id UUID, number INTEGER, installation INTEGER",
-    "part": "part INTEGER, product VARCHAR",
+    "numbered": _definition(NUMBERED_COLUMNS),
+    "part": _definition(PART_COLUMNS),
     "stale": "product VARCHAR, week INTEGER",
     **{each.table: _definition(each.columns) for each in SUMS},
 }

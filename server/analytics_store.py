@@ -54,6 +54,10 @@ class OutOfMemory(AnalyticsError):
 class StaleLoad(AnalyticsError):
     """Something else was loaded of these sessions, or taken out, since `progress` told of them; nothing was kept."""
 
+    def __init__(self, session_id: str) -> None:
+        """`session_id` is that of one of them."""
+        super().__init__(f"something else was loaded meanwhile of session {session_id}")
+
 
 Key = tuple[str, str]
 """Product and session id."""
@@ -183,7 +187,7 @@ def require_known(steps: Sequence[Step], there: Mapping[Key, Mapping[str, Mark]]
     first = {(step.segment.product, step.segment.session_id): step.before for step in reversed(steps)}
     for key, before in first.items():
         if there.get(key, {}) != {upload_id: progress.mark for upload_id, progress in before.items()}:
-            raise StaleLoad(f"something else was loaded meanwhile of session {key[1]}")
+            raise StaleLoad(key[1])
 
 
 def advanced(known: Progress, outcome: Outcome) -> Progress:

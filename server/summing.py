@@ -13,13 +13,11 @@ from typing import Any, Final
 
 import duckdb
 
-from mailboat.server.analytics_schema import KEY_COLUMNS, given
+from mailboat.server.analytics_schema import KEY_COLUMNS, NUMBERED_COLUMNS, PART_COLUMNS, given
 from mailboat.server.analytics_store import Key
 from mailboat.server.json_text import encode
 from mailboat.server.sums import PART, SCOPED, STORED, SUMS, TAIL, is_stale, stale_records, week_of
 
-_NUMBERED: Final = {**KEY_COLUMNS, "number": "INTEGER", "installation": "INTEGER"}
-_PARTS: Final = {"part": "INTEGER", "product": "VARCHAR"}
 _IDENTIFIED: Final = {**KEY_COLUMNS, "installation": "INTEGER"}
 _NAMED: Final = {**KEY_COLUMNS, "installation": "VARCHAR"}
 
@@ -46,9 +44,9 @@ def number(db: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
             }
             for product, session_id, name in fresh
         ]
-        db.execute(f"INSERT INTO numbered FROM {given(_NUMBERED)}", {"rows": _text(rows)})
+        db.execute(f"INSERT INTO numbered FROM {given(NUMBERED_COLUMNS)}", {"rows": _text(rows)})
         if numbers.begun:
-            db.execute(f"INSERT INTO part FROM {given(_PARTS)}", {"rows": _text(numbers.begun)})
+            db.execute(f"INSERT INTO part FROM {given(PART_COLUMNS)}", {"rows": _text(numbers.begun)})
 
 
 def identify(db: duckdb.DuckDBPyConnection, keys: Sequence[Key]) -> None:

@@ -64,7 +64,7 @@ class MemoryAnalytics:
         nothing = Progress(segment.index)
         there = self._kept.progress.get((segment.product, segment.session_id), {}).get(segment.upload_id, nothing)
         if there.mark != (before or nothing).mark:
-            raise StaleLoad("something else was loaded meanwhile")
+            raise StaleLoad(segment.session_id)
         failed = replace(before or nothing, schemas=(), failed=reason)
         self._kept.progress.setdefault((segment.product, segment.session_id), {})[segment.upload_id] = failed
         self._kept.generation += 1
