@@ -212,12 +212,44 @@ async def test_loading_goes_on_where_the_engine_lacks_memory_for_sums(
     for session_id in OTHERS[:3]:
         await rig.add(session_id, of(5, session_id).seal())
         await rig.ingest.settled()
+        async with rig.ingest._in_round:
+            pass  # sums are made at its end
         told.append((rig.counters["ingest_sums_failed"], rig.counters["ingest_sums"]))
         assert bench(rig).sequences(session_id) == list(range(15))
     assert told == [(1, 0), (1, 0), (1, 1)]
     assert bench(rig).sql("SELECT sum(n) FROM kind_sum") == [(45,)]
     assert list(rig.loader.analytics.disagreements()) == []
     assert rig.counters["ingest_failures"] == 0
+
+
+@pytest.mark.parametrize(("unsummed", "in_the_round"), [(30, 3), (10_000, 0)])
+async def test_sums_wait_until_rows_are_there_but_for_so_many(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, unsummed: int, in_the_round: int
+) -> None:
+    """In a round they are made each time that so many records wait for them, and otherwise at its end, if there are any
+    (a batch that was written meanwhile is in the sums before it).
+    """
+    sum_up, seen = summing.sum_up, list[int]()
+
+    def watched(db: duckdb.DuckDBPyConnection) -> None:
+        seen.append(rig.ingest._settled)
+        sum_up(db)
+
+    monkeypatch.setattr(summing, "TAIL", 1)
+    monkeypatch.setattr(summing, "sum_up", watched)
+    monkeypatch.setattr(ingest, "UNSUMMED", unsummed)
+    monkeypatch.setattr(batches, "BATCH_SEGMENTS", 1)
+    async with rig.ingest._in_round:
+        for session_id in OTHERS[:7]:
+            await rig.add(session_id, of(5, session_id).seal())
+    before = rig.ingest._settled
+    await rig.ingest.settled()
+    async with rig.ingest._in_round:
+        pass
+    late = [each > before for each in seen]
+    assert late in ([False] * in_the_round, [False] * in_the_round + [True])
+    assert late
+    assert bench(rig).sql("SELECT sum(n) FROM kind_sum") == [(7 * 15,)]
 
 
 async def test_what_was_decoded_ahead_of_a_batch_that_fails_is_neither_written_nor_left(
