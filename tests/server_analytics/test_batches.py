@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from mailboat.server import batches
 from mailboat.server.analytics_store import Progress
-from mailboat.server.batches import BATCH_BYTES, BATCH_SEGMENTS, Known, Order
+from mailboat.server.batches import BATCH_BYTES, BATCH_SEGMENTS, LEAST_BYTES, Known, Order
 from mailboat.server.catalog import SegmentRow
 from testkit.loading import segment_row
 
@@ -33,8 +33,19 @@ def test_batches_are_bounded_in_segments_and_bytes_and_keep_the_order() -> None:
     small = [row(number) for number in range(2 * BATCH_SEGMENTS + 1)]
     assert [len(each) for each in rest(Order(small, {}))] == [BATCH_SEGMENTS, BATCH_SEGMENTS, 1]
     assert [each for batch in rest(Order(small, {})) for each in batch] == small
-    half, whole, more = row(1, BATCH_BYTES // 2), row(2, BATCH_BYTES), row(3, BATCH_BYTES + 1)
-    assert list(rest(Order([half, half, whole, more, half], {}))) == [[half, half], [whole], [more], [half]]
+    large = [row(number, BATCH_BYTES // 4) for number in range(40)]
+    found = list(rest(Order(large, {})))
+    assert max(map(len, found)) == 4
+    assert [each for batch in found for each in batch] == large
+    assert list(rest(Order([row(1, BATCH_BYTES + 1), row(2)], {}))) == [[row(1, BATCH_BYTES + 1)], [row(2)]]
+
+
+def test_batches_are_small_where_nothing_goes_on_beside_them() -> None:
+    """The first ones of an order, beside which nothing is loaded yet, and the last ones, beside which nothing is
+    decoded any more.
+    """
+    sizes = [len(each) for each in rest(Order([row(number, LEAST_BYTES) for number in range(60)], {}))]
+    assert sizes == [1, 2, 4, 8, 8, 8, 8, 8, 6, 3, 2, 2]
 
 
 def test_only_what_is_still_to_be_loaded_counts() -> None:
