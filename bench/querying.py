@@ -155,9 +155,9 @@ def _fill(folder: Path, records: int, now: float) -> None:
     while some := list(islice(sessions, COPIED)):
         analytics.load_sessions(some, 1)
     cursor = analytics.cursor()
-    keys = cursor.execute("SELECT product, session_id::VARCHAR FROM session ORDER BY started").fetchall()
+    fresh = cursor.execute("SELECT product, session_id::VARCHAR, installation FROM session").fetchall()
     cursor.begin()
-    summing.number(cursor, keys)
+    summing.number(cursor, summing.Numbering(), fresh)
     cursor.commit()
     summed = count - min(count // 2, TAIL // PER_SESSION // 2)
     for generation, (begin, end) in enumerate(((0, summed), (summed, count)), 1):

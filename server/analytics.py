@@ -8,21 +8,28 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import duckdb
 
-from mailboat.protocol.records import COUNTERS, Schema
-from mailboat.protocol.summary import INFO_TEXTS
 from mailboat.server import summing
 from mailboat.server.analytics_file import Commits, Transaction, open_existing, open_or_make
+from mailboat.server.analytics_rows import (
+    as_text,
+    gap_columns,
+    key_columns,
+    key_of,
+    loaded_columns,
+    progress_from,
+    segment_columns,
+    session_columns,
+)
 from mailboat.server.analytics_schema import (
-    BATCH_COLUMNS,
     GAP_COLUMNS,
     KEY_COLUMNS,
     LOADED_COLUMNS,
@@ -44,10 +51,8 @@ from mailboat.server.analytics_store import (
 )
 from mailboat.server.catalog import SegmentRow, SessionRow
 from mailboat.server.config import ANALYTICS_MEMORY
-from mailboat.server.decoder import schemas_from
+from mailboat.server.decoder import Outcome
 from mailboat.server.decoding import Decoded
-from mailboat.server.json_text import encode
-from mailboat.server.skew import correction
 from mailboat.server.sums import STORED
 
 _NOBODY: Final = UUID(int=0)
@@ -56,8 +61,27 @@ _NOBODY: Final = UUID(int=0)
 _FETCHED: Final = 10_000
 """Rows taken from the engine at a time."""
 
-_LATEST: Final = 253_402_300_799.0
-"""The end of the year 9999, in seconds: no calendar takes more."""
+
+_State = tuple[int, int]
+"""Generation and revision."""
+
+
+@dataclass(slots=True)
+class _There:
+    """What there is of a session: its number (None: nothing was loaded of it), what table ``session`` has of it, and
+    the marks of its uploads.
+    """
+
+    number: int | None
+    internal: bool | None
+    skew: float
+    installation: str
+    marks: dict[str, Mark] = field(default_factory=dict)
+
+    def is_internal(self, outcome: Outcome) -> bool:
+        """Whether the session is internal: its summary says so, or else the preamble, if it was among the bytes."""
+        said = outcome.info is not None and outcome.info.get("test") is True
+        return said if self.internal is None else self.internal
 
 
 class Analytics:
@@ -78,6 +102,7 @@ class Analytics:
         self._commits = Commits()
         self._root = open_or_make(path, memory) if make else open_existing(path, memory)
         self._writer = self._root.cursor()
+        self._numbering: tuple[_State, summing.Numbering] | None = None
 
     def close(self) -> None:
         """Release the file; every cursor must have been closed."""
@@ -119,9 +144,14 @@ class Analytics:
         """The revision of the catalog's sessions that was copied last."""
         return self._state()[1]
 
-    def _state(self) -> tuple[int, int]:
+    def _state(self) -> _State:
         row = self._writer.execute("SELECT generation, revision FROM state").fetchone()
         return (row[0], row[1]) if row else (0, 0)
+
+    def _numbering_of(self, state: _State) -> summing.Numbering:
+        """The numbers that were given until `state`, read once where all changes since are this object's."""
+        known, self._numbering = self._numbering, None  # of a transaction that fails nothing is kept
+        return known[1] if known is not None and known[0] == state else summing.Numbering()
 
     def progress(self, sessions: Iterable[Key]) -> dict[Key, dict[str, Progress]]:
         """What was loaded of the uploads of each of these sessions, by upload id."""
@@ -129,24 +159,29 @@ class Analytics:
         found = self._writer.execute(
             f"SELECT product, session_id::VARCHAR, upload_id::VARCHAR, {columns} FROM loaded "
             f"JOIN {given(KEY_COLUMNS)} USING (product, session_id)",
-            {"rows": _rows(_keys(sorted(set(sessions))))},
+            {"rows": as_text(key_columns(sorted(set(sessions))))},
         ).fetchall()
         known: dict[Key, dict[str, Progress]] = {}
         for product, session_id, upload_id, *rest in found:
-            known.setdefault((product, session_id), {})[upload_id] = _progress(*rest)
+            known.setdefault((product, session_id), {})[upload_id] = progress_from(*rest)
         return known
 
-    def _marks(self, sessions: Iterable[Key]) -> dict[Key, dict[str, Mark]]:
-        """As `progress`, in brief."""
+    def _there(self, sessions: Iterable[Key]) -> dict[Key, _There]:
+        """What is there of these sessions."""
         found = self._writer.execute(
-            "SELECT product, session_id::VARCHAR, upload_id::VARCHAR, consumed, records, failed FROM loaded "
-            f"JOIN {given(KEY_COLUMNS)} USING (product, session_id)",
-            {"rows": _rows(_keys(sorted(set(sessions))))},
+            "SELECT product, session_id::VARCHAR, number, internal, skew, session.installation, upload_id::VARCHAR, "
+            f"consumed, loaded.records, failed FROM {given(KEY_COLUMNS)} "
+            "LEFT JOIN numbered USING (product, session_id) LEFT JOIN session USING (product, session_id) "
+            "LEFT JOIN loaded USING (product, session_id)",
+            {"rows": as_text(key_columns(sorted(set(sessions))))},
         ).fetchall()
-        marks: dict[Key, dict[str, Mark]] = {}
-        for product, session_id, upload_id, consumed, records, failed in found:
-            marks.setdefault((product, session_id), {})[upload_id] = (consumed, records, failed)
-        return marks
+        there: dict[Key, _There] = {}
+        for product, session_id, number, internal, skew, installation, upload_id, *mark in found:
+            each = there.setdefault((product, session_id), _There(number, internal, skew or 0.0, installation or ""))
+            if upload_id is not None:
+                consumed, records, failed = mark
+                each.marks[upload_id] = (consumed, records, failed)
+        return there
 
     # -- loading -------------------------------------------------------------------------------------------------
 
@@ -157,29 +192,32 @@ class Analytics:
         `StaleLoad`.
         """
         with self._transaction():
-            require_known(steps, self._marks({(step.segment.product, step.segment.session_id) for step in steps}))
-            self._batch(steps)
+            state, there = self._state(), self._there(key_of(step.segment) for step in steps)
+            require_known(steps, {key: each.marks for key, each in there.items()})
+            numbering = self._numbering_of(state)
+            self._batch(steps, there, numbering)
             for table in decoded.tables:
-                self._writer.execute(insert_rows(table), {"file": str(decoded.folder / f"{table}.json")})
+                lines, texts = decoded.files(table)
+                self._writer.execute(insert_rows(table), {"lines": str(lines), "texts": str(texts)})
             self._add_gaps(steps)
-            self._replace_loaded([(step.segment, step.progress) for step in steps])
             records = sum(step.outcome.records for step in steps)
-            self._writer.execute("UPDATE state SET waiting = waiting + $records", {"records": records})
+            self._replace_loaded([(step.segment, step.progress) for step in steps], there, records)
+        self._numbering = ((state[0] + 1, state[1]), numbering)
 
     def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
         """See `AnalyticsStore.load_failed`."""
-        known, key = before or Progress(segment.index), (segment.product, segment.session_id)
+        known, key = before or Progress(segment.index), key_of(segment)
         failed = Progress(known.segment, known.consumed, known.next, known.records, known.ranges, (), reason)
         with self._transaction():
-            there = self._marks([key]).get(key, {})
-            if there.get(segment.upload_id, Progress(segment.index).mark) != known.mark:
+            there = self._there([key])
+            if there[key].marks.get(segment.upload_id, Progress(segment.index).mark) != known.mark:
                 raise StaleLoad(segment.session_id)
-            self._replace_loaded([(segment, failed)])
+            self._replace_loaded([(segment, failed)], there, 0)
 
     def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
         """Put these sessions in place of what was known of them, and note the revision."""
         installations = {(row.product, row.summary.session_id): row.summary.installation for row in rows}
-        keys = _keys(installations)
+        keys = key_columns(installations)
         with self._transaction():
             renamed = summing.renamed(self._writer, installations.items())
             if renamed:
@@ -187,12 +225,13 @@ class Analytics:
             self._writer.execute(
                 f"DELETE FROM session USING {given(KEY_COLUMNS)} old "
                 "WHERE session.product = old.product AND session.session_id = old.session_id",
-                {"rows": _rows(keys)},
+                {"rows": as_text(keys)},
             )
-            columns = _rows([session_columns(row) for row in rows])
+            columns = as_text([session_columns(row) for row in rows])
             self._writer.execute(f"INSERT INTO session FROM {given(SESSION_COLUMNS)}", {"rows": columns})
             if renamed:
                 summing.identify(self._writer, renamed)
+                self._numbering = None
             self._writer.execute("UPDATE state SET revision = $revision", {"revision": revision})
 
     def sum_up(self, *, idle: bool) -> bool:
@@ -215,7 +254,7 @@ class Analytics:
     def forget(self, sessions: Iterable[Key]) -> int:
         """See `AnalyticsStore.forget`."""
         keys = sorted(set(sessions))
-        bound = {"rows": _rows(_keys(keys))}
+        bound = {"rows": as_text(key_columns(keys))}
         records = 0
         with self._transaction():
             summing.spoil(self._writer, keys)
@@ -232,6 +271,7 @@ class Analytics:
                     f"WHERE {table}.product = old.product AND {table}.session_id = old.session_id",
                     bound,
                 )
+        self._numbering = None  # their numbers are free
         return records
 
     def unload(self, segments: Iterable[SegmentRow]) -> int:
@@ -239,7 +279,7 @@ class Analytics:
         taken = list(segments)
         known = self.progress((each.product, each.session_id) for each in taken)
         ranges = [
-            {**_of_segment(each), "first": first, "end": end}
+            {**segment_columns(each), "first": first, "end": end}
             for each in taken
             if (progress := known.get((each.product, each.session_id), {}).get(each.upload_id)) is not None
             for first, end in progress.ranges
@@ -252,13 +292,13 @@ class Analytics:
                     f"DELETE FROM {table} USING (SELECT * FROM {given(RANGE_COLUMNS)} JOIN numbered "
                     f"USING (product, session_id)) old WHERE {table}.number = old.number "
                     'AND sequence >= old."first" AND sequence < old."end"',
-                    {"rows": _rows(ranges)},
+                    {"rows": as_text(ranges)},
                 ).fetchone()
                 records += int(found[0]) if found is not None else 0
             for table in ("gap", "loaded"):
                 self._writer.execute(
                     f"DELETE FROM {table} USING {given(RANGE_COLUMNS)} old WHERE {table}.upload_id = old.upload_id",
-                    {"rows": _rows([{**_of_segment(each), "first": 0, "end": 0} for each in taken])},
+                    {"rows": as_text([{**segment_columns(each), "first": 0, "end": 0} for each in taken])},
                 )
         return records
 
@@ -296,114 +336,39 @@ class Analytics:
         finally:
             cursor.close()
 
-    def _batch(self, steps: Sequence[Step]) -> None:
-        """Lay table ``batch``; whether a session is internal is known from its summary, or else from its preamble."""
-        rows = [
-            {
-                **_of_segment(step.segment),
-                "number": step.outcome.number,
-                "said": None if step.outcome.info is None else step.outcome.info.get("test") is True,
-            }
+    def _batch(self, steps: Sequence[Step], there: Mapping[Key, _There], numbering: summing.Numbering) -> None:
+        """Lay table ``batch``, and number the sessions that are new."""
+        fresh = ((*key, each.installation) for key, each in there.items() if each.number is None)
+        numbers = summing.number(self._writer, numbering, fresh)
+        rows = ", ".join(
+            f"({step.outcome.number}, {numbers.get(key_of(step.segment), known.number)}, "
+            f"{known.is_internal(step.outcome)}, {round(known.skew * 1e6)})"
             for step in steps
-        ]
-        summing.number(self._writer, {(step.segment.product, step.segment.session_id) for step in steps})
+            for known in (there[key_of(step.segment)],)
+        )
         self._writer.execute(
-            "CREATE OR REPLACE TEMP TABLE batch AS SELECT n.*, coalesce(s.internal, n.said, false) AS internal, "
-            "CAST(coalesce(s.skew, 0) * 1e6 AS BIGINT) AS shift, numbered.number AS own, "
-            "state.generation + 1 AS generation "
-            f"FROM {given(BATCH_COLUMNS)} n JOIN numbered USING (product, session_id) "
-            "LEFT JOIN session s USING (product, session_id) CROSS JOIN state",
-            {"rows": _rows(rows)},
+            "CREATE OR REPLACE TEMP TABLE batch AS SELECT n.*, state.generation + 1 AS generation "
+            f"FROM (VALUES {rows}) n(number, own, internal, shift) CROSS JOIN state"
         )
 
     def _add_gaps(self, steps: Sequence[Step]) -> None:
-        names = ("offset", "length", "reason", "first", "records")
-        rows = [
-            {**_of_segment(step.segment), **dict(zip(names, gap, strict=True))}
-            for step in steps
-            for gap in step.outcome.gaps
-        ]
+        rows = [each for step in steps for each in gap_columns(step)]
         if rows:
-            self._writer.execute(f"INSERT INTO gap FROM {given(GAP_COLUMNS)}", {"rows": _rows(rows)})
+            self._writer.execute(f"INSERT INTO gap FROM {given(GAP_COLUMNS)}", {"rows": as_text(rows)})
 
-    def _replace_loaded(self, found: Sequence[tuple[SegmentRow, Progress]]) -> None:
-        rows = [
-            {
-                **_of_segment(segment),
-                "consumed": progress.consumed,
-                "next": progress.next,
-                "records": progress.records,
-                "ranges": json.dumps(progress.ranges),
-                "schemas": _schemas_text(progress.schemas),
-                "failed": progress.failed,
-                "arrived": _micros(segment.updated),
-            }
-            for segment, progress in found
-        ]
-        bound = {"rows": _rows(rows)}
-        self._writer.execute(
-            f"DELETE FROM loaded USING {given(LOADED_COLUMNS)} old WHERE loaded.upload_id = old.upload_id", bound
-        )
+    def _replace_loaded(
+        self, found: Sequence[tuple[SegmentRow, Progress]], there: Mapping[Key, _There], records: int
+    ) -> None:
+        """Note the progress of these segments, of whose sessions is `there` what is, with so many records more."""
+        bound = {"rows": as_text([loaded_columns(segment, progress) for segment, progress in found])}
+        if any(segment.upload_id in there[key_of(segment)].marks for segment, _ in found):
+            self._writer.execute(
+                f"DELETE FROM loaded USING {given(LOADED_COLUMNS)} old WHERE loaded.upload_id = old.upload_id", bound
+            )
         self._writer.execute(f"INSERT INTO loaded FROM {given(LOADED_COLUMNS)}", bound)
-        self._writer.execute("UPDATE state SET generation = generation + 1")
+        self._writer.execute(
+            "UPDATE state SET generation = generation + 1, waiting = waiting + $records", {"records": records}
+        )
 
     def _transaction(self) -> Transaction:
         return Transaction(self._writer, self._commits)
-
-
-def session_columns(row: SessionRow) -> dict[str, Any]:
-    """One row of ``session``."""
-    summary, info, skew = row.summary, row.summary.info, correction(row.skew)
-    return {
-        "product": row.product,
-        "session_id": summary.session_id,
-        **{name: getattr(info, name) for name in INFO_TEXTS if name in SESSION_COLUMNS and name != "product"},
-        "internal": info.test,
-        "anonymous": info.anonymous,
-        "parent": info.parent,
-        "properties": dict(info.properties),
-        "installation": summary.installation,
-        "installation_properties": dict(summary.installation_properties),
-        "started": _micros(summary.started + skew),
-        "ended": _micros(summary.ended + skew),
-        "duration": summary.duration,
-        "status": summary.status.value,
-        "state": row.state.value,
-        "reason": row.reason,
-        "skew": skew,
-        "source": row.source,
-        "records": summary.records,
-        **{f"n_{name}": count for name, count in zip(COUNTERS, summary.counts, strict=True)},
-    }
-
-
-def _micros(seconds: float) -> int:
-    return int(min(max(seconds, 0.0), _LATEST) * 1e6)
-
-
-def _of_segment(segment: SegmentRow) -> dict[str, Any]:
-    return {
-        "product": segment.product,
-        "session_id": segment.session_id,
-        "segment": segment.index,
-        "upload_id": segment.upload_id,
-    }
-
-
-def _keys(sessions: Iterable[Key]) -> list[dict[str, Any]]:
-    return [{"product": product, "session_id": session_id} for product, session_id in sessions]
-
-
-def _rows(rows: Sequence[dict[str, Any]]) -> str:
-    return encode(rows).decode()
-
-
-def _schemas_text(schemas: Iterable[Schema]) -> str:
-    return json.dumps([[each.number, each.kind, each.name, each.fields] for each in schemas])
-
-
-def _progress(
-    segment: int, consumed: int, following: int, records: int, ranges: str, schemas: str, failed: str | None
-) -> Progress:
-    spans = tuple((first, end) for first, end in json.loads(ranges))
-    return Progress(segment, consumed, following, records, spans, schemas_from(json.loads(schemas)), failed)

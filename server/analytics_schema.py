@@ -124,9 +124,6 @@ PART_COLUMNS: Final = {"part": "INTEGER", "product": "VARCHAR"}
 RANGE_COLUMNS: Final = {**KEY_COLUMNS, "segment": "INTEGER", "upload_id": "UUID", "first": "BIGINT", "end": "BIGINT"}
 """Sequence numbers from `first` to before `end` that came from an upload."""
 
-BATCH_COLUMNS: Final = {"number": "INTEGER", **KEY_COLUMNS, "upload_id": "UUID", "said": "BOOLEAN"}
-"""One segment of a batch: its number in the lines, and whether its preamble says that it is internal."""
-
 
 TABLES: Final = {
     "state": "layout INTEGER, generation BIGINT, revision BIGINT, summed BIGINT, waiting BIGINT",
@@ -155,10 +152,11 @@ def _view(table: str) -> str:
 VIEWS: Final = {table: _view(table) for table in STORED}
 """The query of each view."""
 
-_SCALARS: Final = {"s": "INTEGER", "o": "BIGINT"}
-_ROW: Final = {**_SCALARS, "q": "BIGINT", "t": "BIGINT"}
+SCALARS: Final = {"i": "INTEGER", "s": "INTEGER", "b": "BIGINT", "o": "BIGINT"}
+"""Members of a line that are one value for all of its rows; ``i`` is the number of its text in the file of texts."""
+_ROW: Final = {**SCALARS, "q": "BIGINT", "t": "BIGINT"}
 LINES: Final = "LINES"
-"""In place of a type: one text with a line for each row."""
+"""In place of a type: not in the line but beside it, a text with a line for each row."""
 _NAMED_ROW: Final = {**_ROW, "n": "VARCHAR", "a": LINES}
 _EVENT_ROW: Final = {**_NAMED_ROW, "l": "UTINYINT", "m": "VARCHAR"}
 
@@ -174,28 +172,35 @@ ROWS: Final[dict[str, dict[str, str]]] = {
 """The tables of records: one for each kind, and one for kinds that this version does not know. For each, the members of
 the lines that `rows` makes, in the order of the table's columns from `sequence` on, and the types of their values."""
 
+BETWEEN: Final = b"\x1d"
+"""Between the texts of a file; there is none in JSON."""
+
 _MAX_LINE: Final = 16 * 1024 * 1024
 """Bytes: what the parser takes as one line; `rows.MAX_LINE` stays below."""
 
 
 def insert_rows(table: str) -> str:
-    """The statement that fills a table of records: a parameter for the file; table ``batch`` names the segments.
+    """The statement that fills a table of records: parameters for the files of lines and of texts; table ``batch``
+    names the segments.
 
     All lists of a line are as long: its rows are their first values, their second, and so on.
     """
     members = ROWS[table]
-    chosen = ", ".join(_each(name, kind) for name, kind in members.items() if name not in _SCALARS)
+    chosen = ", ".join(_each(name, kind) for name, kind in members.items() if name not in SCALARS)
     return (
         f"INSERT INTO {STORED[table]} SELECT b.own, b.generation, b.internal, {chosen} "  # noqa: S608 - names from above
-        f"FROM {_read(members)} r JOIN batch b ON b.number = r.s"
+        f"FROM {_read(members)} r JOIN batch b ON b.number = r.s "
+        f"CROSS JOIN (SELECT string_split(content, chr({BETWEEN[0]})) AS texts FROM read_text($texts)) x"
     )
 
 
 def _each(name: str, kind: str) -> str:
     """A member's values, one after the other."""
+    if name == "q":
+        return "r.b + unnest(r.q)"
     if name == "t":
         return "make_timestamp(greatest(0, (r.o + unnest(r.t)) // 1000 + b.shift))"
-    return f"unnest(string_split(r.{name}, chr(10)))" if kind == LINES else f"unnest(r.{name})"
+    return "unnest(string_split(x.texts[r.i + 1], chr(10)))" if kind == LINES else f"unnest(r.{name})"
 
 
 def given(columns: dict[str, str]) -> str:
@@ -217,12 +222,10 @@ def _as_json(kind: str) -> str:
 
 
 def _read(members: dict[str, str]) -> str:
-    types = ", ".join(f"'{name}': '{_in_line(name, kind)}'" for name, kind in members.items())
-    return f"read_json($file, format='newline_delimited', maximum_object_size={_MAX_LINE}, columns={{{types}}})"
+    types = ", ".join(f"'{name}': '{_in_line(name, kind)}'" for name, kind in members.items() if kind != LINES)
+    return f"read_json($lines, format='newline_delimited', maximum_object_size={_MAX_LINE}, columns={{{types}}})"
 
 
 def _in_line(name: str, kind: str) -> str:
     """The type of a member in a line."""
-    if kind == LINES:
-        return "VARCHAR"
-    return kind if name in _SCALARS else f"{kind}[]"
+    return kind if name in SCALARS else f"{kind}[]"

@@ -6,8 +6,8 @@ standard input does, so it never outlives the server.
 
 The talk, in frames of a big-endian 32-bit length and a msgpack map (``decoding`` is the other end)::
 
-    > {"begin": folder, "keys": [text, ...]}      a batch begins; rows go to FOLDER/TABLE.json; private keys for
-                                                  what is sealed
+    > {"begin": folder, "keys": [text, ...]}      a batch begins; rows go to FOLDER/TABLE.json and TABLE.txt; private
+                                                  keys for what is sealed
     > {"segment": {...}}                          `Task`; then its bytes from `offset` on, in any number of
     > {"bytes": ...}                              pieces, then
     > {"end": true}
@@ -24,7 +24,7 @@ import gc
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -37,7 +37,9 @@ from mailboat.protocol.limits import MIB
 from mailboat.protocol.reader import Block, Legible, SegmentReader, decompress, legible
 from mailboat.protocol.records import SCHEMA_COUNTER, Schema
 from mailboat.protocol.sealing import Keyring, PrivateKey, Unlock, unlocks_only
-from mailboat.server.rows import Rows, encode_rows, rows_at_once, rows_of, those
+from mailboat.server.analytics_schema import BETWEEN
+from mailboat.server.memory import keep_memory
+from mailboat.server.rows import Lines, Rows, encode_rows, rows_at_once, rows_of, those
 
 FRAME: Final = struct.Struct(">I")
 MAX_RAW: Final = 128 * MIB
@@ -164,29 +166,46 @@ def schemas_from(values: list[list[Any]]) -> tuple[Schema, ...]:
     return tuple(Schema(number, kind, name, tuple(fields)) for number, kind, name, fields in values)
 
 
+def files_of(folder: Path, table: str) -> tuple[Path, Path]:
+    """The files of a table in the folder of a batch: its lines, and its texts."""
+    return folder / f"{table}.json", folder / f"{table}.txt"
+
+
 class Files:
-    """The files of one batch: one per table, made when it gets its first row; `size` are the bytes in them."""
+    """The files of one batch: two per table, made when it gets its first row; `size` are the bytes in them."""
 
     def __init__(self, folder: Path) -> None:
         self.size = 0
         self._folder = folder
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, _Table] = {}
 
-    def write(self, table: str, lines: bytes) -> None:
-        """Append lines to a table's file."""
-        file = self._files.get(table)
-        if file is None:
-            file = self._files[table] = (self._folder / f"{table}.json").open("wb")
-        file.write(lines)
-        self.size += len(lines)
+    def write(self, table: str, lines: Iterable[Lines]) -> None:
+        """Append lines, and their texts, to a table's files."""
+        files = self._files.get(table)
+        if files is None:
+            lines_file, texts_file = files_of(self._folder, table)
+            files = self._files[table] = _Table(lines_file.open("wb"), texts_file.open("wb"))
+        for line, text in lines:
+            files.lines.writelines((b'{"i":%d,' % files.count, memoryview(line)[1:], b"\n"))
+            files.texts.write(BETWEEN + text if files.count else text)
+            files.count += 1
+            self.size += len(line) + len(text)
 
     def close(self) -> list[str]:
-        """Close the files; returns the tables that have one."""
+        """Close the files; returns the tables that have some."""
         tables = list(self._files)
-        for file in self._files.values():
-            file.close()
+        for files in self._files.values():
+            files.lines.close()
+            files.texts.close()
         self._files.clear()
         return tables
+
+
+@dataclass(slots=True)
+class _Table:
+    lines: BinaryIO
+    texts: BinaryIO
+    count: int = 0
 
 
 class Decoding:
@@ -408,6 +427,7 @@ def main() -> None:
     gc.disable()  # half of the time of bulk decoding otherwise; records hold no cycles
     gc.freeze()  # what is imported need not be looked through after each batch
     _limit_memory()
+    keep_memory()
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     try:

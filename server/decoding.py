@@ -16,7 +16,7 @@ from typing import IO, Any, Final, cast
 
 from mailboat.protocol.errors import MailboatError
 from mailboat.protocol.limits import MIB
-from mailboat.server.decoder import Outcome, Task, read_frame, write_frame
+from mailboat.server.decoder import Outcome, Task, files_of, read_frame, write_frame
 
 TIME_LIMIT: Final = 60.0
 """Seconds for one batch, after which the decoder is ended. A batch takes one or two; one of nothing but bombs may need
@@ -41,10 +41,14 @@ class DecoderRefused(MailboatError):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The rows of a batch: one file in `folder` for each of `tables`, as `rows` tells."""
+    """The rows of a batch: two files in `folder` for each of `tables`."""
 
     folder: Path
     tables: tuple[str, ...]
+
+    def files(self, table: str) -> tuple[Path, Path]:
+        """The lines of a table, and the texts that go beside them, as `rows` tells."""
+        return files_of(self.folder, table)
 
 
 class Decoder:

@@ -2,13 +2,15 @@
 
 One line holds rows of one block for one table (`analytics_schema.ROWS`): the loader reads a file of them per table in
 less than half of the time that a line for each row takes. Its members have names of one letter. The number of the
-segment in its batch is ``s``, the time from which its times count ``o``, nanoseconds since the epoch. ``a`` is one
-text, the JSON of each row's attributes on a line: what the engine need not understand it only copies. Each other member
-is a list with one value a row::
+segment in its batch is ``s``, the number from which its rows are numbered ``f``, the time from which their times count
+``o``, nanoseconds since the epoch. Each other member is a list with one value a row::
 
-    q  sequence number      t  time, nanoseconds from ``o`` on      n  name (type, id)
-    a  attributes (properties)      v  value (seconds)      u  unit      l  level      m  message      c  context
-    k  stack (kind)      x  causes      g  group      f  fields
+    q  sequence number, from ``f`` on      t  time, nanoseconds from ``o`` on      n  name (type, id)
+    v  value (seconds)      u  unit      l  level      m  message      c  context      k  stack (kind)
+    x  causes      g  group      f  fields
+
+Attributes (properties) go beside the line, as a text with the JSON of each row on a line of its own: what the engine
+need not understand it only copies, and a text within JSON would have to be written and read with escapes.
 
 Records as agents make them are read straight into what their kind has (`_Feature` and so on), which checks the types on
 the way. Others may be anything, and are looked at one by one.
@@ -31,7 +33,7 @@ from msgspec import Meta, Struct
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import KIB, MIB
 from mailboat.protocol.records import KIND_NAMES, Kind, Schema
-from mailboat.server.analytics_schema import LINES, ROWS
+from mailboat.server.analytics_schema import LINES, ROWS, SCALARS
 from mailboat.server.grouping import group_of
 from mailboat.server.json_text import encode, encode_lines
 
@@ -47,8 +49,9 @@ _LATEST: Final = 2**63 - 1
 
 _MOST_OF_BYTE: Final = 255
 
-_SCALARS: Final = ("s", "o")
-_COLUMNS: Final = {table: tuple(name for name in members if name not in _SCALARS) for table, members in ROWS.items()}
+_COLUMNS: Final = {table: tuple(name for name in members if name not in SCALARS) for table, members in ROWS.items()}
+_TEXTS: Final = {table: tuple(name for name in members if members[name] == LINES) for table, members in ROWS.items()}
+"""The columns that go beside the line: one, or none."""
 
 Row = tuple[Any, ...]
 """The values of one row in the order of its table's members from ``q`` on: sequence number, time and so on."""
@@ -58,11 +61,19 @@ Columns = Sequence[Sequence[Any]]
 
 
 class Rows(NamedTuple):
-    """Rows for one table; their times count from `origin` on."""
+    """Rows for one table, numbered from `first` on; their times count from `origin` on."""
 
     table: str
+    first: int
     origin: int
     columns: Columns
+
+
+class Lines(NamedTuple):
+    """Rows as the loader reads them: a line of JSON without its end, and the text that goes beside it."""
+
+    line: bytes
+    text: bytes
 
 
 # -- records as agents make them -----------------------------------------------------------------------------------
@@ -129,13 +140,10 @@ def rows_at_once(packed: bytes, first: int, clock: int) -> list[Rows] | None:
     kinds: defaultdict[type[_Feature], list[int]] = defaultdict(list)
     for at, shape in enumerate(map(type, records)):
         kinds[shape].append(at)
-    return [
-        _in_bulk(shape, [first + at for at in places], [records[at] for at in places], clock)
-        for shape, places in kinds.items()
-    ]
+    return [_in_bulk(shape, first, places, [records[at] for at in places], clock) for shape, places in kinds.items()]
 
 
-def _in_bulk(shape: type[_Feature], numbers: list[int], records: Sequence[Any], clock: int) -> Rows:
+def _in_bulk(shape: type[_Feature], first: int, numbers: list[int], records: Sequence[Any], clock: int) -> Rows:
     """The rows of records of one shape, column by column, which spares a call and a row for each."""
     columns = [
         numbers,
@@ -150,7 +158,7 @@ def _in_bulk(shape: type[_Feature], numbers: list[int], records: Sequence[Any], 
         columns[-2:] = [stack or [] for stack in columns[-2]], [causes or [] for causes in columns[-1]]
         _, _, names, _, _, messages, _, stacks, causes = columns
         columns.append(list(map(group_of, names, stacks, causes, messages)))
-    return Rows(_KINDS[shape], clock, columns)
+    return Rows(_KINDS[shape], first, clock, columns)
 
 
 # -- records that may be anything ----------------------------------------------------------------------------------
@@ -186,7 +194,7 @@ def _as_plain(kind: Any, numbers: list[int], raws: list[Sequence[Any]], clock: i
     if shape is None or not -_SAFE <= clock <= _SAFE:
         return None
     try:
-        return _in_bulk(shape, numbers, msgspec.convert(raws, list[shape]), clock)  # type: ignore[valid-type]
+        return _in_bulk(shape, 0, numbers, msgspec.convert(raws, list[shape]), clock)  # type: ignore[valid-type]
     except (msgspec.MsgspecError, RecursionError):
         return None
 
@@ -212,39 +220,28 @@ def _one_by_one(
         except (IndexError, TypeError, KeyError, ValueError, OverflowError) as error:
             raise SegmentError(f"record {sequence} has the wrong fields: {error!r}") from error
         made.setdefault(table, []).append((sequence, time, *values))
-    return [Rows(table, 0, tuple(zip(*rows, strict=True))) for table, rows in made.items()]
+    return [Rows(table, 0, 0, tuple(zip(*rows, strict=True))) for table, rows in made.items()]
 
 
 def those(rows: Rows, wanted: Callable[[int], bool]) -> Rows:
     """The rows whose sequence numbers are `wanted`."""
-    chosen = list(map(wanted, rows.columns[0]))
+    chosen = [wanted(rows.first + number) for number in rows.columns[0]]
     return rows._replace(columns=[list(compress(column, chosen)) for column in rows.columns])
 
 
-def encode_rows(rows: Rows, segment: int) -> bytes:
-    """The rows of the segment with this number in its batch as lines of JSON; there must be some."""
-    table, origin, columns = rows
-    texts, count = _texts(rows), len(columns[0])
-    line = encode({"s": segment, "o": origin, **dict(zip(_COLUMNS[table], columns, strict=True)), **texts})
-    if len(line) <= MAX_LINE and (len(line) <= MAX_ROW * count or len(line) - _escapes(texts) <= MAX_ROW * count):
-        return line + b"\n"
+def encode_rows(rows: Rows, segment: int) -> list[Lines]:
+    """The rows of the segment with this number in its batch; there must be some."""
+    table, first, origin, columns = rows
+    members = dict(zip(_COLUMNS[table], columns, strict=True))
+    text = b"".join(encode_lines(members.pop(name)) for name in _TEXTS[table])
+    line, count = encode({"s": segment, "b": first, "o": origin, **members}), len(columns[0])
+    if len(line) <= MAX_LINE and len(line) + len(text) <= MAX_ROW * count:
+        return [Lines(line, text)]
     if count > 1:
         half = count // 2
         parts = [column[:half] for column in columns], [column[half:] for column in columns]
-        return b"".join(encode_rows(Rows(table, origin, part), segment) for part in parts)
-    return encode_rows(Rows(table, origin, [(_cut(column[0]),) for column in columns]), segment)
-
-
-def _texts(rows: Rows) -> dict[str, str]:
-    """The columns that are one text."""
-    names = _COLUMNS[rows.table]
-    texts = (name for name in names if ROWS[rows.table][name] == LINES)
-    return {name: encode_lines(rows.columns[names.index(name)]).decode() for name in texts}
-
-
-def _escapes(texts: dict[str, str]) -> int:
-    """The bytes that the texts, which are JSON already, have gained as a part of it."""
-    return sum(text.count('"') + text.count("\\") for text in texts.values())
+        return [each for part in parts for each in encode_rows(Rows(table, first, origin, part), segment)]
+    return encode_rows(Rows(table, first, origin, [(_cut(column[0]),) for column in columns]), segment)
 
 
 def _cut(value: object) -> object:

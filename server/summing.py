@@ -21,32 +21,30 @@ from mailboat.server.sums import PART, SCOPED, STORED, SUMS, TAIL, is_stale, sta
 _IDENTIFIED: Final = {**KEY_COLUMNS, "installation": "INTEGER"}
 _NAMED: Final = {**KEY_COLUMNS, "installation": "VARCHAR"}
 
+Fresh = tuple[str, str, str]
+"""A session that something is loaded of for the first time: product, session id, installation (or no text)."""
+
 
 # -- numbers -------------------------------------------------------------------------------------------------------
 
 
-def number(db: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
-    """Give those of the sessions a number that have none, and their installations."""
-    fresh = db.execute(
-        f"SELECT product, session_id::VARCHAR, nullif(session.installation, '') FROM {given(KEY_COLUMNS)} "
-        "ANTI JOIN numbered USING (product, session_id) LEFT JOIN session USING (product, session_id)",
-        {"rows": _keys(sorted(set(keys)))},
-    ).fetchall()
-    if fresh:
-        parts = db.execute("SELECT product, part FROM part ORDER BY part").fetchall()
-        numbers, installations = _Numbers(db, "number", parts), _installations(db, fresh)
-        rows = [
-            {
-                "product": product,
-                "session_id": session_id,
-                "number": numbers.next(product),
-                "installation": installations.get(name),
-            }
-            for product, session_id, name in fresh
-        ]
-        db.execute(f"INSERT INTO numbered FROM {given(NUMBERED_COLUMNS)}", {"rows": _text(rows)})
-        if numbers.begun:
-            db.execute(f"INSERT INTO part FROM {given(PART_COLUMNS)}", {"rows": _text(numbers.begun)})
+def number(db: duckdb.DuckDBPyConnection, numbering: Numbering, sessions: Iterable[Fresh]) -> dict[Key, int]:
+    """Give each of these sessions, which have none, a number, and their installations; the numbers."""
+    fresh = sorted(sessions)
+    if not fresh:
+        return {}
+    numbers, installations = numbering.sessions(db), _installations(db, numbering, fresh)
+    given_now = {(product, session_id): numbers.next(product) for product, session_id, _ in fresh}
+    rows = [
+        {"product": product, "session_id": session_id, "number": given_now[product, session_id], "installation": known}
+        for product, session_id, name in fresh
+        for known in (installations.get(name),)
+    ]
+    db.execute(f"INSERT INTO numbered FROM {given(NUMBERED_COLUMNS)}", {"rows": _text(rows)})
+    begun = numbers.take_begun()
+    if begun:
+        db.execute(f"INSERT INTO part FROM {given(PART_COLUMNS)}", {"rows": _text(begun)})
+    return given_now
 
 
 def identify(db: duckdb.DuckDBPyConnection, keys: Sequence[Key]) -> None:
@@ -60,7 +58,7 @@ def identify(db: duckdb.DuckDBPyConnection, keys: Sequence[Key]) -> None:
         "USING (product, session_id) WHERE installation != ''",
         bound,
     ).fetchall()
-    installations = _installations(db, named)
+    installations = _installations(db, Numbering(), named)
     rows = [
         {"product": product, "session_id": session_id, "installation": installations[name]}
         for product, session_id, name in named
@@ -72,11 +70,9 @@ def identify(db: duckdb.DuckDBPyConnection, keys: Sequence[Key]) -> None:
     )
 
 
-def _installations(
-    db: duckdb.DuckDBPyConnection, sessions: Iterable[tuple[str, str, str | None]]
-) -> dict[str | None, int]:
-    """The numbers of the installations, given with product and session id, by their names; new ones where needed."""
-    names = {name: product for product, _, name in sessions if name is not None}
+def _installations(db: duckdb.DuckDBPyConnection, numbering: Numbering, sessions: Iterable[Fresh]) -> dict[str, int]:
+    """The numbers of these sessions' installations by their names; new ones where needed."""
+    names = {name: product for product, _, name in sessions if name}
     if not names:
         return {}
     known = db.execute(
@@ -85,8 +81,8 @@ def _installations(
         "WHERE numbered.installation IS NOT NULL GROUP BY name",
         {"rows": _text([{"name": name} for name in names])},
     ).fetchall()
-    found: dict[str | None, int] = dict(known)
-    numbers = _Numbers(db, "installation")
+    found: dict[str, int] = dict(known)
+    numbers = numbering.installations(db)
     for name in names.keys() - found.keys():
         found[name] = numbers.next(names[name])
     return found
@@ -103,10 +99,31 @@ def renamed(db: duckdb.DuckDBPyConnection, installations: Iterable[tuple[Key, st
     ).fetchall()
 
 
+class Numbering:
+    """The last numbers that were given, as one transaction has left them; each kind is read when it is first wanted."""
+
+    def __init__(self) -> None:
+        self._sessions: _Numbers | None = None
+        self._installations: _Numbers | None = None
+
+    def sessions(self, db: duckdb.DuckDBPyConnection) -> _Numbers:
+        """Those of sessions."""
+        if self._sessions is None:
+            parts = db.execute("SELECT product, part FROM part ORDER BY part").fetchall()
+            self._sessions = _Numbers(db, "number", parts)
+        return self._sessions
+
+    def installations(self, db: duckdb.DuckDBPyConnection) -> _Numbers:
+        """Those of installations."""
+        if self._installations is None:
+            self._installations = _Numbers(db, "installation")
+        return self._installations
+
+
 class _Numbers:
     """Numbers that nobody has: in the part that a product had the last one of, or in a new part.
 
-    `parts` are kept for a product, also when nobody is left in one. `begun` are those that were not.
+    `parts` are kept for a product, also when nobody is left in one.
     """
 
     def __init__(self, db: duckdb.DuckDBPyConnection, column: str, parts: Iterable[tuple[str, int]] = ()) -> None:
@@ -121,7 +138,7 @@ class _Numbers:
         for product, part in parts:
             self._part[product] = part
             self._last.setdefault(part, part * PART - 1)
-        self.begun: list[dict[str, Any]] = []
+        self._begun: list[dict[str, Any]] = []
         self._new = 1 + max(self._last, default=-1)
 
     def next(self, product: str) -> int:
@@ -130,10 +147,15 @@ class _Numbers:
         if part is None or self._last[part] == (part + 1) * PART - 1:
             part = self._part[product] = self._new
             self._last[part] = part * PART - 1
-            self.begun.append({"part": part, "product": product})
+            self._begun.append({"part": part, "product": product})
             self._new += 1
         self._last[part] += 1
         return self._last[part]
+
+    def take_begun(self) -> list[dict[str, Any]]:
+        """The parts that were not yet kept for a product, told once."""
+        begun, self._begun = self._begun, []
+        return begun
 
 
 # -- sums ----------------------------------------------------------------------------------------------------------

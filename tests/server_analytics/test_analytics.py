@@ -138,9 +138,10 @@ def test_a_load_that_fails_leaves_nothing_behind(bench: Bench, tmp_path: Path) -
     generation = bench.analytics.generation
     folder = tmp_path / "bad"
     folder.mkdir()
-    good = b'{"s":0,"q":[7],"t":[1],"n":["a"],"a":[{}]}\n'
-    (folder / "feature.json").write_bytes(good)
-    (folder / "event.json").write_bytes(b'{"s":0,"q":[8],"t":[1],"n":["a"],"a":[{}],"l":[900],"m":[null]}\n')
+    (folder / "feature.json").write_bytes(b'{"i":0,"s":0,"b":7,"o":0,"q":[0],"t":[1],"n":["a"]}\n')
+    (folder / "event.json").write_bytes(b'{"i":0,"s":0,"b":8,"o":0,"q":[0],"t":[1],"n":["a"],"l":[900],"m":[null]}\n')
+    for table in ("feature", "event"):
+        (folder / f"{table}.txt").write_bytes(b"{}")
     _, steps = bench.decode((segment_row(data, OTHER), data))
     with pytest.raises(RowsRefused, match="900"):
         bench.analytics.load(Decoded(folder, ("feature", "event")), steps)
@@ -183,10 +184,12 @@ def test_of_two_loads_at_once_one_is_refused(bench: Bench, monkeypatch: pytest.M
     (one, steps), (other, again) = (bench.decode((segment_row(data), data)) for _ in range(2))
     number, rival = summing.number, Analytics(bench.folder / "analytics.duckdb")
 
-    def overtaken(db: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
+    def overtaken(
+        db: duckdb.DuckDBPyConnection, numbering: summing.Numbering, sessions: Iterable[summing.Fresh]
+    ) -> dict[Key, int]:
         monkeypatch.setattr(summing, "number", number)
         rival.load(other, again)
-        number(db, keys)
+        return number(db, numbering, sessions)
 
     monkeypatch.setattr(summing, "number", overtaken)
     with pytest.raises(AnalyticsError, match="onflict"):

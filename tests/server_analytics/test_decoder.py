@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -23,8 +23,9 @@ from mailboat.protocol import SegmentReader
 from mailboat.protocol.records import COUNTERS, Kind
 from mailboat.server import decoder as decoder_module
 from mailboat.server.decoder import Decoding, Files, Outcome, Service, Task, read_frame, write_frame
-from mailboat.server.decoding import Decoder, DecoderDied, DecoderRefused
-from testkit.loading import told
+from mailboat.server.decoding import Decoded, Decoder, DecoderDied, DecoderRefused
+from mailboat.server.rows import Lines
+from testkit.loading import told, written
 from testkit.segments import TAKING_IN, Segment, around, event, feature, pack, positional, schema
 
 
@@ -33,17 +34,18 @@ class Kept(Files):
 
     def __init__(self) -> None:
         super().__init__(Path("nowhere"))
-        self.lines: dict[str, bytes] = {}
+        self.lines: dict[str, list[Lines]] = {}
 
-    def write(self, table: str, lines: bytes) -> None:
-        self.lines[table] = self.lines.get(table, b"") + lines
-        self.size += len(lines)
+    def write(self, table: str, lines: Iterable[Lines]) -> None:
+        for each in lines:
+            self.lines.setdefault(table, []).append(each)
+            self.size += len(each.line) + len(each.text)
 
     def close(self) -> list[str]:
         return list(self.lines)
 
     def names(self, table: str = "feature") -> list[tuple[int, str]]:
-        return [(row["q"], row["n"]) for row in told(self.lines.get(table, b""))]
+        return [(row["q"], row["n"]) for row in told(self.lines.get(table, ()))]
 
 
 def decoded(task: Task, *pieces: bytes) -> tuple[Outcome, Kept]:
@@ -247,7 +249,8 @@ def test_frames_out_of_order_are_refused() -> None:
 
 
 def rows_in(folder: Path) -> dict[str, int]:
-    return {path.stem: len(told(path.read_bytes())) for path in folder.iterdir()}
+    tables = sorted({path.stem for path in folder.iterdir()})
+    return {table: len(told(written(Decoded(folder, ()), table))) for table in tables}
 
 
 def test_the_process_writes_a_file_for_each_table(decoder: Decoder, folder: Callable[[], Path]) -> None:

@@ -84,9 +84,9 @@ def test_rows_say_what_the_protocol_reads(raws: list[tuple[Any, ...]]) -> None:
 
 def alone(raw: Sequence[Any], sequence: int = 100) -> tuple[str, dict[str, Any]]:
     """The row of a record that is looked at by itself, and its table."""
-    ((table, origin, columns),) = rows._one_by_one([sequence], [raw], CLOCK, SCHEMAS)
-    (line,) = told(encode_rows(Rows(table, origin, columns), 5))
-    return table, line
+    (made,) = rows._one_by_one([sequence], [raw], CLOCK, SCHEMAS)
+    (line,) = told(encode_rows(made, 5))
+    return made.table, line
 
 
 def at_once(raws: Sequence[Any], clock: int = CLOCK) -> list[tuple[str, dict[str, Any]]] | None:
@@ -162,11 +162,11 @@ def test_a_record_of_many_fields_costs_the_others_nothing() -> None:
     raws = [*(feature("a") for _ in range(2_000)), [*feature("b"), *range(20_000)]]
     tracemalloc.start()
     try:
-        ((_, _, columns),) = rows_of(raws, 100, CLOCK, {})
+        (made,) = rows_of(raws, 100, CLOCK, {})
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert [len(column) for column in columns] == [2_001] * 4
+    assert [len(column) for column in made.columns] == [2_001] * 4
     assert peak < 2 * MIB
 
 
@@ -260,7 +260,7 @@ def test_long_rows_are_whole_among_short_ones_and_cut_where_all_are_long() -> No
 
 
 def test_rows_that_are_too_long_together_go_into_several_lines() -> None:
-    (together,) = rows_of([feature(str(at), text="\x00" * 10_000) for at in range(300)], 100, CLOCK, {})
+    (together,) = rows_of([event(str(at), 20, "\x00" * 10_000) for at in range(300)], 100, CLOCK, {})
     lines = encode_rows(together, 5)
-    assert max(map(len, lines.splitlines())) <= rows.MAX_LINE < len(lines)
+    assert max(len(each.line) for each in lines) <= rows.MAX_LINE < sum(len(each.line) for each in lines)
     assert [(row["s"], row["q"], row["n"]) for row in told(lines)] == [(5, 100 + at, str(at)) for at in range(300)]

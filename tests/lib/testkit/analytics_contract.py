@@ -125,7 +125,7 @@ class AnalyticsContract:
     def test_rows_that_are_none_change_nothing(self, store: AnalyticsStore, loading: Loading) -> None:
         data = some_records().seal()
         decoded, steps = loading.decode((segment_row(data), data))
-        with (decoded.folder / f"{decoded.tables[-1]}.json").open("a") as lines:
+        with decoded.files(decoded.tables[-1])[0].open("a") as lines:
             lines.write("this is no row\n")
         with pytest.raises(RowsRefused):
             store.load(decoded, steps)

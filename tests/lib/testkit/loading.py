@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,13 @@ from mailboat.protocol import Info, Summary
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import Status
 from mailboat.server.analytics import Analytics
+from mailboat.server.analytics_schema import BETWEEN
 from mailboat.server.analytics_store import Step
 from mailboat.server.batches import Batch
 from mailboat.server.catalog import SegmentRow, SessionRow, SessionState, Verification
 from mailboat.server.decoding import Decoded, Decoder
 from mailboat.server.reports import Answer, Question
+from mailboat.server.rows import Lines
 from testkit.segments import SESSION, START
 
 PRODUCT = "Acme Studio"
@@ -79,17 +81,26 @@ def session_row(
     return SessionRow(product, summary, state, "", "", None, started, started)
 
 
-def told(lines: bytes) -> list[dict[str, Any]]:
+def told(lines: Iterable[Lines]) -> list[dict[str, Any]]:
     """The rows in lines of columns (`server.rows`), one map each; all lists of a line must be as long."""
     rows: list[dict[str, Any]] = []
-    for line in lines.splitlines():
+    for line, text in lines:
         columns: dict[str, Any] = json.loads(line)
-        segment, origin = columns.pop("s"), columns.pop("o")
+        segment, first, origin = columns.pop("s"), columns.pop("b"), columns.pop("o")
+        columns["q"] = [first + number for number in columns["q"]]
         columns["t"] = [(time + origin) // 1000 for time in columns["t"]]
-        if "a" in columns:
-            columns["a"] = [json.loads(text) for text in columns["a"].split("\n")]
+        if text:
+            columns["a"] = [json.loads(each) for each in text.split(b"\n")]
         rows += [{"s": segment, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)]
     return rows
+
+
+def written(decoded: Decoded, table: str) -> list[Lines]:
+    """The lines of a table in the files that the decoder has written."""
+    lines, texts = (path.read_bytes() for path in decoded.files(table))
+    numbered = [json.loads(line) for line in lines.splitlines()]
+    assert [line.pop("i") for line in numbered] == list(range(len(numbered)))
+    return [Lines(json.dumps(line).encode(), text) for line, text in zip(numbered, texts.split(BETWEEN), strict=True)]
 
 
 @dataclass

@@ -48,10 +48,10 @@ class MemoryAnalytics:
         after = deepcopy(self._kept)
         keys = {step.outcome.number: (step.segment.product, step.segment.session_id) for step in steps}
         for table in decoded.tables:
-            for line in (decoded.folder / f"{table}.json").read_text("utf-8").splitlines():
+            for line in decoded.files(table)[0].read_text("utf-8").splitlines():
                 try:
                     rows = json.loads(line)
-                    after.numbers.setdefault(keys[rows["s"]], []).extend(map(int, rows["q"]))
+                    after.numbers.setdefault(keys[rows["s"]], []).extend(rows["b"] + int(each) for each in rows["q"])
                 except (ValueError, TypeError, KeyError) as error:
                     raise RowsRefused(f"a line is no row: {error}") from error
         for step in steps:
