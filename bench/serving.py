@@ -187,9 +187,9 @@ async def _receiving(folder: Path) -> AsyncIterator[tuple[str, str]]:
 @asynccontextmanager
 async def _portable(folder: Path) -> AsyncIterator[tuple[str, str]]:
     """The same where aiohttp has to hand out large bodies, which then go through the page cache as any other."""
-    from mailboat.server import dealings  # noqa: PLC0415
+    from mailboat.server.connections import Connection  # noqa: PLC0415
 
-    with patch.object(dealings, "tap_of", lambda *_: None):
+    with patch.object(Connection, "plain", new=False):
         async with _receiving(folder) as told:
             yield told
 

@@ -59,10 +59,16 @@ class BlobWriter(Protocol):
         `offset` tells what of it was kept.
         """
 
-    def hasten(self) -> None:
-        """Begin to bring what was written to the disk, when that is worth a call, so that a `sync` has little to wait
-        for; it promises nothing. May wait for the disk.
+    def begin(self, piece: memoryview) -> None:
+        """Append a piece, from a thread that has other memory to go on with: it may be on its way yet on return, and
+        its memory is the caller's again when the next `begin`, or `settle`, has returned. Nothing else is written
+        meanwhile. `OSError` when the disk refuses this one, or has refused the one before; none of this one is kept
+        then. What was written is on its way to the disk where that is worth a call, so that a `sync` has little to
+        wait for.
         """
+
+    def settle(self) -> None:
+        """Wait until all that was begun is written; `OSError` when the disk has refused some of it."""
 
     def sync(self) -> int:
         """Make all bytes written so far durable; returns that offset. May run in a thread while `write` goes on: then
@@ -324,12 +330,16 @@ class LocalBlobWriter:
             self.offset += written
             left = left[written:]
 
-    def hasten(self) -> None:
-        """See `BlobWriter.hasten`."""
+    def begin(self, piece: memoryview) -> None:
+        """See `BlobWriter.begin`."""
+        self.write(piece)
         written = self.offset - self._hastened
         if written >= _WORTH_WRITING:
             begin_writing(self._fd, self._hastened, written)
             self._hastened += written
+
+    def settle(self) -> None:
+        """See `BlobWriter.settle`."""
 
     def sync(self) -> int:
         """See `BlobWriter.sync`."""

@@ -148,11 +148,12 @@ class Transfer:
             raise
         with closing(tap):
             while tap.left and self.ended is None:
+                soon = self._soon  # before the thread looks: what came before that was said is taken
                 drawn = await tap.draw(writer)
                 if drawn.gone:
                     return BodyEnd.CUT
-                if drawn.dry and self._soon is not None:
-                    self.end(self._soon)
+                if drawn.dry and soon is not None:
+                    self.end(soon)
                 elif drawn.dry:
                     await tap.more()
             if tap.left:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 from typing import Final, cast
 
 from aiohttp import web
@@ -29,30 +30,44 @@ _END: Final = b"\r\n\r\n"
 class Connection(asyncio.Protocol):
     """Stands between the transport and aiohttp's protocol, and hands everything on."""
 
-    __slots__ = ("_inner", "_last", "_transport", "taken")
+    __slots__ = ("_held", "_inner", "_last", "_transport", "taken")
 
     def __init__(self, inner: asyncio.Protocol) -> None:
         self._inner = inner
         self._last = b""
         self._transport: asyncio.Transport | None = None
+        self._held = False
         self.taken = False
 
     @property
     def plain(self) -> bool:
-        """Whether its bytes are those of a socket, as they stand."""
+        """Whether its bytes are those of a socket, as they stand, and a thread can take them from there."""
         transport = self._transport
         return (
-            transport is not None
+            sys.platform != "win32"
+            and transport is not None
             and transport.get_extra_info("socket") is not None
             and transport.get_extra_info("sslcontext") is None
         )
+
+    def hold(self) -> None:
+        """Leave what still comes in the socket until `let_go`, or until somebody takes over."""
+        if self._transport is not None and self._transport.is_reading():  # else it was aiohttp that had enough
+            self._transport.pause_reading()
+            self._held = True
+
+    def let_go(self) -> None:
+        """Hand on again what comes, if it was held."""
+        if self._held and self._transport is not None:
+            self._transport.resume_reading()
+        self._held = False
 
     def take_over(self) -> int:
         """A descriptor of the socket, to be closed by the caller: aiohttp is told of nothing that still comes."""
         if self._transport is None:
             raise ConnectionResetError("the connection is lost")
         fd = os.dup(self._transport.get_extra_info("socket").fileno())
-        self.taken = True
+        self.taken, self._held = True, False
         self._transport.pause_reading()
         return fd
 

@@ -8,7 +8,7 @@ when it is complete.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, Future
 from typing import Final
 
 from mailboat.protocol.errors import SegmentError
@@ -123,9 +123,10 @@ class Followed:
 
     def __init__(self, writer: BlobWriter, take: Callable[[bytes | memoryview], object], beside: Executor) -> None:
         """`writer` is used, and closed, by whoever holds this one; `take` is given each piece that is written. What a
-        thread has received is written by one of `beside` meanwhile.
+        thread has received is written by one of `beside` meanwhile, and while that thread receives what follows.
         """
         self._writer, self._take, self._beside = writer, take, beside
+        self._writing: Future[None] | None = None
 
     @property
     def offset(self) -> int:
@@ -134,20 +135,23 @@ class Followed:
 
     def write(self, piece: bytes | memoryview) -> None:
         """See `BlobWriter.write`; one that was refused makes what was taken in worthless."""
-        if len(piece) < LEAST or isinstance(piece, bytes):  # those come from the event loop, which waits for no thread
-            self._writer.write(piece)
-            self._take(piece)
-            return
-        writing = self._beside.submit(self._writer.write, piece)
-        try:
-            self._take(piece)
-        finally:
-            wait((writing,))  # its memory is the caller's again
-        writing.result()
+        self._writer.write(piece)
+        self._take(piece)
 
-    def hasten(self) -> None:
-        """See `BlobWriter.hasten`."""
-        self._writer.hasten()
+    def begin(self, piece: memoryview) -> None:
+        """See `BlobWriter.begin` and `write`."""
+        self.settle()
+        if len(piece) < LEAST:
+            self._writer.begin(piece)
+        else:
+            self._writing = self._beside.submit(self._writer.begin, piece)
+        self._take(piece)
+
+    def settle(self) -> None:
+        """See `BlobWriter.settle`."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def sync(self) -> int:
         """See `BlobWriter.sync`."""

@@ -1,9 +1,10 @@
 """Large bodies, taken from the socket itself by a thread that writes and hashes them on the way.
 
 aiohttp hands out a body in pieces of a quarter of a MiB: each is received into new memory, copied by the parser, and
-brought by a few turns of the event loop; a digest then takes reading it back. A thread receives up to a MiB into memory
-that it has, and writes and hashes it while it is in the processor's cache. That takes the interpreter's lock
-three times for a MiB, and about half of the processor time.
+brought by a few turns of the event loop; a digest then takes reading it back. A thread receives up to two MiB into
+memory that it has, and hashes them while they are in the processor's cache; another one writes them meanwhile, and
+while the next two are received. That takes the interpreter's lock a few times for two MiB, and about half of the
+processor time.
 
 aiohttp's parser is not told of those bytes, so such a connection serves no other request (`connections`). That is why
 it is done for large bodies only; and for those of known length on a plain socket, where the system can do it at all.
@@ -14,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, wait
+from contextlib import contextmanager
 from typing import Final
 
 from aiohttp import web
@@ -32,11 +34,13 @@ from mailboat.server.direct import PAGE, paged
 LEAST: Final = 2 * MIB
 """Bytes still to come below which it is not worth a connection."""
 
-STRETCH: Final = 8 * MIB
+STRETCH: Final = 16 * MIB
 """Bytes after which a thread turns to others that wait for one."""
 
-_PIECE: Final = MIB
-"""Bytes received at a time, at most."""
+_PIECE: Final = 2 * MIB
+"""Bytes received at a time, at most: what is in a cache, and in one large page. The less at a time, the more often do
+both ends of a connection wait for each other.
+"""
 
 _PATIENCE: Final = 2
 """Milliseconds for which a thread waits for more: less than to be sent for again costs."""
@@ -142,31 +146,52 @@ class Tap:
         self._ready.set()
 
 
+@contextmanager
+def left_in_socket(request: web.Request) -> Iterator[None]:
+    """A large body stays in its socket until it is known how it is taken (`Connection.let_go`), at the latest for as
+    long as the context lasts: what aiohttp received of it by then would have to be copied twice more.
+    """
+    connection = connection_of(request) if (request.content_length or 0) >= LEAST else None
+    if connection is None or not connection.plain:
+        yield
+        return
+    connection.hold()
+    try:
+        yield
+    finally:
+        connection.let_go()
+
+
 def tap_of(request: web.Request, accepted: Accepted, executor: Executor) -> Tap | None:
-    """The tap for a body that was accepted; None where it does as well without, or cannot be."""
+    """The tap for a body that was accepted; None where it does as well without, or cannot be: aiohttp receives it."""
     length, connection = accepted.request.content_length, connection_of(request)
-    if length is None or connection is None or not connection.plain or sys.platform == "win32":
+    if connection is None:
         return None
     coded = "Transfer-Encoding" in request.headers or "Content-Encoding" in request.headers
-    bounded = accepted.max_bytes is not None and accepted.max_bytes < length
-    if coded or bounded or length - request.content.total_bytes < LEAST:
+    bounded = accepted.max_bytes is not None and length is not None and accepted.max_bytes < length
+    possible = connection.plain and not coded and not bounded
+    if not possible or length is None or length - request.content.total_bytes < LEAST:
+        connection.let_go()
         return None
     return Tap(connection, length, executor)
 
 
 def _draw(source: Source, most: int, writer: BlobWriter) -> Drawn:
     """Write what comes, `most` bytes of it. For a thread. Raises `WriteFailed`."""
-    taken, over = 0, None
-    while taken < most and over is None:
-        at = writer.offset % PAGE  # as in the file, so that the disk may read whole pages from here
-        piece = _memory()[at : min(_PIECE, at + most - taken)]
-        length, over = source.fill(piece)
+    start, taken, over, rooms = writer.offset, 0, None, _memory()
+    try:
         try:
-            writer.write(piece[:length])
-            writer.hasten()
-        except OSError as error:
-            raise WriteFailed from error
-        taken += length
+            while taken < most and over is None:
+                at = (start + taken) % PAGE  # as in the file, so that the disk may read whole pages from here
+                piece = rooms[0][at : min(_PIECE, at + most - taken)]
+                length, over = source.fill(piece)
+                writer.begin(piece[:length])
+                rooms.reverse()
+                taken += length
+        finally:
+            writer.settle()  # the memory is the next one's
+    except OSError as error:
+        raise WriteFailed from error
     return over or Drawn()
 
 
@@ -177,9 +202,9 @@ def _comes(fd: int) -> bool:
     return bool(poll.poll(_PATIENCE))
 
 
-def _memory() -> memoryview:
-    """This thread's own."""
-    if not hasattr(_OWN, "buffer"):
-        _OWN.buffer = paged(_PIECE)
-    buffer: memoryview = _OWN.buffer
-    return buffer
+def _memory() -> list[memoryview]:
+    """This thread's own: two pieces, one to receive into while the other one is written."""
+    if not hasattr(_OWN, "rooms"):
+        _OWN.rooms = [paged(_PIECE), paged(_PIECE)]
+    rooms: list[memoryview] = _OWN.rooms
+    return rooms

@@ -37,6 +37,7 @@ from mailboat.server.context import (
     run_in_worker,
 )
 from mailboat.server.dealings import Dealings, response_of
+from mailboat.server.taps import left_in_socket
 from mailboat.server.turns import TURNS, Turn
 
 PATH: Final = "/v1/uploads"
@@ -53,7 +54,11 @@ def add_routes(app: web.Application) -> None:
 
 async def create(request: web.Request) -> web.StreamResponse:
     """POST (or PUT): make an upload, with the body as its first bytes. OPTIONS: what is supported."""
-    principal = require(request, Role.AGENT)
+    with left_in_socket(request):
+        return await _at_place(request, require(request, Role.AGENT))
+
+
+async def _at_place(request: web.Request, principal: Principal) -> web.StreamResponse:
     dialect = detect(request.headers)
     limits = _limits_of_strangers(request)
     if request.headers.get(tus.METHOD_OVERRIDE, request.method).upper() not in _PLACE_TAKES:
@@ -74,7 +79,11 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 async def act(request: web.Request) -> web.StreamResponse:
     """PATCH, HEAD, GET, DELETE, OPTIONS on one upload."""
-    principal = require(request, Role.AGENT)
+    with left_in_socket(request):
+        return await _on_one(request, require(request, Role.AGENT))
+
+
+async def _on_one(request: web.Request, principal: Principal) -> web.StreamResponse:
     catalog, upload_id = request.app[CATALOG], request.match_info["id"]
     # Before the turn: a stranger, or a request that cannot be understood, ends nobody's transfer.
     async with request.app[TURNS].in_order(upload_id):

@@ -4,7 +4,9 @@ disk does; and what a kill leaves.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 import random
 import signal
@@ -94,6 +96,24 @@ def begun(store: LocalBlobs, content: bytes) -> tuple[str, LocalBlobWriter]:
     writer = store.append(name, 0)
     writer.write(content)
     return name, writer
+
+
+def test_memory_begins_at_a_page_whatever_pages_the_system_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Poor(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def holds() -> bool:
+        memory = paged(3 * PAGE)
+        memory[:] = os.urandom(len(memory))
+        return ctypes.addressof(ctypes.c_char.from_buffer(memory)) % PAGE == 0 and len(memory) == 3 * PAGE
+
+    assert holds()
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 14, raising=False)
+    monkeypatch.setattr(mmap, "mmap", Poor)
+    assert holds(), "a kernel without large ones"
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    assert holds(), "another system"
 
 
 # -- the same bytes ----------------------------------------------------------------------------------------------------

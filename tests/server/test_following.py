@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,14 +46,20 @@ def test_it_is_that_of_the_bytes_wherever_the_seal_begins(
     blobs, blob_id = LocalBlobs(tmp_path), fresh_session_id()
     passing = Passing(size)
     writer = Followed(blobs.append(blob_id, 0), passing.take, beside)
-    memory = bytearray(300_000)  # the same for all pieces, as a thread has it
+    rooms = [bytearray(300_000), bytearray(300_000)]  # the same for all pieces, as a thread has them
     at = 0
     while at < size:
         assert not passing.whole
-        piece = content[at : at + draw.randrange(1, len(memory))]
-        memory[: len(piece)] = piece
-        writer.write(memoryview(memory)[: len(piece)])
+        piece = content[at : at + draw.randrange(1, len(rooms[0]))]
+        if draw.randrange(4):
+            rooms[0][: len(piece)] = piece
+            writer.begin(memoryview(rooms[0])[: len(piece)])
+            rooms.reverse()
+        else:
+            writer.settle()
+            writer.write(piece)
         at += len(piece)
+    writer.settle()
     writer.sync()
     writer.close()
     assert passing.whole
@@ -83,11 +90,26 @@ def test_what_a_thread_has_received_is_written_while_it_is_looked_into(tmp_path:
         looked.set()
 
     writer = Followed(Told(tmp_path, lambda: looked.wait(30), events), look, beside)
-    writer.write(paged(direct.LEAST))
+    writer.begin(paged(direct.LEAST))
+    writer.settle()
     assert (events, writer.offset) == (["looked into", "written"], direct.LEAST)
     writer.write(bytes(direct.LEAST))  # of the event loop
-    writer.write(paged(direct.LEAST)[: direct.LEAST - 1])  # too little
+    writer.begin(paged(direct.LEAST)[: direct.LEAST - 1])  # too little
     assert events[2:] == ["written", "looked into"] * 2
+    writer.close()
+
+
+def test_it_is_written_while_what_follows_is_received_and_before_that_is(tmp_path: Path, beside: Executor) -> None:
+    received, events = threading.Event(), list[str]()
+    writer = Followed(Told(tmp_path, lambda: received.wait(30), events), lambda _: events.append("taken"), beside)
+    writer.begin(memoryview(bytearray(b"a" * direct.LEAST)))
+    assert (events, writer.offset) == (["taken"], 0)
+    received.set()
+    writer.begin(memoryview(bytearray(b"b" * direct.LEAST)))
+    writer.settle()
+    assert (tmp_path / "blob").read_bytes() == b"a" * direct.LEAST + b"b" * direct.LEAST
+    assert sorted(events) == ["taken", "taken", "written", "written"]
+    assert events[1] == "written", "the first one, before the second was begun"
     writer.close()
 
 
@@ -100,7 +122,8 @@ def test_its_memory_is_its_owner_s_again_whatever_fails(tmp_path: Path, beside: 
 
     writer = Followed(Told(tmp_path, lambda: looked.wait(30), events), fail, beside)
     with pytest.raises(ValueError, match="looked into"):
-        writer.write(paged(direct.LEAST))
+        writer.begin(paged(direct.LEAST))
+    writer.settle()
     assert (events, writer.offset) == (["written"], direct.LEAST)
     writer.close()
 
@@ -109,11 +132,21 @@ def test_what_the_disk_refuses_is_told(tmp_path: Path, beside: Executor) -> None
     def refuse() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    writer = Followed(Told(tmp_path, refuse, []), lambda _: None, beside)
-    for piece in (paged(direct.LEAST), b"x"):
+    taken = list[int]()
+    writer = Followed(Told(tmp_path, refuse, []), lambda piece: taken.append(len(piece)), beside)
+    writer.begin(paged(direct.LEAST))
+    for refused in (
+        partial(writer.begin, paged(direct.LEAST)[: direct.LEAST - 1]),  # told of the one before, and not begun
+        partial(writer.begin, paged(direct.LEAST)[: direct.LEAST - 2]),  # too little to be written beside
+        partial(writer.write, b"x"),
+    ):
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            writer.write(piece)
-    assert writer.offset == 0
+            refused()
+    assert (writer.offset, taken) == (0, [direct.LEAST])
+    writer.begin(paged(direct.LEAST))
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        writer.settle()
+    writer.settle()  # it is told once
     writer.close()
 
 

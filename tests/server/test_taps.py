@@ -8,26 +8,28 @@ import contextlib
 import hashlib
 import random
 import socket
+import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-from aiohttp import StreamReader
+from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from blockbuster import blockbuster_ctx
+from msgspec import structs
 
-from mailboat.protocol.uploads.decisions import BodyEnd
-from mailboat.server import ServerConfig, create_app, taps
-from mailboat.server.blobs import LocalBlobs
+from mailboat.protocol.uploads.decisions import Accepted, BodyEnd
+from mailboat.server import ServerConfig, create_app, dealings, taps
+from mailboat.server.blobs import LocalBlobs, LocalBlobWriter
 from mailboat.server.bodies import Transfer
 from mailboat.server.catalog import Verification
 from mailboat.server.connections import Connection
-from mailboat.server.context import CATALOG, COUNTERS
+from mailboat.server.context import BLOBS, CATALOG, COUNTERS
 from mailboat.server.serving import RunningServer, running
-from mailboat.server.taps import LEAST, Drawn, Source, Tap
+from mailboat.server.taps import LEAST, Drawn, Source, Tap, tap_of
 from mailboat.server.turns import TURNS
 from testkit.serverkit import RawAppend, Wire, blob_path, eventually, fresh_session_id, make_segment, wired
 
@@ -95,6 +97,98 @@ async def test_a_small_one_leaves_its_connection(client: Wire) -> None:
     small = make_segment(fresh_session_id(), size=100_000)
     path = await client.upload_of(small)
     assert "Connection" not in (await client.append(path, small, 0, complete=True)).headers
+
+
+class Gated(LocalBlobs):
+    """Blobs that begin no writer before `gate` is set."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.gate, self.at_gate = threading.Event(), threading.Event()
+
+    def append(self, blob_id: str, offset: int) -> LocalBlobWriter:
+        self.at_gate.set()
+        assert self.gate.wait(30)
+        return super().append(blob_id, offset)
+
+
+@pytest.mark.parametrize("taken", ["by a thread", "by aiohttp", "not at all"])
+async def test_it_waits_in_its_socket_until_it_is_known_who_takes_it(
+    config: ServerConfig, key: str, data: bytes, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    received = list[int]()
+
+    def told(request: web.Request, accepted: Accepted, executor: Executor) -> Tap | None:
+        received.append(request.content.total_bytes)
+        if taken == "by aiohttp":
+            accepted = structs.replace(accepted, max_bytes=len(data) - 1)
+        return tap_of(request, accepted, executor)
+
+    monkeypatch.setattr(dealings, "tap_of", told)
+    app = create_app(config, open_blobs=Gated)
+    async with running(config, app) as server, wired(server.url, key) as client:
+        path = await client.upload_of(data)
+        blobs = server.app[BLOBS]
+        assert isinstance(blobs, Gated)
+        if taken == "not at all":
+            refused = await RawAppend.begin(client, path, len(data), 7)
+            await refused.send(data)  # it is read, and dropped
+            assert await refused.status() == 409
+            await refused.close()
+            assert received == []
+            blobs.gate.set()
+            await go_on(server, client, path, data)
+            return
+        append = await RawAppend.begin(client, path, len(data))
+        await eventually(blobs.at_gate.is_set)
+        append.writer.write(data)
+        for _ in range(5):
+            await asyncio.sleep(0)  # the kernel has some of it, which a loop that looked would find in each turn
+        blobs.gate.set()
+        assert await append.status() == 204
+        await append.close()
+        assert received == [0]
+        assert stored(server, path) == data
+
+
+def test_what_is_held_is_handed_on_again() -> None:
+    class Line(asyncio.Transport):
+        """What one end of a connection was told."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.reading, self.told = True, list[str]()
+
+        def is_reading(self) -> bool:
+            return self.reading
+
+        def pause_reading(self) -> None:
+            self.reading = False
+            self.told.append("pause")
+
+        def resume_reading(self) -> None:
+            self.reading = True
+            self.told.append("resume")
+
+    connection, line = Connection(asyncio.Protocol()), Line()
+    connection.hold()  # before there is any
+    connection.let_go()
+    connection.connection_made(line)
+    connection.let_go()
+    assert line.told == []
+    connection.hold()
+    connection.let_go()
+    connection.let_go()
+    assert line.told == ["pause", "resume"]
+    line.pause_reading()  # aiohttp has enough
+    connection.hold()
+    connection.let_go()
+    assert line.told == ["pause", "resume", "pause"], "which is for aiohttp to end"
+    line.resume_reading()
+    connection.hold()
+    connection.connection_lost(None)
+    connection.let_go()
+    assert line.told[4:] == ["pause"]
 
 
 async def test_many_at_once(server: RunningServer, client: Wire) -> None:

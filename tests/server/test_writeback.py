@@ -44,8 +44,8 @@ def test_each_byte_is_begun_once_in_large_ranges(tmp_path: Path, begun: list[Ran
     writer = store.append(blob, start)
     while len(content) < 9 * MIB:
         piece = draw.randbytes(draw.randrange(1, 3 * MIB))
-        writer.write(piece)
-        writer.hasten()
+        writer.begin(memoryview(piece))
+        writer.settle()
         content += piece
     assert writer.sync() == len(content)
     writer.close()
@@ -59,8 +59,7 @@ def test_each_byte_is_begun_once_in_large_ranges(tmp_path: Path, begun: list[Ran
 def test_little_is_left_to_the_sync(tmp_path: Path, begun: list[Range]) -> None:
     writer = LocalBlobs(tmp_path / "blobs").append(fresh_session_id(), 0)
     for _ in range(100):
-        writer.write(bytes(1000))
-        writer.hasten()
+        writer.begin(memoryview(bytes(1000)))
     writer.sync()
     writer.close()
     assert begun == []

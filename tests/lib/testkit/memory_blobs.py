@@ -132,7 +132,10 @@ class MemoryWriter:
         self._content += piece
         self._blobs.put_object(self._id, self._start, bytes(self._content))
 
-    def hasten(self) -> None:
+    def begin(self, piece: memoryview) -> None:
+        self.write(piece)
+
+    def settle(self) -> None:
         """Nothing to be done."""
 
     def sync(self) -> int:
