@@ -14,6 +14,7 @@ and then finished (the closed half is counted and given to the writer). What may
 from __future__ import annotations
 
 import inspect
+import operator
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ from mailboat.protocol.records import COUNTERS, Kind, Schema, count_raw, records
 from mailboat.protocol.unpacking import unpack
 
 T = TypeVar("T")
+
+_count: Final = operator.attrgetter("cell_contents")
 
 
 class Lost(Enum):
@@ -90,8 +93,6 @@ class Intake:
         self._revive: Callable[[], None] | None = None
         self._total = [0] * len(COUNTERS)
         """What is in the halves that are closed."""
-        self._before = [0] * len(COUNTERS)
-        """What the calls had counted when they began to record here."""
         self._turns = 0
         self._preparing = 0
         """How many prepare a turn, or were interrupted in that."""
@@ -109,13 +110,15 @@ class Intake:
             odd=self._odd,
             slow=self._slow,
         )
-        self._paths: list[HotPath] = []
+        self._cells: list[CellType] = []
+        self._counters: list[tuple[int, ...]] = []
         self._counted: tuple[list[int], list[int]] = [], [0] * len(COUNTERS)
         """What each call had counted when it was last looked at, and their sums in the order of `records.COUNTERS`."""
         self._around.bind(journal.active)
 
     def _add(self, path: HotPath) -> Callable[..., None]:
-        self._paths.append(path)
+        self._counters.append(path.counters)
+        self._cells.append(path.counted)
         return path.call
 
     # -- counts --------------------------------------------------------------------------------------------------
@@ -129,20 +132,16 @@ class Intake:
     def counts(self) -> list[int]:
         """Records so far in the order of `records.COUNTERS`."""
         with self.lock:
-            return self._reached()
+            return self._reached().copy()
 
     def _reached(self) -> list[int]:
-        return _difference(self._tally(), self._before)
-
-    def _tally(self) -> list[int]:
-        """All that the calls have counted since the beginning."""
         before, counts = self._counted
-        now = [path.counted.cell_contents for path in self._paths]
+        now = list(map(_count, self._cells))
         if now != before:
             counts = counts.copy()
-            for path, count, known in zip(self._paths, now, chain(before, repeat(0)), strict=False):
+            for counters, count, known in zip(self._counters, now, chain(before, repeat(0)), strict=False):
                 if count != known:
-                    for index in path.counters:
+                    for index in counters:
                         counts[index] += count - known
             self._counted = now, counts
         return counts
@@ -438,7 +437,8 @@ class Intake:
         self.lock = threading.RLock()
         self._turns += 1
         self._unfinished = ()
-        self._total, self._before, self.lost = [0] * len(COUNTERS), self._tally(), Counter()
+        self._reached()
+        self._total, self._counted, self.lost = [0] * len(COUNTERS), (self._counted[0], [0] * len(COUNTERS)), Counter()
         self.journal.forget()
 
     def revive(self) -> bool:

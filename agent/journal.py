@@ -123,16 +123,16 @@ class Half(Struct, eq=False):
 
         `words` become another object: by it a recording call tells whether the half is still what it was.
         """
-        self.words = _words(self.head, self.index)
-        self.words[GENERATION] = 0
+        self.words = words = self.words[:]
+        words[GENERATION] = 0
         self.generation = generation
         self.durable = self.checkpoints = 0
         self._passed = self._passing = self._claimed = 0
         self._checked, self._crc = 0, generation & 0xFFFF_FFFF
-        self.words[END] = 0  # first: what it held has another number
-        self.words[FIRST] = first
+        words[END] = 0  # first: what it held has another number
+        words[FIRST] = first
         self.memory.seek(0)
-        self.words[GENERATION] = generation
+        words[GENERATION] = generation
 
     def end_here(self) -> None:
         """It takes no more records: its end is where it stands, whoever did not come to say so."""

@@ -1,15 +1,14 @@
 """The writer: one thread that turns halves of the journal into blocks of the segment, and syncs what is due.
 
 It sleeps until it is told of a closed half or asked for something, and wakes by itself once a second to look whether
-something is due, and shortly before the active half will be full (see `filling`). Whatever the disk refuses stays in
-the journal and is tried again; nothing here is ever reported by raising.
+something is due. Whatever the disk refuses stays in the journal and is tried again; nothing here is ever reported by
+raising.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from typing import Final
 from msgspec import Struct, field
 
 from mailboat.agent.clocks import Clocks
-from mailboat.agent.filling import Filling
 from mailboat.agent.journal import Half
 from mailboat.agent.journal_place import JournalPlace, OnDisk
 from mailboat.agent.log import log
@@ -78,14 +76,11 @@ class _Request(Struct, frozen=True):
 
 
 class _Closed(Struct, frozen=True):
-    """A half as it was closed, with `filled` bytes: a half is used again, its `generation` is not. `clock` is as in a
-    block's header.
-    """
+    """A half as it was closed: it is used again, its `generation` is not. `clock` is as in a block's header."""
 
     half: Half
     generation: int
     clock: int
-    filled: int
 
 
 class Writer:
@@ -113,7 +108,10 @@ class Writer:
         self._disk = Disk(store.files, store.folder, clocks.now)
         limits = Limits(settings.segment_bytes, settings.segment_age, settings.level)
         self._segments = Segments(store, begin, limits, clocks, self._refused)
-        self._inbox: queue.SimpleQueue[_Closed | _Request | None] = queue.SimpleQueue()
+        self._inbox: deque[_Closed | _Request | None] = deque()
+        self._bell = threading.Lock()
+        """Free when there may be something in the inbox."""
+        self._bell.acquire()
         self._full: deque[_Closed] = deque()
         self._requests: deque[_Request] = deque()
         self._recorder: Recorder
@@ -121,7 +119,6 @@ class Writer:
         self._clock = clocks.offset
         self._synced_at = clocks.now()
         self._unsynced_at = -math.inf
-        self._filling = Filling(clocks.now())
         self._tended_at = clocks.now() - TICK
         self._refusals = 0
         self._refusal: Exception | None = None
@@ -144,13 +141,18 @@ class Writer:
 
     def closed(self, half: Half) -> None:
         """A half was closed: make a block of it. May be said twice."""
-        self._inbox.put(_Closed(half, half.generation, self._clock, half.end))
+        self._put(_Closed(half, half.generation, self._clock))
 
     def urgent(self) -> None:
         """An error was recorded: sync at once."""
         if not self._urgent:
             self._urgent = True
-            self._inbox.put(None)
+            self._put(None)
+
+    def _put(self, entry: _Closed | _Request | None) -> None:
+        self._inbox.append(entry)
+        with contextlib.suppress(RuntimeError):  # the bell rings already
+            self._bell.release()
 
     # -- for the agent -------------------------------------------------------------------------------------------
 
@@ -184,7 +186,7 @@ class Writer:
         self._segments.session = None
 
     def _ask(self, request: _Request) -> Future[bool]:
-        self._inbox.put(request)
+        self._put(request)
         if self._gone:  # looked at after the request is in: else it might come just behind the thread's last look
             self._turn_away()
         return request.done
@@ -218,26 +220,19 @@ class Writer:
 
     def _take(self) -> None:
         """Wait for something to do, then take all there is."""
-        try:
-            self._sort(self._inbox.get(timeout=self._pause()))
-            self._take_waiting()
-        except queue.Empty:
-            return  # nothing was asked for: only look at what is due
+        self._bell.acquire(timeout=self._pause())
+        self._take_waiting()
 
     def _pause(self) -> float:
         """Seconds until something may be due by itself."""
-        now, pause = self._clocks.now(), TICK
         if self._urgent:
-            pause = min(pause, max(0.0, self._urgent_at - now))
-        if not self._full:
-            active = self._recorder.journal.active
-            pause = min(pause, self._filling.wait(now, active.memory.tell(), active.size))
-        return pause
+            return min(TICK, max(0.0, self._urgent_at - self._clocks.now()))
+        return TICK
 
     def _take_waiting(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while not self._inbox.empty():
-                self._sort(self._inbox.get_nowait())
+        self._bell.acquire(blocking=False)  # first: what comes from here on rings again
+        while self._inbox:
+            self._sort(self._inbox.popleft())
 
     def _sort(self, entry: _Closed | _Request | None) -> None:
         if isinstance(entry, _Request):
@@ -245,12 +240,11 @@ class Writer:
         elif entry is not None and entry.generation > self._taken:
             self._taken = entry.generation
             self._full.append(entry)
-            self._filling.turned(self._clocks.now(), entry.filled)
 
     def _turn_away(self) -> None:
         """Answer what is still asked for, after the end; on whatever thread asks."""
-        self._take_waiting()
-        with contextlib.suppress(IndexError):
+        with contextlib.suppress(IndexError):  # another one was quicker
+            self._take_waiting()
             while True:
                 self._requests.popleft().answer(done=False)
 
@@ -273,18 +267,8 @@ class Writer:
 
     def _advance(self) -> bool:
         self._tend()
-        self._look_ahead()
         self._drain()
         return not self._requests or self._turn()
-
-    def _look_ahead(self) -> None:
-        """Turn before the active half is full, where that is foreseen; not while the disk refuses what is full."""
-        now, active = self._clocks.now(), self._recorder.journal.active
-        if not self._full and self._filling.due(now, active.memory.tell(), active.size):
-            self._recorder.turn()
-            self._take_waiting()
-            if not self._full:
-                self._filling.put_off(now)
 
     @property
     def _sealing(self) -> bool:

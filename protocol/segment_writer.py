@@ -83,16 +83,17 @@ class SegmentWriter:
 
     def framed(self, header: BlockHeader, frame: bytes, note: Note = _NOTHING) -> tuple[BlockHeader, bytes]:
         """The block that holds the zstd frame `frame` in this segment, otherwise as `header` says; see `block`."""
-        salt, sealed, payload = self.description.salt, self.description.sealed, frame
+        salt, sealed = self.description.salt, self.description.sealed
         if sealed is None:
-            header = replace(header, salt=salt, encoding=ENCODING_ZSTD, length=len(frame))
-        elif self.sealer is None:
+            crc = crc32(frame, salt)
+            header = replace(header, salt=salt, encoding=ENCODING_ZSTD, length=len(frame), payload_crc=crc)
+            return header, header.encode() + frame
+        if self.sealer is None:
             raise SegmentError("the segment is sealed, and its key went with the process that began it")
-        else:
-            boxed = self._boxed(sealed, note.installation) or note.boxed
-            length = sealed_length(len(frame), len(boxed))
-            header = replace(header, salt=salt, encoding=ENCODING_SEALED, length=length)
-            payload = self.sealer.seal(frame, header.bound, note.closed, boxed)
+        boxed = self._boxed(sealed, note.installation) or note.boxed
+        length = sealed_length(len(frame), len(boxed))
+        header = replace(header, salt=salt, encoding=ENCODING_SEALED, length=length)
+        payload = self.sealer.seal(frame, header.bound, note.closed, boxed)
         header = replace(header, payload_crc=crc32(payload, salt))
         return header, header.encode() + payload
 
