@@ -95,7 +95,7 @@ class AgentConfig:
     """How long `stop` tries to deliver; zero: not at all. None: 2 s, but zero where only `force_sync` sends."""
     save_interval: float = 5.0
     """How much may be lost with the machine's power."""
-    journal_bytes: int = 1 * MIB
+    journal_bytes: int = 2 * MIB
     """Both halves of the journal: larger blocks compress better and cost memory."""
     segment_bytes: int = 16 * MIB
     """A segment is ended beyond this: the unit that is confirmed and deleted."""

@@ -152,7 +152,7 @@ PACE: Final = 0.004
 """Longest time that a caller is held when it has filled `JOURNAL_GROWTH`, once a half: below the 5 ms that a host's
 event loop may be delayed."""
 
-RESERVE: Final = 256 * KIB
+RESERVE: Final = 512 * KIB
 """Room kept back on the disk for seals and the ledger: the last blocks of a journal of the default size fit in it."""
 
 MEMORY_FALLBACK: Final = 8 * MIB
