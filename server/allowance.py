@@ -77,6 +77,21 @@ class Arrivals:
     def __init__(self) -> None:
         self._most: dict[str, tuple[float, int]] = {}
 
+    def reserve(self, product: str, number: int, most: int, now: float) -> bool:
+        """Count so many, as long as it is not known how many they are; False, and nothing is counted, where that might
+        be too many.
+        """
+        known_of, so_far = self._most.get(product, (-1.0, 0))
+        if known_of != now // DAY or so_far + number > most:
+            return False
+        self._most[product] = (known_of, so_far + number)
+        return True
+
+    def give_back(self, product: str, number: int) -> None:
+        """So many of those that were reserved did not come."""
+        day, so_far = self._most[product]
+        self._most[product] = (day, max(0, so_far - number))
+
     async def require_room(self, app: web.Application, product: str, offered: Sequence[str], now: float) -> None:
         """`ProblemError` 429 when the product has had as many today as may be, and one of these sessions is new."""
         most, day = app[CONFIG].max_sessions, now // DAY

@@ -33,6 +33,7 @@ from mailboat.server.context import (
     CONFIG,
     COUNTERS,
     INGEST_WAKE,
+    NEGOTIATORS,
     NEW_ID,
     NEWS,
     RECEIVERS,
@@ -53,6 +54,10 @@ from mailboat.server.unsealing import UNSEALING, Unsealing
 
 WORKER_THREADS: Final = 8
 """Threads that open, sync and decode; most of them wait for the disk."""
+
+NEGOTIATOR_THREADS: Final = 2
+"""Threads that take negotiations apart: one computes while another waits for the disk. A message can take up 200 MiB
+while it is taken apart, and more at once are no faster."""
 
 VERIFIER_THREADS: Final = 2
 """Threads that verify: bound by the processor, so more would only take it from the event loop."""
@@ -152,11 +157,12 @@ async def _threads(app: web.Application) -> AsyncIterator[None]:
     app[INGEST_WAKE] = asyncio.Event()
     app[NEWS] = News()
     app[WORKERS] = workers = ThreadPoolExecutor(WORKER_THREADS, "mailboat-worker")
+    app[NEGOTIATORS] = negotiators = ThreadPoolExecutor(NEGOTIATOR_THREADS, "mailboat-negotiator")
     app[VERIFIERS] = verifiers = ThreadPoolExecutor(VERIFIER_THREADS, "mailboat-verifier")
     app[RECEIVERS] = receivers = ThreadPoolExecutor(RECEIVER_THREADS, "mailboat-receiver")
     app[WRITERS] = writers = ThreadPoolExecutor(RECEIVER_THREADS, "mailboat-writer")
     yield
-    for pool in (workers, verifiers, receivers, writers):
+    for pool in (workers, negotiators, verifiers, receivers, writers):
         await asyncio.to_thread(pool.shutdown)
 
 

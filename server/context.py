@@ -55,6 +55,8 @@ CLOCK: Final[web.AppKey[Callable[[], float]]] = web.AppKey("clock")
 """Wall clock, Unix seconds."""
 WORKERS: Final[web.AppKey[Executor]] = web.AppKey("workers")
 """Threads for bounded work that would hold the event loop (decoding, file calls)."""
+NEGOTIATORS: Final[web.AppKey[Executor]] = web.AppKey("negotiators")
+"""Threads that take negotiations apart and keep what rides along."""
 VERIFIERS: Final[web.AppKey[Executor]] = web.AppKey("verifiers")
 """Threads for the verification of complete uploads, apart so that no sync waits behind one."""
 RECEIVERS: Final[web.AppKey[Executor]] = web.AppKey("receivers")

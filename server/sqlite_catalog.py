@@ -81,9 +81,11 @@ class SqliteCatalog:
 
     async def product(self, name: str) -> ProductRow | None:
         """See `Catalog.product`."""
-        sql = "SELECT name, created, plan FROM products WHERE name = ?"
-        found = await self._engine.read(lambda db: fetch(db, sql, name))
-        return product_row(found[0]) if found else None
+        return await self._engine.read(partial(product, name=name))
+
+    async def product_and_note(self, name: str, note: str) -> tuple[ProductRow | None, str | None]:
+        """See `Catalog.product_and_note`."""
+        return await self._engine.read(lambda db: (product(db, name), note_of(db, note)))
 
     async def put_product(self, row: ProductRow) -> None:
         """See `Catalog.put_product`."""
@@ -273,8 +275,7 @@ class SqliteCatalog:
 
     async def note(self, name: str) -> str | None:
         """See `Catalog.note`."""
-        found = await self._engine.read(lambda db: fetch(db, "SELECT text FROM notes WHERE name = ?", name))
-        return str(found[0][0]) if found else None
+        return await self._engine.read(partial(note_of, name=name))
 
     async def put_note(self, name: str, text: str) -> None:
         """See `Catalog.put_note`."""
@@ -289,6 +290,18 @@ class SqliteCatalog:
     async def release(self, name: str, holder: str) -> None:
         """See `Catalog.release`."""
         await self._engine.write(partial(sqlite_leases.release, name=name, holder=holder))
+
+
+def product(db: sqlite3.Connection, name: str) -> ProductRow | None:
+    """See `Catalog.product`."""
+    found = fetch(db, "SELECT name, created, plan FROM products WHERE name = ?", name)
+    return product_row(found[0]) if found else None
+
+
+def note_of(db: sqlite3.Connection, name: str) -> str | None:
+    """See `Catalog.note`."""
+    found = fetch(db, "SELECT text FROM notes WHERE name = ?", name)
+    return str(found[0][0]) if found else None
 
 
 def put_product(db: sqlite3.Connection, row: ProductRow) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from mailboat.protocol.ids import is_canonical
-from mailboat.server.catalog import Catalog
+from mailboat.server.catalog import Catalog, ProductRow
 
 MOST: Final = 100
 """Sessions of one product that may be wanted at a time: each agent is told all of them."""
@@ -20,8 +20,13 @@ MOST: Final = 100
 
 async def wanted(catalog: Catalog, product: str) -> tuple[str, ...]:
     """The sessions of a product that are wanted after all, the latest wish last."""
-    note = await catalog.note(_name(product))
-    return tuple(filter(is_canonical, json.loads(note))) if note else ()
+    return _sessions(await catalog.note(_name(product)))
+
+
+async def product_and_wished(catalog: Catalog, product: str) -> tuple[ProductRow | None, tuple[str, ...]]:
+    """A product, None if there is none of that name, and its sessions that are wanted after all, in one look."""
+    row, note = await catalog.product_and_note(product, _name(product))
+    return row, _sessions(note)
 
 
 async def want(catalog: Catalog, product: str, session_id: str) -> bool:
@@ -41,6 +46,10 @@ async def settle(catalog: Catalog, product: str, settled: Iterable[str]) -> None
     left = [each for each in so_far if each not in done]
     if len(left) < len(so_far):
         await catalog.put_note(_name(product), json.dumps(left))
+
+
+def _sessions(note: str | None) -> tuple[str, ...]:
+    return tuple(filter(is_canonical, json.loads(note))) if note else ()
 
 
 def _name(product: str) -> str:

@@ -21,8 +21,8 @@ from mailboat.protocol.negotiation import Reply, Request, SegmentDecision
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.summary import SegmentState
 from mailboat.protocol.uploads.state import Phase
-from mailboat.server import ServerConfig, create_app, negotiation
-from mailboat.server.allowance import TRANSFERS
+from mailboat.server import ServerConfig, create_app, deciding, negotiation
+from mailboat.server.allowance import ARRIVALS, TRANSFERS
 from mailboat.server.catalog import (
     LedgerRow,
     ProductRow,
@@ -37,6 +37,7 @@ from mailboat.server.context import CATALOG
 from mailboat.server.context import COUNTERS as COUNTED
 from mailboat.server.ingest import INGEST
 from mailboat.server.keys import create_key
+from mailboat.server.negotiation import ANSWERED_AT_ONCE
 from mailboat.server.policy import DAY
 from mailboat.server.serving import RunningServer
 from mailboat.server.serving import running as serving_on
@@ -114,7 +115,7 @@ async def test_of_very_many_segments_some_are_asked_for_at_a_time(
     server: RunningServer, client: Wire, summary: Summary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is asked for once the earlier ones are here; the offers behind get what is left, or are told to ask soon."""
-    monkeypatch.setattr(negotiation, "MAX_FRESH", 50)
+    monkeypatch.setattr(deciding, "MAX_FRESH", 50)
     count = 110
     states = tuple(SegmentState(index, 1_000, 1, sealed=True, sha256="ab" * 32) for index in range(count))
     long, short = replace(another(summary), segments=states), another(summary)
@@ -483,6 +484,35 @@ async def test_a_product_has_so_many_new_sessions_a_day(config: ServerConfig, ke
         now += DAY
         assert (await client.negotiate(another(summary)))[0].verdict == "send"
         assert await catalog.arrivals(PRODUCT, now) == 1
+
+
+async def test_those_that_did_not_come_take_no_room(config: ServerConfig, key: str, summary: Summary) -> None:
+    """As many as a request may have are counted until it is known how many it has; one that is no message has none."""
+    now = summary.ended + 10
+    app = create_app(replaced(config, max_sessions=MAX_OFFERS + 3), clock=lambda: now)
+    async with serving_on(config, app) as server, wired(server.url, key) as client:
+        arrivals = server.app[ARRIVALS]
+        for number in range(1, 4):
+            assert (await client.negotiate(another(summary)))[0].verdict == "send"
+            assert arrivals._most == {PRODUCT: (now // DAY, number)}
+            answer = await client.ask("POST", "/v1/negotiate", data=b"?", Content_Type=wire.MSGPACK_MEDIA_TYPE)
+            assert answer.status == 400
+        assert arrivals.reserve(PRODUCT, MAX_OFFERS, MAX_OFFERS + 3, now)
+        assert not arrivals.reserve(PRODUCT, MAX_OFFERS, MAX_OFFERS + 3, now)
+        assert (await client.negotiate(another(summary)))[0].verdict == "send"
+        assert await server.app[CATALOG].arrivals(PRODUCT, now) == 4
+        arrivals.give_back(PRODUCT, 2 * MAX_OFFERS)
+        assert arrivals.reserve(PRODUCT, MAX_OFFERS, MAX_OFFERS, now)
+        assert not arrivals.reserve(PRODUCT, 1, MAX_OFFERS + 1, now + DAY)
+
+
+async def test_few_and_many_are_answered_alike(client: Wire, summary: Summary) -> None:
+    """On the event loop, or in a thread."""
+    for number in (1, ANSWERED_AT_ONCE, ANSWERED_AT_ONCE + 1):
+        offers = [another(summary) for _ in range(number)]
+        decisions = await client.negotiate(*offers)
+        assert [each.session_id for each in decisions] == [each.session_id for each in offers]
+        assert {each.verdict for each in decisions} == {"send"}
 
 
 async def _begun(client: Wire) -> asyncio.StreamWriter:

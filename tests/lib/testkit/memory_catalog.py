@@ -97,6 +97,9 @@ class MemoryCatalog:
     async def product(self, name: str) -> ProductRow | None:
         return self._products.get(name)
 
+    async def product_and_note(self, name: str, note: str) -> tuple[ProductRow | None, str | None]:
+        return self._products.get(name), self._notes.get(note)
+
     async def put_product(self, row: ProductRow) -> None:
         known = self._products.get(row.name)
         self._products[row.name] = row if known is None else replace(known, plan=row.plan)

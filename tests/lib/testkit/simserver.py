@@ -20,7 +20,7 @@ from mailboat.protocol.uploads.rufh import CURRENT
 from mailboat.protocol.uploads.state import UploadState
 from mailboat.protocol.uploads.values import Limits
 from mailboat.server.catalog import SegmentRow, SessionState, Verification
-from mailboat.server.negotiation import _decide, _Ruled
+from mailboat.server.deciding import Ruled, decide
 from mailboat.server.policy import Plan, advice, rule
 from testkit.uploads import PLACE, MemoryServer, Transfer, Upload
 
@@ -96,7 +96,7 @@ class SimServer:
             if offer.session_id in self.wanted:
                 ruling = replace(ruling, state=SessionState.WANTED)
             rows = self._rows(offer, fresh=ruling.state is SessionState.WANTED)
-            decision = _decide(_Ruled(offer, ruling, self.product), rows, room=True)
+            decision = decide(Ruled(offer, ruling, self.product), rows, room=True)
             self.told[offer.session_id] = decision.verdict.value
             decisions.append(decision)
             declined = ruling.state is SessionState.DECLINED
