@@ -86,5 +86,5 @@ def read(files: FileSystem, homes: Mapping[str, Path], offers: Iterable[Summary]
             except OSError:
                 continue
             if len(content) == segment.size:
-                riders.append(Rider(offer.session_id, segment.index, content))
+                riders.append(Rider(offer.session_id, segment.index, memoryview(content)))
     return tuple(riders)

@@ -188,16 +188,16 @@ class Decision(Struct, frozen=True, gc=False, rename={"session_id": "session"}):
 
 
 class Rider(Struct, frozen=True, rename={"session_id": "session", "content": "bytes"}):
-    """A whole segment of an offered session, with all its bytes."""
+    """A whole segment of an offered session, with all its bytes, which are those of the request that brought it."""
 
     session_id: Id
     index: Annotated[int, Meta(ge=0, le=MAX_SEGMENTS)]
-    content: bytes
+    content: memoryview
 
     @classmethod
     def read(cls, fields: Fields) -> Rider:
         """The same, member by member; `WireError` for what it cannot be."""
-        return cls(fields.id("session"), fields.whole("index", high=MAX_SEGMENTS), fields.content("bytes"))
+        return cls(fields.id("session"), fields.whole("index", high=MAX_SEGMENTS), memoryview(fields.content("bytes")))
 
 
 class Request(Struct, frozen=True):

@@ -351,7 +351,7 @@ class Seal(Struct, frozen=True, rename=_IN_SEAL):
             raise SegmentError(f"the seal lacks a field or has a wrong one: {error}") from error
 
     @classmethod
-    def at_end_of(cls, tail: bytes) -> tuple[Seal, int] | None:
+    def at_end_of(cls, tail: bytes | bytearray | memoryview) -> tuple[Seal, int] | None:
         """The seal that ends `tail`, the last bytes of a segment file (`MAX_SEAL` are always enough), and the length
         of its frame; None when there is none.
         """
@@ -361,7 +361,7 @@ class Seal(Struct, frozen=True, rename=_IN_SEAL):
         size = SKIPPABLE.size + length + _SEAL_TAIL.size
         if tag != SEAL_TAG or size > len(tail):
             return None
-        seal = cls.decode(tail[len(tail) - size :])
+        seal = cls.decode(bytes(tail[len(tail) - size :]))
         return (seal, size) if seal else None
 
 

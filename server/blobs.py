@@ -94,7 +94,7 @@ class Blobs(Protocol):
         (of a transfer whose end was never announced) are cut off. `BlobLost` when it holds less.
         """
 
-    def put(self, contents: Sequence[bytes]) -> tuple[str, ...]:
+    def put(self, contents: Sequence[bytes | memoryview]) -> tuple[str, ...]:
         """Keep whole small blobs (up to `limits.MAX_RIDER` bytes), all of them durable on return; their ids, which are
         of the store's choosing. They take no more bytes. Raises `OSError`; nothing was kept then.
         """
@@ -179,7 +179,7 @@ class LocalBlobs:
             sync_folder(self._folder)
             self._named.add(folder)
 
-    def put(self, contents: Sequence[bytes]) -> tuple[str, ...]:
+    def put(self, contents: Sequence[bytes | memoryview]) -> tuple[str, ...]:
         """See `Blobs.put`."""
         return self.packs.put(contents)
 

@@ -21,6 +21,9 @@ from mailboat.server.direct import LEAST
 HEAD: Final = 18
 """Bytes of a segment up to and including its format version."""
 
+_KEPT_LOCKED: Final = 2047
+"""Bytes that hashlib takes in without giving the interpreter's lock away."""
+
 
 class Frames:
     """The frames of a segment, followed from one header to the next: a preamble, and blocks whose numbers go forward
@@ -45,29 +48,32 @@ class Frames:
 
     def take(self, piece: bytes | memoryview, offset: int) -> None:
         """Take in what is needed of `piece`, which stands at `offset`; none of what is between was left out."""
-        view = memoryview(piece)
-        while not self.ended and self.wanted - offset < len(view):
-            begin = self.wanted - offset
-            self._head += view[begin : begin + self._wants - len(self._head)]
-            if len(self._head) == self._wants:
-                self.ended = not (self._open() if self.preamble is None else self._pass())
+        view, size = memoryview(piece), len(piece)
+        while not self.ended and (begin := self.wanted - offset) < size:
+            head: bytes | memoryview = view[begin : begin + self._wants - len(self._head)]
+            if len(head) < self._wants:  # it began, or goes on, in another piece
+                self._head += head
+                if len(self._head) < self._wants:
+                    return
+                head = bytes(self._head)
+            self.ended = not (self._open(head) if self.preamble is None else self._pass(head))
 
-    def _open(self) -> bool:
+    def _open(self, head: bytes | memoryview) -> bool:
         """Take the preamble, the length of which its first bytes say; False when it is none."""
         if self._wants == SKIPPABLE.size:
-            self._wants += SKIPPABLE.unpack_from(self._head)[1]
+            self._wants += SKIPPABLE.unpack_from(head)[1]
             return SKIPPABLE.size < self._wants <= MAX_PREAMBLE + HEAD
         try:
-            self.preamble = Preamble.decode(bytes(self._head))
+            self.preamble = Preamble.decode(bytes(head))
         except SegmentError:
             return False
         self.following = self.preamble.first
         self._go_to(self._wants)
         return True
 
-    def _pass(self) -> bool:
+    def _pass(self, head: bytes | memoryview) -> bool:
         """Pass over a block; False when it is none that may follow."""
-        header = BlockHeader.decode(self._head)
+        header = BlockHeader.decode(head)
         if header is None or self.preamble is None:
             return False
         if header.salt != self.preamble.salt or header.first < self.following:
@@ -116,6 +122,30 @@ class Passing:
         hasher = self._hasher.copy()
         hasher.update(memoryview(self.end)[: end - self._until])
         return hasher.digest()
+
+
+class Held:
+    """The same of a segment that is in memory as a whole, and is looked into at once."""
+
+    whole: Final = True
+
+    def __init__(self, content: memoryview) -> None:
+        """`content`: all bytes of the segment."""
+        self.end: Final = content
+        self.frames: Final = Frames()
+        self.frames.take(content, 0)
+
+    def digest(self, end: int) -> bytes:
+        """See `Passing.digest`; in pieces for which the interpreter's lock is not given away. To have it back, when
+        another thread has taken it meanwhile, costs more than the digest of a small segment.
+        """
+        hasher = Algorithm.SHA256.hasher()
+        for at in range(0, end, _KEPT_LOCKED):
+            hasher.update(self.end[at : min(at + _KEPT_LOCKED, end)])
+        return hasher.digest()
+
+
+Known = Passing | Held
 
 
 class Followed:

@@ -83,7 +83,7 @@ class Packs:
         self._writing = threading.Lock()
         self._pack: _Pack | None = None
 
-    def put(self, contents: Sequence[bytes]) -> tuple[str, ...]:
+    def put(self, contents: Sequence[bytes | memoryview]) -> tuple[str, ...]:
         """Keep these blobs, durably; their ids. Whoever puts at the same time shares the flush. Raises `OSError`, and
         nothing is kept then.
         """

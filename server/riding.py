@@ -25,6 +25,7 @@ from mailboat.protocol.summary import SegmentState
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.server.blobs import Blobs, LocalBlobs
 from mailboat.server.catalog import Arrival, Catalog, Registration, SegmentRow, SessionState, UploadRow
+from mailboat.server.following import Held
 from mailboat.server.packs import Place, id_of
 from mailboat.server.verification import Finding, verify
 
@@ -49,7 +50,7 @@ def board(riders: Sequence[Rider], registrations: tuple[Registration, ...], blob
     kept then.
     """
     offered = _offered(registrations)
-    fitting: dict[tuple[int, int], tuple[bytes, Finding]] = {}
+    fitting: dict[tuple[int, int], tuple[memoryview, Finding]] = {}
     room = MAX_RIDING
     for rider in riders:
         place, state = offered.get((rider.session_id, rider.index), (0, None))
@@ -119,7 +120,8 @@ def _fits(rider: Rider, state: SegmentState, room: int) -> bool:
 def _look_into(rider: Rider, product: str) -> Finding:
     size = len(rider.content)
     state = UploadState(_UNKNOWN, size, size, Phase.COMPLETE)
-    return verify(_InMemory(rider.content), UploadRow(state, product, rider.session_id, rider.index))
+    row = UploadRow(state, product, rider.session_id, rider.index)
+    return verify(_InMemory(rider.content), row, Held(rider.content))
 
 
 def _arrival(upload_id: str, size: int, found: Finding) -> Arrival:
@@ -129,8 +131,8 @@ def _arrival(upload_id: str, size: int, found: Finding) -> Arrival:
 class _InMemory(Struct, frozen=True):
     """One blob that is nowhere but here, for `verify`."""
 
-    content: bytes
+    content: memoryview
 
     def read(self, _: str, offset: int, length: int) -> bytes:
         """See `Blobs.read`."""
-        return self.content[offset : offset + length]
+        return bytes(self.content[offset : offset + length])

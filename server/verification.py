@@ -36,7 +36,7 @@ from mailboat.protocol.wire import Fields
 from mailboat.server.blobs import Readable
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.decoder import MAX_GAPS
-from mailboat.server.following import HEAD, Frames, Passing
+from mailboat.server.following import HEAD, Frames, Known
 
 _READ: Final = MIB
 """Bytes read at a time: a block is at most a few MiB, and the reader holds one."""
@@ -61,7 +61,7 @@ class Finding(Struct, frozen=True):
     summary: Summary | None = None
 
 
-def verify(blobs: Readable, row: UploadRow, passing: Passing | None = None) -> Finding:
+def verify(blobs: Readable, row: UploadRow, passing: Known | None = None) -> Finding:
     """Read the whole upload `row`, and say what it is. Blocks; for a thread. Raises `OSError` when it cannot be read.
 
     What is known of it already is `passing`: then nothing is read of one that is in order.
@@ -92,9 +92,9 @@ def verify(blobs: Readable, row: UploadRow, passing: Passing | None = None) -> F
     return _found(row, reader.preamble, reader.seal)
 
 
-def _ending(blobs: Readable, blob_id: str, size: int, known: Passing | None) -> tuple[Seal, int] | None:
+def _ending(blobs: Readable, blob_id: str, size: int, known: Known | None) -> tuple[Seal, int] | None:
     """The seal at the end of a blob, and where it begins."""
-    last = blobs.read(blob_id, max(0, size - MAX_SEAL), min(size, MAX_SEAL)) if known is None else bytes(known.end)
+    last = blobs.read(blob_id, max(0, size - MAX_SEAL), min(size, MAX_SEAL)) if known is None else known.end
     try:
         found = Seal.at_end_of(last)
     except SegmentError:
@@ -102,13 +102,13 @@ def _ending(blobs: Readable, blob_id: str, size: int, known: Passing | None) -> 
     return None if found is None else (found[0], size - found[1])
 
 
-def _sealed(blobs: Readable, blob_id: str, seal: Seal, end: int, known: Passing | None) -> tuple[Seal, int] | None:
+def _sealed(blobs: Readable, blob_id: str, seal: Seal, end: int, known: Known | None) -> tuple[Seal, int] | None:
     """The seal of a blob, which begins at `end`, if the bytes before it are those that were sealed, damage and all."""
     digest = digest_of(blobs, blob_id, end, Algorithm.SHA256) if known is None else known.digest(end)
     return (seal, end) if digest == seal.sha256 else None
 
 
-def _followed(blobs: Readable, blob_id: str, seal: Seal, end: int, known: Passing | None) -> Preamble | None:
+def _followed(blobs: Readable, blob_id: str, seal: Seal, end: int, known: Known | None) -> Preamble | None:
     """The preamble of a segment whose frames follow one another up to its `seal`, at `end`; None when anything at all
     is amiss.
 

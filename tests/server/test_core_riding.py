@@ -40,7 +40,7 @@ def small(size: int = 3_000) -> tuple[Summary, bytes]:
 
 
 def rider(summary: Summary, content: bytes, index: int = 0) -> Rider:
-    return Rider(summary.session_id, index, content)
+    return Rider(summary.session_id, index, memoryview(content))
 
 
 async def ride(client: Wire, *aboard: tuple[Summary, bytes], json: bool = False) -> tuple[Decision, ...]:

@@ -27,7 +27,7 @@ from mailboat.protocol.segment import (
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.server.catalog import UploadRow, Verification
 from mailboat.server.decoder import MAX_GAPS
-from mailboat.server.following import Frames, Passing
+from mailboat.server.following import Frames, Held, Passing
 from mailboat.server.verification import Finding, verify
 from testkit.segments import SESSION, Segment, feature
 from testkit.serverkit import PRODUCT, fresh_session_id
@@ -210,6 +210,19 @@ def test_one_that_was_followed_is_not_read_again(length: int) -> None:
     blob = Blob(content)
     assert verify(blob, row_of(content), passed(content, length)).verification is Verification.VERIFIED
     assert blob.reads == 0
+
+
+def test_one_that_is_in_memory_is_not_read_either() -> None:
+    content = TAKEN["a hole"][0]
+    blob = Blob(content)
+    assert verify(blob, row_of(content), Held(memoryview(content))).verification is Verification.VERIFIED
+    assert blob.reads == 0
+
+
+@pytest.mark.parametrize("what", [*TAKEN, *OVER_DAMAGE, *REFUSED])
+def test_to_have_it_in_memory_changes_nothing(what: str) -> None:
+    content = {**TAKEN, **OVER_DAMAGE, **REFUSED}[what][0]
+    assert verify(Blob(content), row_of(content), Held(memoryview(content))) == found(content)
 
 
 def test_one_of_which_not_all_was_followed_is_read() -> None:

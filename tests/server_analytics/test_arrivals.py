@@ -26,7 +26,7 @@ async def test_what_arrives_is_loaded_by_itself(site: Site) -> None:
         segments.append(segment)
     data = [each.seal() for each in segments]
     path = await site.agent.upload_of(data[0])
-    rider = Rider(summary_of(data[1]).session_id, 0, data[1])
+    rider = Rider(summary_of(data[1]).session_id, 0, memoryview(data[1]))
 
     async def arrives(records: int, answer: Awaitable[Answer], status: int) -> None:
         nonlocal loaded

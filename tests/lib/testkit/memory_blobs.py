@@ -95,10 +95,10 @@ class MemoryBlobs:
     def free(self) -> int:
         return 2**40
 
-    def put(self, contents: Sequence[bytes]) -> tuple[str, ...]:
+    def put(self, contents: Sequence[bytes | memoryview]) -> tuple[str, ...]:
         names = tuple(fresh_session_id() for _ in contents)
         for name, content in zip(names, contents, strict=True):
-            self.put_object(name, 0, content)
+            self.put_object(name, 0, bytes(content))
         return names
 
     def put_object(self, blob_id: str, offset: int, content: bytes) -> None:

@@ -239,7 +239,7 @@ def request_of(segment: bytes) -> Request:
 
 def with_rider(segment: bytes) -> Request:
     """A request whose one session comes along with its offer, whole."""
-    riders = (Rider(SESSION, 0, segment),)
+    riders = (Rider(SESSION, 0, memoryview(segment)),)
     return Request(AGENT, (whole_summary(segment),), float(STARTED + 10), riders=riders)
 
 

@@ -238,8 +238,8 @@ def test_what_cannot_be_read_as_it_should_be_stays_behind(tmp_path: Path) -> Non
     (folders[one.session_id] / "000001.zst").write_bytes(b"def")
     (folders[two.session_id] / "000000.zst").unlink()
     assert riding.read(OsFileSystem(), dict.fromkeys(folders, tmp_path), sessions) == (
-        Rider(one.session_id, 0, b"abc"),
-        Rider(two.session_id, 1, b"defg"),
-        Rider(three.session_id, 0, b"abc"),
-        Rider(three.session_id, 1, b"defg"),
+        Rider(one.session_id, 0, memoryview(b"abc")),
+        Rider(two.session_id, 1, memoryview(b"defg")),
+        Rider(three.session_id, 0, memoryview(b"abc")),
+        Rider(three.session_id, 1, memoryview(b"defg")),
     )
