@@ -18,7 +18,7 @@ from uuid import UUID
 import duckdb
 
 from mailboat.server import summing
-from mailboat.server.analytics_file import Commits, Transaction, open_existing, open_or_make
+from mailboat.server.analytics_file import Commits, Transaction, as_written, open_existing, open_or_make
 from mailboat.server.analytics_rows import (
     as_text,
     gap_columns,
@@ -196,9 +196,10 @@ class Analytics:
             require_known(steps, {key: each.marks for key, each in there.items()})
             numbering = self._numbering_of(state)
             self._batch(steps, there, numbering)
-            for table in decoded.tables:
-                lines, texts = decoded.files(table)
-                self._writer.execute(insert_rows(table), {"lines": str(lines), "texts": str(texts)})
+            with as_written(self._writer):
+                for table in decoded.tables:
+                    lines, texts = decoded.files(table)
+                    self._writer.execute(insert_rows(table), {"lines": str(lines), "texts": str(texts)})
             self._add_gaps(steps)
             records = sum(step.outcome.records for step in steps)
             self._replace_loaded([(step.segment, step.progress) for step in steps], there, records)

@@ -183,7 +183,8 @@ def insert_rows(table: str) -> str:
     """The statement that fills a table of records: parameters for the files of lines and of texts; table ``batch``
     names the segments.
 
-    All lists of a line are as long: its rows are their first values, their second, and so on.
+    All lists of a line are as long: its rows are their first values, their second, and so on. The joins are in the
+    order in which they are to be made: ``batch``, and the texts, are kept while lines go by.
     """
     members = ROWS[table]
     chosen = ", ".join(_each(name, kind) for name, kind in members.items() if name not in SCALARS)

@@ -148,6 +148,15 @@ def test_a_load_that_fails_leaves_nothing_behind(bench: Bench, tmp_path: Path) -
     assert bench.sequences() == list(range(7))
     assert bench.sql("SELECT * FROM loaded") == before
     assert bench.analytics.generation == generation
+    assert _optimizes(bench)
+    bench.load((segment_row(data, OTHER), data))
+    assert _optimizes(bench)
+
+
+def _optimizes(bench: Bench) -> bool:
+    """Whether what is asked of many sessions is planned before it is carried out."""
+    plan = bench.analytics._writer.execute("EXPLAIN FROM numbered WHERE true").fetchall()[0][1]
+    return "FILTER" not in plan
 
 
 def test_cursors_see_the_same_or_there_is_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
