@@ -8,6 +8,7 @@ transfers under way were ended at a durable offset.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -62,8 +63,11 @@ while it is taken apart, and more at once are no faster."""
 VERIFIER_THREADS: Final = 2
 """Threads that verify: bound by the processor, so more would only take it from the event loop."""
 
-RECEIVER_THREADS: Final = 4
-"""Threads that take large bodies: each holds a MiB, and is held by a body for eight at a time."""
+RECEIVER_THREADS: Final = min(max(2, os.cpu_count() or 1), 4)
+"""Threads that take large bodies, and as many that write what those look into. They are bound by the processor: with
+more of them than processors, more bodies are under way at a time, and each is complete later. One has four MiB, and is
+held by a body for sixteen at a time.
+"""
 
 BURST: Final = 10.0
 """Seconds' worth of requests that a key may ask at once: a backlog of small sessions comes in thousands."""

@@ -188,6 +188,8 @@ def _draw(source: Source, most: int, writer: BlobWriter) -> Drawn:
                 writer.begin(piece[:length])
                 rooms.reverse()
                 taken += length
+                if length < len(piece):
+                    break  # the line is slower than this thread, which may be of more use to others
         finally:
             writer.settle()  # the memory is the next one's
     except OSError as error:

@@ -352,6 +352,19 @@ async def test_of_one_whose_connection_is_lost_what_had_come_is_kept(tmp_path: P
     writer.close()
 
 
+def test_a_line_slower_than_a_thread_holds_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taps, "_LONGEST", 0.0)
+    writer = LocalBlobs(tmp_path).append(fresh_session_id(), 0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        for sent in (1000, 2000):
+            theirs.sendall(bytes(1000))
+            assert taps._draw(Source(ours.fileno(), b""), SIZE, writer) == Drawn(), "more is to come, in another turn"
+            assert writer.offset == sent
+    writer.close()
+
+
 def test_a_thread_takes_what_there_is_of_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
