@@ -21,10 +21,13 @@ import os
 import sys
 from typing import Final
 
-from mailboat.protocol.limits import KIB
+from mailboat.protocol.limits import KIB, MIB
 
 PAGE: Final = mmap.PAGESIZE
 """Bytes; each file system's blocks are as large or smaller."""
+
+LARGE_PAGE: Final = 2 * MIB
+"""Bytes of one as most systems have them; where they are larger, memory is as good as with small ones."""
 
 LEAST: Final = 128 * KIB
 """Bytes of whole pages below which the way to the disk and back is not worth it: they go with others, in a sync."""
@@ -41,10 +44,12 @@ def paged(size: int) -> memoryview:
     """
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return memoryview(mmap.mmap(-1, size))
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # none of it is used yet
     with contextlib.suppress(OSError):  # a kernel without them: EINVAL
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)
+    whole = memoryview(memory)
+    start = -_address(whole) % LARGE_PAGE  # kernels before 6.7 put it anywhere
+    return whole[start : start + size]
 
 
 class Direct:

@@ -103,12 +103,12 @@ def test_memory_begins_at_a_page_whatever_pages_the_system_has(monkeypatch: pyte
         def madvise(self, *_: int) -> None:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    def holds() -> bool:
+    def holds(page: int = PAGE) -> bool:
         memory = paged(3 * PAGE)
         memory[:] = os.urandom(len(memory))
-        return ctypes.addressof(ctypes.c_char.from_buffer(memory)) % PAGE == 0 and len(memory) == 3 * PAGE
+        return ctypes.addressof(ctypes.c_char.from_buffer(memory)) % page == 0 and len(memory) == 3 * PAGE
 
-    assert holds()
+    assert holds(direct.LARGE_PAGE if hasattr(mmap, "MADV_HUGEPAGE") else PAGE)
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 14, raising=False)
     monkeypatch.setattr(mmap, "mmap", Poor)
     assert holds(), "a kernel without large ones"
