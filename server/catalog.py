@@ -291,8 +291,8 @@ class Catalog(Protocol):
     async def product(self, name: str) -> ProductRow | None:
         """One product."""
 
-    async def product_and_note(self, name: str, note: str) -> tuple[ProductRow | None, str | None]:
-        """`product` and `note`, for the price of one."""
+    def product_and_note(self, name: str, note: str) -> tuple[ProductRow | None, str | None]:
+        """`product` and `note`, for a thread that has something to do with them. Blocks."""
 
     async def put_product(self, row: ProductRow) -> None:
         """Make a product, or give it another plan."""

@@ -189,29 +189,26 @@ def _count(counters: Counter[str], decisions: Sequence[Decision]) -> None:
 
 async def _looked_into(app: web.Application, principal: Principal, message: _Message, now: float) -> _Looked:
     """Take the message apart, decide of its offers, and keep what came along; in one go, if all that this takes can be
-    told before the message is taken apart: nearly all keys are of one product, and few products have a monthly plan.
+    had without the event loop: nearly all keys are of one product, and few products have a monthly plan.
     """
-    own, most = principal.product, app[CONFIG].max_sessions
-    standing = None if own is None else await _standing(app, own)
-    if own is None or standing is None or standing.plan.records_per_month is not None:
-        return await _looked_into_by_steps(app, principal, message, now)
-    if not app[ARRIVALS].reserve(own, MAX_OFFERS, most, now):
-        return await _looked_into_by_steps(app, principal, message, now)
-    offered = 0
+    own = principal.product
+    if own is None or not app[ARRIVALS].reserve(own, MAX_OFFERS, app[CONFIG].max_sessions, now):
+        asked = await _in_thread(app, _decode, message.body, message.media_type, message.compressed)
+        return await _looked_into_by_steps(app, principal, asked, now)
+    looked: Request | _Looked | None = None
     try:
-        looked = await _in_thread(app, _look_into, app, message, {own: standing}, now)
-        offered = len(looked.rulings.registrations)
+        looked = await _in_thread(app, _look_into, app, message, own, now)
     finally:
+        offered = len(looked.rulings.registrations) if isinstance(looked, _Looked) else 0
         app[ARRIVALS].give_back(own, MAX_OFFERS - offered)
-    return looked
+    return looked if isinstance(looked, _Looked) else await _looked_into_by_steps(app, principal, looked, now)
 
 
-async def _looked_into_by_steps(app: web.Application, principal: Principal, message: _Message, now: float) -> _Looked:
-    """The same, where the message has to be known first."""
-    asked = await _in_thread(app, _decode, message.body, message.media_type, message.compressed)
+async def _looked_into_by_steps(app: web.Application, principal: Principal, asked: Request, now: float) -> _Looked:
+    """The same, where the loop has to ask for something between."""
     standings = {}
     for product in sorted({offer.info.product for offer in asked.offers}):
-        standing = await _standing(app, product) if principal.reaches(product) else None
+        standing = await _in_thread(app, _standing, app, product) if principal.reaches(product) else None
         if standing is not None:
             offered = [offer.session_id for offer in asked.offers if offer.info.product == product]
             await app[ARRIVALS].require_room(app, product, offered, now)
@@ -219,9 +216,9 @@ async def _looked_into_by_steps(app: web.Application, principal: Principal, mess
     return await _in_thread(app, _rule_and_board, app, asked, standings, now)
 
 
-async def _standing(app: web.Application, product: str) -> Standing | None:
+def _standing(app: web.Application, product: str) -> Standing | None:
     """How a product stands but for what it has used; None if there is none of that name."""
-    row, wished = await wanting.product_and_wished(app[CATALOG], product)
+    row, wished = wanting.product_and_wished(app[CATALOG], product)
     return None if row is None else Standing(_plan(row, app[PLANS]), wished)
 
 
@@ -251,9 +248,12 @@ def _plan(row: ProductRow, known: dict[str, tuple[Mapping[str, object], Plan]]) 
     return plan
 
 
-def _look_into(app: web.Application, message: _Message, standings: Mapping[str, Standing], now: float) -> _Looked:
-    asked = _decode(message.body, message.media_type, message.compressed)
-    return _rule_and_board(app, asked, standings, now)
+def _look_into(app: web.Application, message: _Message, own: str, now: float) -> Request | _Looked:
+    """Look into the message of a key of the product `own`; no more than take it apart, where the plan is monthly."""
+    asked, standing = _decode(message.body, message.media_type, message.compressed), _standing(app, own)
+    if standing is None or standing.plan.records_per_month is not None:
+        return asked
+    return _rule_and_board(app, asked, {own: standing}, now)
 
 
 def _rule_and_board(app: web.Application, asked: Request, standings: Mapping[str, Standing], now: float) -> _Looked:

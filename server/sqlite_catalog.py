@@ -83,9 +83,9 @@ class SqliteCatalog:
         """See `Catalog.product`."""
         return await self._engine.read(partial(product, name=name))
 
-    async def product_and_note(self, name: str, note: str) -> tuple[ProductRow | None, str | None]:
+    def product_and_note(self, name: str, note: str) -> tuple[ProductRow | None, str | None]:
         """See `Catalog.product_and_note`."""
-        return await self._engine.read(lambda db: (product(db, name), note_of(db, note)))
+        return self._engine.read_here(lambda db: (product(db, name), note_of(db, note)))
 
     async def put_product(self, row: ProductRow) -> None:
         """See `Catalog.put_product`."""

@@ -139,6 +139,7 @@ class Engine:
         self._readers: ThreadPoolExecutor | None = None
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
+        self._here = threading.Lock()
         self.commits = 0
 
     async def open(self, prepare: Callable[[sqlite3.Connection], None]) -> None:
@@ -156,8 +157,9 @@ class Engine:
             return
         self._jobs.put(None)
         await asyncio.to_thread(readers.shutdown)
-        for db in self._connections:
-            db.close()
+        with self._here:
+            for db in self._connections:
+                db.close()
         await asyncio.to_thread(writer.join)
 
     async def write(self, run: Callable[[sqlite3.Connection], T]) -> T:
@@ -177,6 +179,15 @@ class Engine:
         if self._readers is None:
             raise CatalogError("the catalog is not open")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, run)
+
+    def read_here(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        """`read`, in a thread of the caller's, which waits for it: where a change of threads would cost more than what
+        is read. One at a time.
+        """
+        with self._here:
+            if self._readers is None:
+                raise CatalogError("the catalog is not open")
+            return self._read(run)
 
     # -- in the threads ------------------------------------------------------------------------------------------
 

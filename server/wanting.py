@@ -23,9 +23,9 @@ async def wanted(catalog: Catalog, product: str) -> tuple[str, ...]:
     return _sessions(await catalog.note(_name(product)))
 
 
-async def product_and_wished(catalog: Catalog, product: str) -> tuple[ProductRow | None, tuple[str, ...]]:
-    """A product, None if there is none of that name, and its sessions that are wanted after all, in one look."""
-    row, note = await catalog.product_and_note(product, _name(product))
+def product_and_wished(catalog: Catalog, product: str) -> tuple[ProductRow | None, tuple[str, ...]]:
+    """A product, None if there is none of that name, and its sessions that are wanted after all. Blocks."""
+    row, note = catalog.product_and_note(product, _name(product))
     return row, _sessions(note)
 
 

@@ -138,6 +138,24 @@ async def test_a_closed_catalog_says_so(tmp_path: Path) -> None:
         await engine.read(lambda db: db.execute("SELECT 1"))
     with pytest.raises(CatalogError):
         await engine.write(lambda db: db.execute("SELECT 1"))
+    with pytest.raises(CatalogError):
+        engine.read_here(lambda db: db.execute("SELECT 1"))
+
+
+async def test_who_reads_in_a_thread_of_its_own_sees_what_is_durable(tmp_path: Path) -> None:
+    def rows(db: sqlite3.Connection) -> int:
+        return int(db.execute("SELECT count(*) FROM numbers").fetchone()[0])
+
+    engine = await table(tmp_path / "db")
+    try:
+        for number in range(3):
+            assert await asyncio.to_thread(engine.read_here, rows) == number
+            await engine.write(partial(insert, n=number))
+        with pytest.raises(CatalogError, match="no such table"):
+            await asyncio.to_thread(engine.read_here, lambda db: db.execute("SELECT 1 FROM letters"))
+        assert await engine.read(rows) == 3
+    finally:
+        await engine.close()
 
 
 async def test_a_file_that_is_no_catalog_says_so(tmp_path: Path) -> None:

@@ -542,8 +542,9 @@ class CatalogContract:
         for text in ("a", "b"):
             await catalog.put_note("boot", text)
         assert await catalog.note("boot") == "b"
-        assert await catalog.product_and_note(PRODUCT, "boot") == (await catalog.product(PRODUCT), "b")
-        assert await catalog.product_and_note("Nobody's", "none") == (None, None)
+        both = await asyncio.to_thread(catalog.product_and_note, PRODUCT, "boot")
+        assert both == (await catalog.product(PRODUCT), "b")
+        assert await asyncio.to_thread(catalog.product_and_note, "Nobody's", "none") == (None, None)
         row = TriageRow(PRODUCT, "g", Standing.RESOLVED, "2.0", 1.0)
         await catalog.put_triage(replace(row, standing=Standing.OPEN))
         await catalog.put_triage(row)

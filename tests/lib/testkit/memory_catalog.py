@@ -97,7 +97,7 @@ class MemoryCatalog:
     async def product(self, name: str) -> ProductRow | None:
         return self._products.get(name)
 
-    async def product_and_note(self, name: str, note: str) -> tuple[ProductRow | None, str | None]:
+    def product_and_note(self, name: str, note: str) -> tuple[ProductRow | None, str | None]:
         return self._products.get(name), self._notes.get(note)
 
     async def put_product(self, row: ProductRow) -> None:
