@@ -68,18 +68,21 @@ class SegmentWriter:
         `counts` are the records and declarations in it in the order of `records.COUNTERS`; `note` is of use to a sealed
         segment only. Raises `SegmentError` when the segment is sealed and its key is gone.
         """
-        payload = self._compress(raw)
+        salt, plain = self.description.salt, self.description.sealed is None
+        frame = self._compress(raw)
+        # At once: both let go of the interpreter, and whatever stands between them a host's event loop would wait for.
+        crc = crc32(frame, salt) if plain else 0
         header = BlockHeader(
-            salt=self.description.salt,
+            salt=salt,
             first=self.next,
             records=records_counted(counts),
             raw_length=len(raw),
-            length=len(payload),
+            length=len(frame),
             clock=clock,
             counts=tuple(counts),
-            payload_crc=0,
+            payload_crc=crc,
         )
-        return self.framed(header, payload, note)
+        return (header, header.encode() + frame) if plain else self.framed(header, frame, note)
 
     def framed(self, header: BlockHeader, frame: bytes, note: Note = _NOTHING) -> tuple[BlockHeader, bytes]:
         """The block that holds the zstd frame `frame` in this segment, otherwise as `header` says; see `block`."""
