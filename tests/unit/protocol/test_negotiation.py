@@ -315,6 +315,10 @@ def outcome(kind: type[Request | Reply], body: bytes) -> tuple[str, Any]:
         read = kind.decode(body)
     except WireError as error:
         return "refused", str(error)
+    if isinstance(read, Request):  # a view is shown as where it lies, not as what it holds
+        return "read", repr(
+            (replace(read, riders=()), [replace(each, content=bytes(each.content)) for each in read.riders])
+        )
     return "read", repr(read)
 
 
