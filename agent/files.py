@@ -204,12 +204,25 @@ class OsFileSystem:
             return False
 
     def read(self, path: Place) -> bytes:
-        """See `FileSystem`."""
-        return _read(path, 0, None)
+        """See `FileSystem`. Without a file object, which costs more than to read a small file."""
+        fd = os.open(path, os.O_RDONLY | _BINARY)
+        try:
+            size = os.fstat(fd).st_size
+            content = os.read(fd, min(size + 1, _PIECE))
+            # One byte more would have been taken: where none came, this is all, without asking once more.
+            return content if len(content) == size else content + _read(fd, sys.maxsize)
+        finally:
+            os.close(fd)
 
     def read_range(self, path: Place, offset: int, length: int) -> bytes:
         """See `FileSystem`."""
-        return _read(path, offset, length)
+        fd = os.open(path, os.O_RDONLY | _BINARY)
+        try:
+            if offset:
+                os.lseek(fd, offset, os.SEEK_SET)
+            return _read(fd, length)
+        finally:
+            os.close(fd)
 
     def replace_content(self, path: Path, content: bytes) -> None:
         """See `FileSystem`."""
@@ -286,20 +299,13 @@ def _beyond_standard(fd: int) -> int:
         os.close(fd)
 
 
-def _read(path: Place, offset: int, length: int | None) -> bytes:
-    """Without a file object, which costs more than to read a small file."""
-    fd = os.open(path, os.O_RDONLY | _BINARY)
-    try:
-        if offset:
-            os.lseek(fd, offset, os.SEEK_SET)
-        pieces: list[bytes] = []
-        left = os.fstat(fd).st_size - offset + 1 if length is None else length
-        while left > 0 and (piece := os.read(fd, min(left, _PIECE))):
-            pieces.append(piece)
-            left = left - len(piece) if length is not None else _PIECE
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    finally:
-        os.close(fd)
+def _read(fd: int, length: int) -> bytes:
+    """Up to so many bytes, from where it stands."""
+    pieces: list[bytes] = []
+    while length > 0 and (piece := os.read(fd, min(length, _PIECE))):
+        pieces.append(piece)
+        length -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 _PIECE: Final = 1 << 24

@@ -61,9 +61,9 @@ FIRST_OFFERS: Final = 20
 """The same of the first request, by whose answer the server tells its terms. What it offers is offered twice where it
 may ride along, and until it is answered nobody rides."""
 
-BESIDE: Final = 4
-"""Negotiations at the same time while sessions ride along: the server flushes one and looks into another while the
-agent reads and packs the next. More would only wait there.
+BESIDE: Final = 5
+"""Negotiations at the same time while sessions ride along: the server flushes some and looks into others while the
+agent reads and packs the next, also where it answers those together that it has flushed together.
 """
 
 CONFIRM_AT: Final = 50

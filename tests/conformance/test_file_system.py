@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,6 +118,24 @@ def test_appending_cutting_and_the_position(files: FileSystem, root: Path, fd: i
     assert files.read_range(root / "file", 1, 2) == b"12"
     assert files.read_range(root / "file", 3, 100) == b"3-"
     assert files.read_range(root / "file", 9, 1) == b""
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 9])
+def test_a_file_is_read_whole_in_as_many_pieces_as_it_takes(
+    size: int, files: FileSystem, root: Path, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "_PIECE", 4)
+    content = bytes(range(size))
+    files.append(fd, content)
+    assert files.read(root / "file") == content
+    assert files.read_range(root / "file", 1, size) == content[1:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_more_is_read_than_a_file_was_said_to_have(files: FileSystem) -> None:
+    place = Path("/proc/self/cmdline")
+    assert place.stat().st_size == 0
+    assert files.read(place) == place.read_bytes() != b""
 
 
 def test_reading_what_is_not_there(files: FileSystem, root: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from mailboat.agent import rounds
-from mailboat.agent.backlog import Backlog, Sums, read
+from mailboat.agent.backlog import Backlog, Look, Sums, read
 from mailboat.agent.ended import Waiting
 from mailboat.agent.entries import Entry, Fate
 from mailboat.agent.files import Place
@@ -285,3 +285,22 @@ async def test_a_round_looks_when_the_ends_of_the_last_one_are_put_away(tmp_path
 
 async def _until(event: asyncio.Event) -> None:
     await event.wait()
+
+
+async def test_the_running_session_is_flushed_while_the_store_is_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, looked, loop = Ends(tmp_path), asyncio.Event(), asyncio.get_running_loop()
+
+    def look(stores: Stores) -> Look:
+        loop.call_soon_threadsafe(looked.set)
+        return read(stores)
+
+    async def live() -> None:
+        await looked.wait()
+
+    monkeypatch.setattr(rounds, "read", look)
+    ends.rounds.sources = replace(ends.rounds.sources, live=live)
+    async with asyncio.timeout(10):
+        await ends.rounds._look(Window(include_live=True), sender=True)
+    assert ends.rounds.planner.entries.keys() == {each.summary.session_id for each in ends.waiting}
