@@ -16,7 +16,7 @@ from mailboat.server.decoder import Outcome, Task
 BATCH_SEGMENTS: Final = 200
 BATCH_BYTES: Final = 2 * MIB
 """Compressed bytes of one batch: 40,000 to 200,000 records, whose rows take some 20 MiB on their way. A batch costs the
-engine 20 ms beside its rows, and brings what came last that much later."""
+engine 10 to 20 ms beside its rows; larger ones would have what came last wait longer for its turn."""
 LEAST_BYTES: Final = 256 * KIB
 """Those of the first batch of a round, and twice those of the last one: while one is decoded, and the other loaded,
 nothing else is."""

@@ -2,10 +2,10 @@
 
 One line holds rows of one block for one table (`analytics_schema.ROWS`): the loader reads a file of them per table in
 less than half of the time that a line for each row takes. Its members have names of one letter. The number of the
-segment in its batch is ``s``, the number from which its rows are numbered ``f``, the time from which their times count
+segment in its batch is ``s``, the number from which its rows are numbered ``b``, the time from which their times count
 ``o``, nanoseconds since the epoch. Each other member is a list with one value a row::
 
-    q  sequence number, from ``f`` on      t  time, nanoseconds from ``o`` on      n  name (type, id)
+    q  sequence number, from ``b`` on      t  time, nanoseconds from ``o`` on      n  name (type, id)
     v  value (seconds)      u  unit      l  level      m  message      c  context      k  stack (kind)
     x  causes      g  group      f  fields
 
