@@ -23,7 +23,6 @@ from mailboat.server.analytics_rows import (
     as_text,
     gap_columns,
     key_columns,
-    key_of,
     loaded_columns,
     progress_from,
     segment_columns,
@@ -192,7 +191,7 @@ class Analytics:
         `StaleLoad`.
         """
         with self._transaction():
-            state, there = self._state(), self._there(key_of(step.segment) for step in steps)
+            state, there = self._state(), self._there(step.segment.key for step in steps)
             require_known(steps, {key: each.marks for key, each in there.items()})
             numbering = self._numbering_of(state)
             self._batch(steps, there, numbering)
@@ -207,7 +206,7 @@ class Analytics:
 
     def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
         """See `AnalyticsStore.load_failed`."""
-        known, key = before or Progress(segment.index), key_of(segment)
+        known, key = before or Progress(segment.index), segment.key
         failed = Progress(known.segment, known.consumed, known.next, known.records, known.ranges, (), reason)
         with self._transaction():
             there = self._there([key])
@@ -278,11 +277,11 @@ class Analytics:
     def unload(self, segments: Iterable[SegmentRow]) -> int:
         """See `AnalyticsStore.unload`."""
         taken = list(segments)
-        known = self.progress((each.product, each.session_id) for each in taken)
+        known = self.progress(each.key for each in taken)
         ranges = [
             {**segment_columns(each), "first": first, "end": end}
             for each in taken
-            if (progress := known.get((each.product, each.session_id), {}).get(each.upload_id)) is not None
+            if (progress := known.get(each.key, {}).get(each.upload_id)) is not None
             for first, end in progress.ranges
         ]
         records = 0
@@ -342,10 +341,10 @@ class Analytics:
         fresh = ((*key, each.installation) for key, each in there.items() if each.number is None)
         numbers = summing.number(self._writer, numbering, fresh)
         rows = ", ".join(
-            f"({step.outcome.number}, {numbers.get(key_of(step.segment), known.number)}, "
+            f"({step.outcome.number}, {numbers.get(step.segment.key, known.number)}, "
             f"{known.is_internal(step.outcome)}, {round(known.skew * 1e6)})"
             for step in steps
-            for known in (there[key_of(step.segment)],)
+            for known in (there[step.segment.key],)
         )
         self._writer.execute(
             "CREATE OR REPLACE TEMP TABLE batch AS SELECT n.*, state.generation + 1 AS generation "
@@ -362,7 +361,7 @@ class Analytics:
     ) -> None:
         """Note the progress of these segments, of whose sessions is `there` what is, with so many records more."""
         bound = {"rows": as_text([loaded_columns(segment, progress) for segment, progress in found])}
-        if any(segment.upload_id in there[key_of(segment)].marks for segment, _ in found):
+        if any(segment.upload_id in there[segment.key].marks for segment, _ in found):
             self._writer.execute(
                 f"DELETE FROM loaded USING {given(LOADED_COLUMNS)} old WHERE loaded.upload_id = old.upload_id", bound
             )

@@ -27,11 +27,6 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
     return encode(rows).decode()
 
 
-def key_of(segment: SegmentRow) -> Key:
-    """The session of a segment."""
-    return segment.product, segment.session_id
-
-
 def key_columns(sessions: Iterable[Key]) -> list[dict[str, Any]]:
     """What tells these sessions apart."""
     return [{"product": product, "session_id": session_id} for product, session_id in sessions]

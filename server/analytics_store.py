@@ -184,7 +184,7 @@ class SqlStore(AnalyticsStore, Protocol):
 
 def require_known(steps: Sequence[Step], there: Mapping[Key, Mapping[str, Mark]]) -> None:
     """Raise `StaleLoad` unless what is `there` of the sessions is what the steps were made with."""
-    first = {(step.segment.product, step.segment.session_id): step.before for step in reversed(steps)}
+    first = {step.segment.key: step.before for step in reversed(steps)}
     for key, before in first.items():
         if there.get(key, {}) != {upload_id: progress.mark for upload_id, progress in before.items()}:
             raise StaleLoad(key[1])

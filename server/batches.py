@@ -40,7 +40,7 @@ class Batch:
     def task(self, number: int) -> Task:
         """What to decode of segment `number`."""
         segment = self.segments[number]
-        uploads = self.known.get((segment.product, segment.session_id), {})
+        uploads = self.known.get(segment.key, {})
         before = uploads.get(segment.upload_id, Progress(segment.index))
         others = [each for upload_id, each in uploads.items() if upload_id != segment.upload_id]
         present = tuple(span for each in others for span in each.ranges)
@@ -58,7 +58,7 @@ class Batch:
     def done(self, outcome: Outcome) -> None:
         """Note what became of a task."""
         segment = self.segments[outcome.number]
-        uploads = self.known.setdefault((segment.product, segment.session_id), {})
+        uploads = self.known.setdefault(segment.key, {})
         before = dict(uploads)
         progress = advanced(before.get(segment.upload_id, Progress(segment.index)), outcome)
         uploads[segment.upload_id] = progress
@@ -112,7 +112,7 @@ class Order:
 
     def _fresh(self, segment: SegmentRow) -> int:
         """Bytes of a segment that are still to be loaded."""
-        progress = self.known.get((segment.product, segment.session_id), {}).get(segment.upload_id)
+        progress = self.known.get(segment.key, {}).get(segment.upload_id)
         if progress is None:
             return segment.offset
         return 0 if progress.failed is not None else segment.offset - progress.consumed

@@ -133,6 +133,11 @@ class SegmentRow(Struct, frozen=True, gc=False):
     created: float
     updated: float
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its session: product and session id."""
+        return self.product, self.session_id
+
 
 class SessionRow(Struct, frozen=True):
     """One session as offered last, with the segments that the server has or wants.

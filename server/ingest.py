@@ -302,7 +302,7 @@ class Ingest:
         """Put what came last into the order. What is known of a session in it runs ahead of the store."""
         await self._sessions()
         latest = await self._catalog.latest_to_load(LISTED, BATCH_BYTES)
-        unknown = [each for each in latest if (each.product, each.session_id) not in order.known]
+        unknown = [each for each in latest if each.key not in order.known]
         order.known.update(await self._loader.progress(unknown))
         order.put_latest(latest)
 
@@ -351,7 +351,7 @@ class Ingest:
         fresh: list[SegmentRow] = []
         marks: dict[str, int] = {}
         for segment in segments:
-            progress = known.get((segment.product, segment.session_id), {}).get(segment.upload_id)
+            progress = known.get(segment.key, {}).get(segment.upload_id)
             if progress is not None and progress.failed is not None:
                 await self._set_aside(segment, progress.failed)
             elif progress is not None and progress.consumed >= segment.offset:

@@ -116,7 +116,7 @@ class Loader:
 
     async def progress(self, segments: Sequence[SegmentRow]) -> Known:
         """What was loaded of the sessions of these segments."""
-        keys: set[Key] = {(each.product, each.session_id) for each in segments}
+        keys: set[Key] = {each.key for each in segments}
         return await self._write(lambda: self.analytics.progress(keys))
 
     # -- loading -------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Loader:
     async def give_up(self, segment: SegmentRow, reason: str) -> None:
         """Note in the store why nothing more of a segment will be loaded."""
         known = await self.progress([segment])
-        before = known.get((segment.product, segment.session_id), {}).get(segment.upload_id, Progress(segment.index))
+        before = known.get(segment.key, {}).get(segment.upload_id, Progress(segment.index))
         await self._write(lambda: self.analytics.load_failed(segment, before, reason))
 
     async def _decode(self, batch: Batch) -> Decoded:

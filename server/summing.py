@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import duckdb
 
+from mailboat.server.analytics_rows import as_text, key_columns
 from mailboat.server.analytics_schema import KEY_COLUMNS, NUMBERED_COLUMNS, PART_COLUMNS, given
 from mailboat.server.analytics_store import Key
-from mailboat.server.json_text import encode
 from mailboat.server.sums import PART, SCOPED, STORED, SUMS, TAIL, is_stale, stale_records, week_of
 
 _IDENTIFIED: Final = {**KEY_COLUMNS, "installation": "INTEGER"}
@@ -40,16 +40,16 @@ def number(db: duckdb.DuckDBPyConnection, numbering: Numbering, sessions: Iterab
         for product, session_id, name in fresh
         for known in (installations.get(name),)
     ]
-    db.execute(f"INSERT INTO numbered FROM {given(NUMBERED_COLUMNS)}", {"rows": _text(rows)})
+    db.execute(f"INSERT INTO numbered FROM {given(NUMBERED_COLUMNS)}", {"rows": as_text(rows)})
     begun = numbers.take_begun()
     if begun:
-        db.execute(f"INSERT INTO part FROM {given(PART_COLUMNS)}", {"rows": _text(begun)})
+        db.execute(f"INSERT INTO part FROM {given(PART_COLUMNS)}", {"rows": as_text(begun)})
     return given_now
 
 
 def identify(db: duckdb.DuckDBPyConnection, keys: Sequence[Key]) -> None:
     """Have the numbers of these sessions' installations agree with table ``session``."""
-    bound = {"rows": _keys(keys)}
+    bound = {"rows": as_text(key_columns(keys))}
     these = f"{given(KEY_COLUMNS)} old WHERE numbered.product = old.product AND numbered.session_id = old.session_id"
     # What they had is the number of another installation, perhaps.
     db.execute(f"UPDATE numbered SET installation = NULL FROM {these}", bound)
@@ -66,7 +66,7 @@ def identify(db: duckdb.DuckDBPyConnection, keys: Sequence[Key]) -> None:
     db.execute(
         f"UPDATE numbered SET installation = known.installation FROM {given(_IDENTIFIED)} known "
         "WHERE numbered.product = known.product AND numbered.session_id = known.session_id",
-        {"rows": _text(rows)},
+        {"rows": as_text(rows)},
     )
 
 
@@ -79,7 +79,7 @@ def _installations(db: duckdb.DuckDBPyConnection, numbering: Numbering, sessions
         f"SELECT name, any_value(numbered.installation) FROM {given({'name': 'VARCHAR'})} "
         "JOIN session ON session.installation = name JOIN numbered USING (product, session_id) "
         "WHERE numbered.installation IS NOT NULL GROUP BY name",
-        {"rows": _text([{"name": name} for name in names])},
+        {"rows": as_text([{"name": name} for name in names])},
     ).fetchall()
     found: dict[str, int] = dict(known)
     numbers = numbering.installations(db)
@@ -95,7 +95,7 @@ def renamed(db: duckdb.DuckDBPyConnection, installations: Iterable[tuple[Key, st
         f"SELECT product, session_id::VARCHAR FROM {given(_NAMED)} said JOIN numbered USING (product, session_id) "
         "LEFT JOIN session USING (product, session_id) "
         "WHERE said.installation != coalesce(session.installation, '')",
-        {"rows": _text(rows)},
+        {"rows": as_text(rows)},
     ).fetchall()
 
 
@@ -168,7 +168,7 @@ def spoil(db: duckdb.DuckDBPyConnection, keys: Iterable[Key]) -> None:
         f"INSERT INTO stale SELECT DISTINCT product, {week_of('time')} FROM ({records}) JOIN "
         f"(SELECT product, number FROM numbered JOIN {given(KEY_COLUMNS)} USING (product, session_id)) USING (number) "
         "WHERE generation <= (SELECT summed FROM state) EXCEPT FROM stale",
-        {"rows": _keys(sorted(set(keys)))},
+        {"rows": as_text(key_columns(sorted(set(keys))))},
     )
     for each in SUMS:
         db.execute(f"DELETE FROM {each.table} WHERE (product, week) IN (FROM stale)")
@@ -223,11 +223,3 @@ def _state(db: duckdb.DuckDBPyConnection) -> tuple[int, str | None]:
         "SELECT summed, min(week), max(week) FROM state LEFT JOIN stale ON true GROUP BY 1"
     ).fetchall()[0]
     return summed, None if low is None else stale_records(summed, low, high)
-
-
-def _keys(keys: Iterable[Key]) -> str:
-    return _text([{"product": product, "session_id": session_id} for product, session_id in keys])
-
-
-def _text(rows: Sequence[dict[str, Any]]) -> str:
-    return encode(rows).decode()

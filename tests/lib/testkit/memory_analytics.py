@@ -46,7 +46,7 @@ class MemoryAnalytics:
         there = {key: {each: progress.mark for each, progress in of.items()} for key, of in self._kept.progress.items()}
         require_known(steps, there)
         after = deepcopy(self._kept)
-        keys = {step.outcome.number: (step.segment.product, step.segment.session_id) for step in steps}
+        keys = {step.outcome.number: step.segment.key for step in steps}
         for table in decoded.tables:
             for line in decoded.files(table)[0].read_text("utf-8").splitlines():
                 try:
@@ -55,18 +55,18 @@ class MemoryAnalytics:
                 except (ValueError, TypeError, KeyError) as error:
                     raise RowsRefused(f"a line is no row: {error}") from error
         for step in steps:
-            key = (step.segment.product, step.segment.session_id)
+            key = step.segment.key
             after.progress.setdefault(key, {})[step.segment.upload_id] = step.progress
         after.generation += 1
         self._kept = after
 
     def load_failed(self, segment: SegmentRow, before: Progress | None, reason: str) -> None:
         nothing = Progress(segment.index)
-        there = self._kept.progress.get((segment.product, segment.session_id), {}).get(segment.upload_id, nothing)
+        there = self._kept.progress.get(segment.key, {}).get(segment.upload_id, nothing)
         if there.mark != (before or nothing).mark:
             raise StaleLoad(segment.session_id)
         failed = replace(before or nothing, schemas=(), failed=reason)
-        self._kept.progress.setdefault((segment.product, segment.session_id), {})[segment.upload_id] = failed
+        self._kept.progress.setdefault(segment.key, {})[segment.upload_id] = failed
         self._kept.generation += 1
 
     def load_sessions(self, rows: Sequence[SessionRow], revision: int) -> None:
