@@ -19,6 +19,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from mailboat.agent.clocks import Clocks
+from mailboat.agent.intrusion import from_outside
 from mailboat.agent.journal import Half
 from mailboat.agent.journal_place import JournalPlace, OnDisk
 from mailboat.agent.log import log
@@ -28,7 +29,7 @@ from mailboat.agent.room import Disk, Room
 from mailboat.agent.segment_file import SegmentFile
 from mailboat.agent.segments import Begin, Limits, Segments
 from mailboat.agent.store import SessionFolder, Store
-from mailboat.protocol.errors import SegmentError, StoreError
+from mailboat.protocol.errors import StoreError
 from mailboat.protocol.records import SCHEMA_COUNTER, Kind, counter
 from mailboat.protocol.sealing import Note
 from mailboat.protocol.segment import SealReason
@@ -151,8 +152,11 @@ class Writer:
 
     def _put(self, entry: _Closed | _Request | None) -> None:
         self._inbox.append(entry)
-        with contextlib.suppress(RuntimeError):  # the bell rings already
+        try:
             self._bell.release()
+        except RuntimeError as error:  # the bell rings already; or a signal handler of the host has raised just now
+            if from_outside(error):
+                raise
 
     # -- for the agent -------------------------------------------------------------------------------------------
 
@@ -209,11 +213,7 @@ class Writer:
 
     def _step(self) -> None:
         self._refusal = None
-        try:
-            written = self._write()
-        except Exception as error:  # noqa: BLE001 - the thread must outlive any fault; it is told in the status
-            written = False
-            self._refused(error)
+        written = self._write()
         if not written and self._sealing and self._store.reserve.spend(self._refusal):
             written = self._write()
         self._answer(written=written)
@@ -261,7 +261,7 @@ class Writer:
     def _tried(self, step: Callable[[], bool]) -> bool:
         try:
             return step()
-        except (OSError, SegmentError) as error:
+        except Exception as error:  # noqa: BLE001 - the thread must outlive any fault; it is told in the status
             self._refused(error)
             return False
 
@@ -275,12 +275,17 @@ class Writer:
         return any(request.seal is not None for request in self._requests)
 
     def _turn(self) -> bool:
-        """Have all that was recorded so far in blocks."""
-        if self._sealing:
-            self._recorder.stop()
-        turned = self._recorder.turn()
-        self._take_waiting()
-        self._drain()
+        """Have all that was recorded so far in blocks: also what was, before that came which is taken just behind the
+        turn.
+        """
+        turned, before = False, -1
+        while len(self._requests) > before:
+            before = len(self._requests)
+            if self._sealing:
+                self._recorder.stop()
+            turned = self._recorder.turn()
+            self._take_waiting()
+            self._drain()
         return turned
 
     def _drain(self) -> None:

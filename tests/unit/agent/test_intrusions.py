@@ -31,6 +31,10 @@ class Alarm(Exception):
     """What a host's signal handler raises to end something that takes too long."""
 
 
+class Limit(RuntimeError):
+    """The same, of a kind that mailboat's own mistakes are of, too."""
+
+
 class Notes:
     """What was recorded: names whose call has returned, and names whose call had begun."""
 
@@ -178,6 +182,20 @@ def test_an_exception_from_outside_costs_the_call_that_it_hits_and_nothing_else(
             with pytest.raises(error):
                 run(lambda: scene(rig, notes), at, strike, raising=True)  # noqa: B023 - called at once
             check(rig, notes, unsure=1)
+
+
+@pytest.mark.parametrize("scene", [turned, stopped])
+def test_an_exception_from_outside_is_the_hosts_though_it_may_be_one_of_ours(
+    tmp_path: Path, scene: Callable[[Rig, Notes], None], seed: int
+) -> None:
+    def strike() -> None:
+        raise Limit
+
+    for at in some_places(tmp_path, scene, None, seed, raising=True):
+        rig, notes = set_up(tmp_path / str(at), scene)
+        with pytest.raises(Limit):
+            run(lambda: scene(rig, notes), at, strike, raising=True)  # noqa: B023 - called at once
+        check(rig, notes, unsure=1)
 
 
 @SHARES

@@ -1,0 +1,82 @@
+"""The writer's thread among others: what is asked of it at any moment, and what it does when something in it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from mailboat.agent.segment_file import segment_paths
+from mailboat.protocol import SegmentReader
+from testkit.disk import Disk
+from testkit.recording import Rig
+from testkit.sealed import KEYS, PRIVATE
+
+T = TypeVar("T")
+
+
+def in_blocks(rig: Rig) -> list[str]:
+    """The names of the records that stand in the session's segments by now."""
+    assert rig.writer.folder is not None
+    paths = segment_paths(rig.store.files, rig.writer.folder)
+    return [record.name for path in paths for record in SegmentReader(path.read_bytes(), KEYS.unlock)]
+
+
+def then(call: Callable[[], T], following: Callable[[], object]) -> Callable[[], T]:
+    """`call`, and what another thread does just after it."""
+
+    def called() -> T:
+        result = call()
+        following()
+        return result
+
+    return called
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("turn", [1, 2])
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_is_flushed_just_after_a_turn_is_in_a_block_when_that_is_answered(
+    sealed: bool, turn: int, durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, seal_to=PRIVATE.public if sealed else None)
+    asked: list[Future[bool]] = []
+    turns = 0
+
+    def another() -> None:
+        nonlocal turns
+        turns += 1
+        if turns == turn:
+            rig.recorder.feature("late")
+            asked.append(rig.writer.flush(durable=durable))
+
+    monkeypatch.setattr(rig.recorder, "turn", then(rig.recorder.turn, another))
+    rig.recorder.feature("early")
+    rig.flush(durable=True)
+    while not asked or not asked[0].done():
+        rig.flush(durable=True)
+    assert asked[0].result(0)
+    assert in_blocks(rig) == ["early", "late"]
+
+
+@pytest.mark.parametrize("fault", [MemoryError("no memory"), ValueError("a fault of our own")])
+def test_whatever_keeps_blocks_from_being_made_an_error_is_synced_and_nothing_is_tried_without_a_pause(
+    fault: Exception, tmp_path: Path
+) -> None:
+    disk = Disk()
+    rig = Rig(tmp_path, files=disk.files)
+    disk.plan = lambda _, name: fault if name == "append" else None
+    rig.recorder.event("error", level=40)
+    assert not rig.flush()
+    calls = len(disk.calls)
+    rig.step(1.0)
+    assert "sync" in disk.calls[calls:]
+    assert rig.writer._pause() > 0.05
+    assert str(fault) in rig.writer.trouble
+    disk.plan = lambda _number, _name: None
+    assert rig.flush(durable=True)
+    assert rig.writer.trouble == ""
+    assert in_blocks(rig) == ["error"]
