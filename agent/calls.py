@@ -101,7 +101,7 @@ class RecordingCalls:
             self._recorder.set_installation(installation_id, properties)
 
     def emitter(self, name: str, /, *fields: str, kind: Kind = Kind.FEATURE) -> Callable[..., None]:
-        """Declare a record once; the function returned records its `fields` by position, at half the cost.
+        """Declare a record once; the function returned records its `fields` by position, at two thirds of the cost.
 
         It belongs to the running session. Declared while none runs, it records in each that is begun afterwards, a
         little slower. Raises `ValueError` for a declaration that cannot be: a mistake in the application's source.

@@ -1,7 +1,9 @@
 """The file system as the agent uses it: one narrow port, so that a test can put a failing disk behind it.
 
-Every call may raise `OSError`; callers decide what that means for the records at hand. All calls block and are made
-from the store's own thread (or, where noted, under a recorder's lock), never from the event loop.
+Every call may raise `OSError`; callers decide what that means for the records at hand. All calls block: they are
+made on the writer's thread and the store's. A recording call makes some where it adds a half to the journal
+(`allocate`, `map`), and where it is the first of a forked child, whose session it begins; the event loop closes the
+file for last words, and makes no other.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class _Mark(Struct, frozen=True):
 
 class LeftBehind(Struct, frozen=True):
     """What a dead process's journal holds: `halves` in the order in which they were filled, and how many records were
-    `lost` by place (see `recorder.Lost`). `in_order`: it was `Journal.note_leaving` that came last.
+    `lost` by place (see `intake.Lost`). `in_order`: it was `Journal.note_leaving` that came last.
     """
 
     halves: tuple[Left, ...] = ()

@@ -1,11 +1,11 @@
-"""The hot path: pack a record, put it in the journal, return.
+"""The recording calls of one session: pack a record, put it in the journal, return.
 
-Each recording call is a closure made by a small factory in `hotpaths`. What it does: pack a tuple with a packer that
-is used again and again; then, under one lock, copy the bytes into the active half with one call and store where they
-end. That is a memory copy and no system call, and once the call returns the kernel has the record.
+Each call is a closure made by `hotpaths`. What it does: pack a tuple, copy the bytes into the active half of the
+journal with one call, and store where they end. That is a memory copy and no system call, and once the call returns the
+kernel has the record.
 
-Anything out of the ordinary raises inside the closure and lands in `intake`, which may take its time: the record does
-not pack, the half is full, nothing is being recorded. The ordinary path pays nothing for it.
+Anything out of the ordinary lands in `intake`, which may take its time: a value or a name has to be looked at first,
+the record does not pack, the half is full, nothing is being recorded.
 """
 
 from __future__ import annotations

@@ -99,9 +99,7 @@ class Sink(Protocol):
     """What takes the place of negotiation and uploads where the server is none of ours (`tus_sink`)."""
 
     async def negotiate(self, offers: Iterable[Summary], homes: Mapping[str, Path]) -> Answered:
-        """What a server of ours would answer to these offers; the folder of each
-        session there is is below its home.
-        """
+        """What a server of ours would answer to these offers; each session is in a folder of its id below its home."""
 
     async def send(self, task: Send, path: Path, progress: Progress) -> Outcome | Broken | Held:
         """As `Uploader.send`."""

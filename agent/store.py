@@ -19,7 +19,8 @@
 Where a session stands is told by its folder alone, and it moves by one rename. Segments are the only truth:
 everything that is said of a session is read from them, so no other file can be lost or disagree.
 
-All functions block; they are called on the store's thread.
+All functions block. They are called on the store's thread; but `settle` and `retire` on that of the running session's
+writer, and `begin` on whichever begins that session.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class TusSink:
     # -- instead of a negotiation --------------------------------------------------------------------------------
 
     async def negotiate(self, offers: Iterable[Summary], homes: Mapping[str, Path]) -> Answered:
-        """What a mailboat server would answer to these offers; the folder of each session there is is below
-        its home. Never raises but for cancellation.
+        """What a mailboat server would answer to these offers; each session is in a folder of its id below its home.
+        Never raises but for cancellation.
         """
         request = discovery(self._target)
         try:
