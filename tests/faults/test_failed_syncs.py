@@ -12,7 +12,7 @@ from mailboat.agent.files import OsFileSystem
 from mailboat.agent.store import LIVE, WAITING, Store
 from mailboat.protocol.records import Level
 from mailboat.protocol.segment import SealReason
-from testkit.disk import Disk, Unsynced, failure, from_then_on
+from testkit.disk import Disk, SyncedAgain, Unsynced, failure, from_then_on
 from testkit.power import PowerDisk
 from testkit.recording import OTHER_BOOT, Rig, only, read_session, recovered
 
@@ -39,8 +39,11 @@ class Syncing(Disk):
 
     def sync(self, fd: int) -> None:
         name = self.by_number[fd]
+        if fd in self.failed_syncs:
+            raise SyncedAgain(name)
         if name in self.refused:
             self.failed.append(name)
+            self.failed_syncs.add(fd)
             raise failure(errno.EIO)
         self.synced.append(name)
 

@@ -57,6 +57,10 @@ class Killed(BaseException):
     """The process that made this call is no more."""
 
 
+class SyncedAgain(BaseException):
+    """A sync was tried again on a descriptor on which one had failed: the system may call it a success."""
+
+
 def failure(code: int) -> OSError:
     return OSError(code, os.strerror(code)) if code != SHORT else OSError("short write")
 
@@ -86,6 +90,8 @@ class Disk:
         self.plan: Plan = plan or _no_plan
         self.calls: list[str] = []
         self.descriptors: set[int] = set()
+        self.failed_syncs: set[int] = set()
+        """The descriptors on which a sync has failed."""
 
     @property
     def files(self) -> FileSystem:
@@ -103,14 +109,18 @@ class Disk:
     def _call(self, name: str, method: Callable[..., Any], args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - as the method
         if self._dead:
             raise Killed
+        if name == "sync" and args[0] in self.failed_syncs:
+            raise SyncedAgain
         if name in self._failing:
             self.calls.append(name)
             error = self.plan(len(self.calls), name)
             if error is not None:
                 if name == "append" and self._tear:
                     os.write(args[0], bytes(args[1])[: len(args[1]) // 2])
-                if name == "sync" and isinstance(self._real, PowerDisk):
-                    self._real.fail_to_sync(args[0])
+                if name == "sync":
+                    self.failed_syncs.add(args[0])
+                    if isinstance(self._real, PowerDisk):
+                        self._real.fail_to_sync(args[0])
                 self._dead = isinstance(error, Killed)
                 raise error
         if name == "replace_content":  # made of several calls, in the midst of which it fails, too
@@ -121,6 +131,7 @@ class Disk:
             self.descriptors.add(result)
         if name == "close":
             self.descriptors.discard(args[0])
+            self.failed_syncs.discard(args[0])
         return result
 
     def bury(self) -> None:
