@@ -15,6 +15,7 @@ import pytest
 from mailboat.agent import files as files_module
 from mailboat.agent.files import FileSystem, OsFileSystem
 from testkit.disk import Disk, Unsynced
+from testkit.guard import Guarded
 from testkit.power import PowerDisk
 from testkit.recording import Rig, only, recovered
 
@@ -23,6 +24,7 @@ PAGE = mmap.ALLOCATIONGRANULARITY
 MAKERS: dict[str, Callable[[Path], FileSystem]] = {
     "real": lambda _: OsFileSystem(),
     "unsynced": lambda _: Unsynced(),
+    "guarded": Guarded,
     "failing": lambda _: Disk().files,
     "forgetful": lambda root: PowerDisk(root, random.Random(1)),
     "forgetful and failing": lambda root: Disk(real=PowerDisk(root, random.Random(1), written_back=1.0)).files,

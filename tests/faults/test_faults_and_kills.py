@@ -16,7 +16,8 @@ import pytest
 
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.store import QUARANTINED, Store
-from testkit.disk import EVERY, SHORT, Disk, Killed, Plan, Unsynced, failure
+from testkit.disk import EVERY, SHORT, Disk, Killed, Plan, failure
+from testkit.guard import Guarded
 from testkit.lives import Life
 from testkit.recording import BOOT, recovered
 
@@ -25,7 +26,7 @@ CALLS = 110
 """Somewhat more than a life makes: some end before they are killed."""
 
 
-def troubled(chance: random.Random, rate: float, kill: int) -> Disk:
+def troubled(root: Path, chance: random.Random, rate: float, kill: int) -> Disk:
     """Each of its calls fails with the probability `rate`; at the call number `kill` the process is killed."""
 
     def plan(number: int, name: str) -> BaseException | None:
@@ -34,7 +35,7 @@ def troubled(chance: random.Random, rate: float, kill: int) -> Disk:
         code = chance.choice(CODES) if chance.random() < rate else None
         return None if code is None or (code == SHORT and name != "append") else failure(code)
 
-    return Disk(plan, real=Unsynced(), failing=EVERY)
+    return Disk(plan, real=Guarded(root), failing=EVERY)
 
 
 def recovered_in_part(root: Path, disk: Disk) -> None:
@@ -63,7 +64,7 @@ def check(life: Life, *, killed: bool) -> None:
 def suffer(root: Path, seed: int) -> bool:
     """One life and several recoveries of it; whether every record had to be there."""
     chance = random.Random(seed)
-    life = Life(root, troubled(chance, chance.choice([0.01, 0.03, 0.1, 0.3]), chance.randrange(1, CALLS)))
+    life = Life(root, troubled(root, chance, chance.choice([0.01, 0.03, 0.1, 0.3]), chance.randrange(1, CALLS)))
     killed = False
     try:
         life.live()
@@ -71,7 +72,7 @@ def suffer(root: Path, seed: int) -> bool:
         killed = True
     life.disk.bury()
     for _ in range(chance.randrange(3)):
-        recovered_in_part(root, troubled(chance, chance.choice([0, 0.05, 0.2]), chance.randrange(1, 60)))
+        recovered_in_part(root, troubled(root, chance, chance.choice([0, 0.05, 0.2]), chance.randrange(1, 60)))
     check(life, killed=killed)
     shutil.rmtree(root)
     return not life.exposed
@@ -109,13 +110,14 @@ def failing_then_killed(at: int, code: int, kill: int) -> Plan:
 
 def test_killed_at_any_call_after_a_failed_sync(tmp_path: Path) -> None:
     """The segment is abandoned; before its successor is whole, the process dies."""
-    whole = Life(tmp_path / "whole", Disk(real=Unsynced()))
+    whole = Life(tmp_path / "whole", Disk(real=Guarded(tmp_path / "whole")))
     whole.live()
     syncs = [number for number, name in enumerate(whole.disk.calls, 1) if name == "sync"]
     assert len(syncs) > 5
     for at in syncs:
         for kill in range(at + 1, at + 12):
-            life = Life(tmp_path / f"{at}-{kill}", Disk(failing_then_killed(at, errno.EIO, kill), real=Unsynced()))
+            root = tmp_path / f"{at}-{kill}"
+            life = Life(root, Disk(failing_then_killed(at, errno.EIO, kill), real=Guarded(root)))
             with contextlib.suppress(Killed):
                 life.live()
             life.disk.bury()

@@ -22,7 +22,7 @@ from mailboat.agent.quota import Quota
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.store import LIVE, NEW, SENT, WAITING, Store
 from mailboat.agent.writer import WriterSettings
-from testkit.disk import Unsynced
+from testkit.guard import Guarded
 from testkit.recording import BOOT, Rig, Time, read_session
 
 ASIDE = "quarantined"
@@ -47,11 +47,17 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="mailboat-model-", dir=MEMORY))
         self.time = Time()
-        self.stores = [Store(Unsynced(), self.root, "product", "application") for _ in range(2)]
+        self.stores = [self._store() for _ in range(2)]
         self.stores[0].open()
         self.rigs: dict[str, Rig] = {}
         self.known: dict[str, Known] = {}
         self.account: Counter[str] = Counter()
+
+    def _store(self) -> Store:
+        return Store(self._files(), self.root, "product", "application")
+
+    def _files(self) -> Guarded:
+        return Guarded(self.root)
 
     def at(self, place: str) -> list[str]:
         return sorted(session for session, known in self.known.items() if known.place == place)
@@ -63,7 +69,7 @@ class StoreMachine(RuleBasedStateMachine):
     def begin(self, segment_bytes: int) -> None:
         self.time.pass_seconds(1.0)
         settings = WriterSettings(segment_bytes=segment_bytes)
-        rig = Rig(self.root, files=Unsynced(), time=self.time, settings=settings)
+        rig = Rig(self.root, files=self._files(), time=self.time, settings=settings)
         self.rigs[rig.id], self.known[rig.id] = rig, Known(LIVE)
 
     @precondition(lambda self: self.rigs)
@@ -145,7 +151,7 @@ class StoreMachine(RuleBasedStateMachine):
         store.ledger.add([Ending(session, fate, "", len(self.known[session].names))], store._still_unmoved())
         store.cease_sending()
         place = self.stores.index(store)
-        self.stores[place] = Store(Unsynced(), self.root, "product", "application")
+        self.stores[place] = self._store()
         assert self.stores[1 - place].become_sender()
         self._entered([session], fate, SENT)
 

@@ -10,22 +10,25 @@ from pathlib import Path
 import pytest
 
 from mailboat.agent.writer import WriterSettings
-from testkit.disk import EVERY, SHORT, Disk, Killed, Plan, Unsynced, from_then_on, killed_at, once
+from testkit.disk import EVERY, SHORT, Disk, Killed, Plan, from_then_on, killed_at, once
+from testkit.guard import Guarded
 from testkit.lives import Life
 from testkit.recording import Rig, only, recovered, waiting
 
 CODES = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, SHORT]
 
 
-def disk(plan: Plan | None = None) -> Disk:
-    """One whose every call may fail, the reading ones, too; nothing here asks what survives the machine."""
-    return Disk(plan, real=Unsynced(), failing=EVERY)
+def disk(root: Path, plan: Plan | None = None) -> Disk:
+    """One whose every call may fail, the reading ones, too; nothing here asks what survives the machine. Whatever
+    fails, nothing is written in `root` by who may not.
+    """
+    return Disk(plan, real=Guarded(root), failing=EVERY)
 
 
 @pytest.fixture
 def calls(tmp_path: Path) -> int:
     """How many calls such a life makes."""
-    life = Life(tmp_path / "whole", disk())
+    life = Life(tmp_path / "whole", disk(tmp_path / "whole"))
     life.live()
     assert only(life.afterwards()).names == life.told
     return len(life.disk.calls)
@@ -34,7 +37,7 @@ def calls(tmp_path: Path) -> int:
 @pytest.mark.parametrize("code", CODES)
 def test_one_failed_call_costs_nothing(tmp_path: Path, calls: int, code: int) -> None:
     for at in range(1, calls + 1):
-        life = Life(tmp_path / str(at), disk(once(at, code)))
+        life = Life(tmp_path / str(at), disk(tmp_path / str(at), once(at, code)))
         life.live()
         stories = life.afterwards()
         assert [name for story in stories for name in story.names] == life.told, at
@@ -46,7 +49,7 @@ def test_one_failed_call_costs_nothing(tmp_path: Path, calls: int, code: int) ->
 @pytest.mark.parametrize("code", CODES)
 def test_a_disk_that_fails_for_good_forges_and_doubles_nothing(tmp_path: Path, calls: int, code: int) -> None:
     for at in range(1, calls + 1):
-        life = Life(tmp_path / str(at), disk(from_then_on(at, code)))
+        life = Life(tmp_path / str(at), disk(tmp_path / str(at), from_then_on(at, code)))
         life.live()
         names = [name for story in life.afterwards() for name in story.names]
         assert names == [name for name in life.told if name in set(names)], at
@@ -60,7 +63,7 @@ class Ailing:
     def __init__(self, root: Path, at: int, code: int) -> None:
         self._failing, self.told = from_then_on(at, code), list[str]()
         self.well = False
-        self.disk = disk(lambda number, name: None if self.well else self._failing(number, name))
+        self.disk = disk(root, lambda number, name: None if self.well else self._failing(number, name))
         self.rig = Rig(root, files=self.disk.files, settings=WriterSettings(segment_bytes=200))
 
     def record(self, count: int) -> None:
@@ -96,7 +99,7 @@ def test_within_five_seconds_of_the_end_of_a_fault_all_is_well_again(tmp_path: P
 
 
 def ended_by(plan: Callable[[int], Plan], at: int, root: Path) -> Life:
-    life = Life(root, disk(plan(at)))
+    life = Life(root, disk(root, plan(at)))
     with pytest.raises(Killed):
         life.live()
     return life
@@ -118,7 +121,7 @@ def test_a_recovery_that_is_killed_at_every_call_is_done_again(tmp_path: Path, c
         at += 1
         root = tmp_path / str(at)
         shutil.copytree(life.root, root)
-        again = disk(killed_at(at))
+        again = disk(root, killed_at(at))
         try:
             recovered(root, files=again.files)
             killed = False
