@@ -1,16 +1,18 @@
 """The backlog: what waits in the store, as last seen, and the account of all records made of it.
 
-The sums are kept, not worked out anew, so that a status costs the same whether ten sessions wait or ten thousand.
+The sums are kept, not worked out anew, so that a status costs the same whether ten sessions wait or ten thousand. And
+what the ledgers say is kept as it was when that was seen: a session goes from those that wait to those that are entered
+in one step here, while the ledger's file is written, and the folders are moved, in another thread and for longer.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct, field
 
-from mailboat.agent.ledger import Ledger, LedgerFile, together
+from mailboat.agent.ledger import RETURNED, Ending, Entered, Ledger, LedgerFile, together
 from mailboat.agent.store import Found
 from mailboat.agent.stores import OWN, Stores
 from mailboat.protocol.summary import Summary
@@ -48,13 +50,16 @@ class Look:
     loop has time for, so a look is made where blocking is allowed.
 
     `owners` tells where a session lies that is not in the own store; `ledgers` and `sums` are by owner; `unreadable`
-    as it was found.
+    as it was found. What is entered in a ledger, and could not be moved yet, waits no more.
     """
 
     def __init__(self, found: Found, ledgers: Mapping[str, LedgerFile], owners: Mapping[str, str]) -> None:
-        self.unreadable, self.ledgers, self.owners = found.unreadable, ledgers, owners
-        self.summaries = {each.summary.session_id: each.summary for each in found.waiting}
-        self.homes = {each.summary.session_id: each.home for each in found.waiting}
+        self.unreadable, self.owners = found.unreadable, owners
+        self.ledgers = {owner: ledger.entered for owner, ledger in ledgers.items()}
+        entered = {each for ledger in ledgers.values() for each, fate in ledger.unmoved.items() if fate != RETURNED}
+        waiting = [each for each in found.waiting if each.summary.session_id not in entered]
+        self.summaries = {each.summary.session_id: each.summary for each in waiting}
+        self.homes = {each.summary.session_id: each.home for each in waiting}
         self.bytes = sum(summary.size for summary in self.summaries.values())
         self.sums = {owner: Sums() for owner in (OWN, *ledgers, *self.owners.values())}
         for summary in self.summaries.values():
@@ -72,7 +77,7 @@ class Backlog:
     def __init__(self, running: Callable[[], Running | None]) -> None:
         """`running` gives the session of this process, None when there is none."""
         self._running = running
-        self._ledgers: Mapping[str, LedgerFile] = {}
+        self._ledgers: dict[str, Entered] = {}
         self._owners: Mapping[str, str] = {}
         self._sums: Mapping[str, Sums] = {OWN: Sums()}
         self._waiting: dict[str, Summary] = {}
@@ -101,16 +106,29 @@ class Backlog:
             self.bytes += summary.size
             self._sums[OWN].add(summary)
 
-    def ended(self, session_ids: Iterable[str]) -> None:
+    def ended(self, endings: Iterable[Ending]) -> None:
         """These sessions have come to an end, and are in the ledger."""
         running = self._running()
-        for session_id in session_ids:
-            if running is not None and running.session_id == session_id:
-                self._gone.add(session_id)
-            summary = self._waiting.pop(session_id, None)
-            if summary is not None:
-                self.bytes -= summary.size
-                self._sums[self._owners.get(session_id, OWN)].take_away(summary)
+        self.entered([ending for ending in endings if self._waits_no_more(ending.session_id, running)])
+
+    def _waits_no_more(self, session_id: str, running: Running | None) -> bool:
+        """Whether it was among those that wait; else it was in the ledger when that was seen."""
+        if running is not None and running.session_id == session_id:
+            self._gone.add(session_id)
+        summary = self._waiting.pop(session_id, None)
+        if summary is None:
+            return False
+        self.bytes -= summary.size
+        self._sums[self._owners.get(session_id, OWN)].take_away(summary)
+        return True
+
+    def entered(self, endings: Iterable[Ending]) -> None:
+        """These sessions, which did not wait, or do no more, have been entered into the ledger since that was seen."""
+        by_owner: dict[str, list[Ending]] = defaultdict(list)
+        for ending in endings:
+            by_owner[self._owners.get(ending.session_id, OWN)].append(ending)
+        for owner, some in by_owner.items():
+            self._ledgers[owner] = self._ledgers.get(owner, Entered()).following(some)
 
     @property
     def ledger(self) -> Ledger:

@@ -99,6 +99,36 @@ class Ending(Struct, frozen=True):
     why: str = ""
 
 
+class Entered(Struct, frozen=True):
+    """What a ledger says at one moment: records by fate and reason, and whose account it is."""
+
+    sums: Counter[tuple[str, str]] = field(default_factory=Counter)
+    store: str = ""
+
+    def following(self, endings: Iterable[Ending]) -> Entered:
+        """What it says once these sessions are entered, too."""
+        sums = Counter(self.sums)
+        for ending in endings:
+            sums[_place(ending)] += ending.records
+            sums.update({("lost", reason): count for reason, count in ending.lost.items()})
+        return Entered(sums, self.store)
+
+    def account(self, pending: int, lost: Mapping[str, int]) -> Ledger:
+        """The account with `pending` records still in the store and those `lost` by the running session."""
+        by_fate: dict[str, Counter[str]] = {}
+        for (fate, reason), count in self.sums.items():
+            by_fate.setdefault(fate, Counter())[reason] += count
+        return Ledger(
+            accepted=by_fate.get("accepted", Counter()).total(),
+            declined=by_fate.get("declined", Counter()).total(),
+            rejected=dict(by_fate.get("rejected", {})),
+            evicted=dict(by_fate.get("evicted", {})),
+            lost=dict(by_fate.get("lost", Counter()) + Counter(lost)),
+            pending=pending,
+            store=self.store,
+        )
+
+
 class LedgerFile:
     """The sums of a store, in one small file. Used by the process that holds the sender lock alone."""
 
@@ -146,10 +176,7 @@ class LedgerFile:
         before whose folders are still to be moved. Raises `OSError`; nothing is counted then.
         """
         endings = tuple(endings)
-        sums = Counter(self._sums)
-        for ending in endings:
-            sums[_place(ending)] += ending.records
-            sums.update({("lost", reason): count for reason, count in ending.lost.items()})
+        sums = self.entered.following(endings).sums
         self._keep(sums, {**(unmoved or {}), **{ending.session_id: ending.fate for ending in endings}})
 
     def take_back(self, ending: Ending, unmoved: Mapping[str, str]) -> None:
@@ -170,20 +197,14 @@ class LedgerFile:
         self._files.replace_content(self._path, json.dumps(values).encode())
         self._sums, self.unmoved = sums, moves
 
+    @property
+    def entered(self) -> Entered:
+        """What it says now."""
+        return Entered(self._sums, self.store)
+
     def account(self, pending: int, lost: Mapping[str, int]) -> Ledger:
-        """The account with `pending` records still in the store and those `lost` by the running session."""
-        by_fate: dict[str, Counter[str]] = {}
-        for (fate, reason), count in self._sums.items():
-            by_fate.setdefault(fate, Counter())[reason] += count
-        return Ledger(
-            accepted=by_fate.get("accepted", Counter()).total(),
-            declined=by_fate.get("declined", Counter()).total(),
-            rejected=dict(by_fate.get("rejected", {})),
-            evicted=dict(by_fate.get("evicted", {})),
-            lost=dict(by_fate.get("lost", Counter()) + Counter(lost)),
-            pending=pending,
-            store=self.store,
-        )
+        """See `Entered.account`."""
+        return self.entered.account(pending, lost)
 
 
 def _place(ending: Ending) -> tuple[str, str]:

@@ -426,13 +426,7 @@ class Rounds(Struct):
                     await self._more_to_enter.wait()
 
     async def _enter_together(self, together: Sequence[tuple[Sequence[Entry], Window]]) -> None:
-        endings = [
-            Ending(
-                each.summary.session_id, each.fate.value, each.history.reason, each.summary.records, each.summary.lost
-            )
-            for ended, _ in together
-            for each in ended
-        ]
+        endings = [_ending(each) for ended, _ in together for each in ended]
         try:
             final = [each for each in endings if each.fate != Fate.QUARANTINED.value]
             await self._on_disk(self.sources.stores.enter, final)
@@ -448,7 +442,7 @@ class Rounds(Struct):
         for ended, window in together:
             await self._announce([entry for entry in ended if entry.summary.session_id not in stuck], window)
 
-    async def _announce(self, ended: Iterable[Entry], window: Window) -> None:
+    async def _announce(self, ended: Sequence[Entry], window: Window) -> None:
         for entry in ended:
             session_id = entry.summary.session_id
             outcome, sent = window.end(entry), self._sent.pop(session_id, 0)
@@ -456,7 +450,7 @@ class Rounds(Struct):
             if entry.fate is Fate.REJECTED:
                 said = f"{entry.history.reason} {entry.history.explanation}"
                 log.warning("session %s is rejected: %s", session_id, one_line(said))
-        self.backlog.ended(entry.summary.session_id for entry in ended)
+        self.backlog.ended(map(_ending, ended))
         for entry in ended:
             self.told(self.outcomes[entry.summary.session_id])
         async with self.ended:
@@ -470,7 +464,9 @@ class Rounds(Struct):
         for ending in endings:
             session_id, reason = ending.session_id, one_line(ending.why or ending.reason)
             try:
-                await self._on_disk(self.sources.stores.set_aside, ending)
+                counted = await self._on_disk(self.sources.stores.set_aside, ending)
+                if counted is not None and counted.fate == LOST:
+                    self.backlog.entered([counted])
                 log.warning("session %s is put aside: %s", session_id, reason)
             except OSError as error:
                 stuck.add(session_id)
@@ -478,6 +474,12 @@ class Rounds(Struct):
                     log.warning("session %s (%s) cannot be put aside: %s", session_id, reason, error)
         self._stuck |= stuck
         return stuck
+
+
+def _ending(entry: Entry) -> Ending:
+    """How a session ended, for the ledger."""
+    summary = entry.summary
+    return Ending(summary.session_id, entry.fate.value, entry.history.reason, summary.records, summary.lost)
 
 
 async def _no_session() -> None:

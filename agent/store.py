@@ -306,19 +306,22 @@ class Store:
         self.files.rename(session, self.folder / QUARANTINED / name)
         self._known.pop(session_id, None)
 
-    def set_aside(self, ending: Ending) -> None:
-        """Count a waiting session as not to be sent, then put it aside. Raises `OSError`; it may be done again then,
-        and counts nothing twice. Of one that cannot be read, whatever can be counts.
+    def set_aside(self, ending: Ending) -> Ending | None:
+        """Count a waiting session as not to be sent, then put it aside; returns what was counted, None if that had been
+        done before. Raises `OSError`; it may be done again then, and counts nothing twice. Of one that cannot be read,
+        whatever can be counts.
         """
+        counted = None
         if self.ledger.unmoved.get(ending.session_id, RETURNED) == RETURNED:
             if ending.fate == LOST:
                 records = legible_records(self.files, self.folder / WAITING / ending.session_id)
                 ending = replace(ending, records=records)
-            unmoved = self._still_unmoved()
+            counted, unmoved = ending, self._still_unmoved()
             self.reserve.backing(lambda: self.ledger.add([ending], unmoved))
             self._moved.clear()
         self.quarantine(ending.session_id, ending.why or ending.reason)
         self._moved.add(ending.session_id)
+        return counted
 
     # -- the one process that sends ------------------------------------------------------------------------------
 

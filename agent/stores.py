@@ -139,9 +139,9 @@ class Stores:
             by_store[self._owners.get(ending.session_id, self.own)].append(ending)
         return by_store
 
-    def set_aside(self, ending: Ending) -> None:
+    def set_aside(self, ending: Ending) -> Ending | None:
         """See `Store.set_aside`."""
-        self._owners.get(ending.session_id, self.own).set_aside(ending)
+        return self._owners.get(ending.session_id, self.own).set_aside(ending)
 
     def take_back(self, session_ids: Sequence[str]) -> list[str]:
         """Let declined sessions wait again, as far as they are still kept; returns those that do. Raises `OSError`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +16,12 @@ from mailboat.agent import rounds
 from mailboat.agent.backlog import Backlog, Look, Sums, read
 from mailboat.agent.ended import Waiting
 from mailboat.agent.entries import Entry, Fate
+from mailboat.agent.eviction import evict
 from mailboat.agent.files import Place
 from mailboat.agent.http import Answer
 from mailboat.agent.ledger import FILE_NAME
 from mailboat.agent.planner import BESIDE
+from mailboat.agent.quota import Quota
 from mailboat.agent.report import SessionOutcome, SessionState
 from mailboat.agent.rounds import Rounds
 from mailboat.agent.segment_file import SUFFIX
@@ -264,6 +267,65 @@ async def test_what_is_put_away_leaves_the_disk_to_others_now_and_then(
     ends.files.on_move = another
     await asyncio.gather(*(ends.rounds._finish(ended, window) for ended, window in ends.replies()))
     assert order == ["enter", "move", "move", "other", *["move"] * (SESSIONS - 2)]
+
+
+async def test_the_account_balances_while_ends_are_entered_and_put_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session is in the ledger before its folder is moved, and long before the loop hears of it."""
+    monkeypatch.setattr(rounds, "PUT_AWAY", 2)
+    ends, accounts = Ends(tmp_path), list[tuple[int, int]]()
+
+    def look() -> None:
+        account = ends.rounds.backlog.ledger
+        accounts.append((account.recorded, account.accepted))
+
+    ends.files.on_move = look
+    for ended, window in ends.replies():
+        await ends.rounds._finish(ended, window)
+        look()
+    assert accounts == [(SESSIONS, known) for known in (0, 0, 2, 2, 2, 4, 4, 4, SESSIONS)]
+    ends.rounds.backlog.seen(read(ends.stores))
+    assert ends.rounds.backlog.ledger == ends.store.ledger.account(0, {})
+
+
+async def test_the_account_balances_after_sessions_were_given_up(tmp_path: Path) -> None:
+    """Which is done on the store's thread, at any time."""
+    ends = Ends(tmp_path)
+    relief = evict(ends.store, Quota(max_bytes=0, max_age=math.inf, min_free=0), 0.0)
+    assert sum(relief.evicted.values()) == SESSIONS
+    assert ends.rounds.backlog.ledger.recorded == SESSIONS
+    ends.rounds.backlog.seen(read(ends.stores))
+    account = ends.rounds.backlog.ledger
+    assert (account.recorded, account.pending, sum(account.evicted.values())) == (SESSIONS, 0, SESSIONS)
+
+
+async def test_what_cannot_be_moved_after_it_was_entered_counts_once(tmp_path: Path) -> None:
+    ends = Ends(tmp_path)
+
+    def refuse() -> None:
+        raise OSError("the disk refuses")
+
+    ends.files.on_move = refuse
+    with pytest.raises(OSError, match="refuses"):
+        await ends.rounds._finish(*ends.replies()[0])
+    look = read(ends.stores)
+    ends.rounds.backlog.seen(look)
+    account = ends.rounds.backlog.ledger
+    assert (account.recorded, account.accepted, account.pending) == (SESSIONS, 2, SESSIONS - 2)
+    assert len(ends.files.names(ends.store.folder / WAITING)) == SESSIONS
+    assert look.bytes == sum(summary.size for summary in look.summaries.values())
+
+
+async def test_a_session_that_cannot_be_read_is_in_the_account_when_it_was_put_aside(tmp_path: Path) -> None:
+    ends = Ends(tmp_path)
+    damaged = ends.waiting[0].home / ends.waiting[0].summary.session_id / f"000000{SUFFIX}"
+    damaged.write_bytes(bytes(20) + damaged.read_bytes()[20:])
+    ends.store._known.clear()
+    await ends.rounds._look(Window(), sender=True)
+    account = ends.rounds.backlog.ledger
+    assert account == ends.store.ledger.account(SESSIONS - 1, {})
+    assert account.lost == {"unreadable": 1}
 
 
 async def test_a_round_looks_when_the_ends_of_the_last_one_are_put_away(tmp_path: Path) -> None:
