@@ -4,6 +4,7 @@ memory, and what does not is counted; and within one look (five seconds) of its 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from mailboat.agent.upkeep import EVICTION_INTERVAL, LOOK_INTERVAL, Upkeep
 from mailboat.agent.writer import TICK, WriterSettings
 from mailboat.protocol.limits import MEMORY_FALLBACK, MIN_JOURNAL, RESERVE
 from mailboat.protocol.segment import SealReason
+from testkit import virtual
 from testkit.disk import Unsynced, failure
 from testkit.recording import BOOT, OTHER_BOOT, Rig, Time, only, read_session, recovered, waiting
 
@@ -230,6 +232,27 @@ async def test_room_returning_is_noticed_at_the_next_look(root: Path, disk: Smal
     assert only(waiting(rig.store)).names == told
     time.pass_seconds(LOOK_INTERVAL)
     assert not await kept.look(), "it was noticed before"
+
+
+def test_room_is_looked_for_often_enough_to_be_noticed_within_five_seconds(root: Path, disk: SmallDisk) -> None:
+    rig = Rig(root, files=disk)
+    disk.fill()
+
+    async def main(loop: virtual.VirtualLoop) -> list[float]:
+        noticed: list[float] = []
+        kept = upkeep(rig, virtual.Inline())
+        taken_up = asyncio.create_task(kept.take_up())
+        watching = asyncio.create_task(kept.watch(taken_up, lambda: noticed.append(loop.time() - back)))
+        await asyncio.sleep(12.3)
+        assert not noticed
+        disk.others, back = 0, loop.time()
+        await asyncio.sleep(60.0)
+        watching.cancel()
+        return noticed
+
+    (after,) = virtual.run(main)
+    assert 0 < after <= 5.0
+    assert rig.end()
 
 
 def check_recovery(rig: Rig, disk: SmallDisk, told: list[str]) -> None:

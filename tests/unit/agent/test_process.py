@@ -10,6 +10,7 @@ import pytest
 
 from mailboat.agent import Agent
 from testkit.forking import in_child
+from testkit.recording import Rig
 
 
 @pytest.mark.parametrize("refused", ["select.epoll", "os.dup2"])
@@ -33,3 +34,17 @@ async def test_a_child_knows_what_it_is_though_the_system_gives_it_no_selector_o
             assert child.result() == ["forked", "forked", True, 2]
         monkeypatch.undo()
         assert {one.status.state, other.status.state} == {"running"}
+
+
+def test_a_child_leaves_its_parents_mapping_alone_that_it_cannot_close(tmp_path: Path) -> None:
+    """The writer's thread reads it in this moment, and the child has a copy of what it reads with."""
+    rig = Rig(tmp_path)
+    rig.recorder.feature("parent")
+    half = rig.journal.active
+    before = bytes(half.memory)
+    with half.content():
+        rig.recorder.forget_after_fork()
+        assert not half.memory.closed
+        rig.recorder.feature("child")
+        assert bytes(half.memory) == before
+    assert (rig.recorder.lost, rig.recorder.recorded) == ({"forked": 1}, 0)

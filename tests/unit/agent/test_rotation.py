@@ -1,4 +1,6 @@
-"""Segments end by their age, on the clock that only runs forward: nothing is lost, doubled or reordered by it."""
+"""Segments end by their size, and by their age, on the clock that only runs forward: nothing is lost, doubled or
+reordered by it.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,23 @@ def record(rig: Rig, name: str, after: float) -> int:
 
 def test_a_day_is_what_is_promised() -> None:
     assert AgentConfig().segment_age == WriterSettings().segment_age == DAY
+
+
+def test_a_segment_that_has_its_size_is_followed_by_another(tmp_path: Path) -> None:
+    settings = WriterSettings(segment_bytes=10_000)
+    rig = Rig(tmp_path, files=Unsynced(), settings=settings)
+    told = [f"r{number}" for number in range(60)]
+    for name in told:
+        rig.recorder.feature(name, noise=rig.time.chance.randbytes(1000))
+        assert rig.flush()
+    assert rig.end()
+    folder = rig.store.folder / WAITING / rig.id
+    sizes = [path.stat().st_size for path in segment_paths(rig.store.files, folder)]
+    assert len(sizes) == 7
+    assert all(settings.segment_bytes <= size < settings.segment_bytes + 2000 for size in sizes[:-1])
+    story = read_session(folder)
+    assert (story.names, story.numbers, story.gaps) == (told, list(range(60)), [])
+    assert story.reasons == [*[SealReason.ROTATED] * 6, SealReason.STOPPED]
 
 
 def test_a_segment_of_a_day_is_followed_by_another(tmp_path: Path) -> None:
