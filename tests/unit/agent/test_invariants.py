@@ -15,7 +15,6 @@ import pytest
 
 from mailboat.agent.ended import MOST_COUNTS, Descriptions
 from mailboat.agent.files import OsFileSystem, Place
-from mailboat.agent.journal_layout import HEAD_SIZE
 from mailboat.agent.journal_place import JOURNAL
 from mailboat.agent.ledger import Ending
 from mailboat.agent.store import LIVE, QUARANTINED, SENT, WAITING, Store
@@ -23,6 +22,7 @@ from mailboat.agent.writer import WriterSettings
 from mailboat.protocol.records import COUNTERS
 from mailboat.protocol.segment import SealReason
 from mailboat.protocol.summary import Info, Status, Summary
+from testkit.power import PowerDisk
 from testkit.recording import OTHER_BOOT, Rig, only, recovered
 from testkit.serverkit import fresh_session_id
 
@@ -113,21 +113,48 @@ def test_j5_after_a_reboot_what_was_vouched_for_is_kept(rig: Rig, tmp_path: Path
     assert len(names) >= 21
 
 
-@pytest.mark.parametrize("page", range(4))
-def test_j5_a_page_that_never_reached_the_disk_forges_nothing(rig: Rig, tmp_path: Path, page: int) -> None:
+@pytest.mark.parametrize("page", [None, *range(4)])
+def test_j5_a_page_that_never_reached_the_disk_forges_nothing(rig: Rig, tmp_path: Path, page: int | None) -> None:
+    """What a checkpoint vouches for is there up to that page, and what none has seen is not, though it is whole."""
     told: list[str] = []
-    for _ in range(150):
-        record(rig, told, 60)
-    rig.step(seconds=10.0)
+    seen = []
+    for seconds in (1.0, 10.0):  # the first is a checkpoint without a sync, the second one with it
+        for _ in range(75):
+            record(rig, told, 60)
+        seen.append(rig.journal.active.end)
+        rig.step(seconds)
     for _ in range(30):
         record(rig, told, 60)
     copy = crash(rig, tmp_path)
-    journal = next(copy.rglob(JOURNAL))
-    content = bytearray(journal.read_bytes())
-    start = HEAD_SIZE + page * 4096
-    content[start : start + 4096] = bytes(4096)
-    journal.write_bytes(content)
+    assert 4096 < seen[0] < 2 * 4096 < 3 * 4096 < seen[1] < rig.journal.active.end - 1000
+    if page is not None:
+        journal = next(copy.rglob(JOURNAL))
+        content = bytearray(journal.read_bytes())
+        start = rig.journal.active.offset + page * 4096
+        assert any(content[start : start + 4096])
+        content[start : start + 4096] = bytes(4096)
+        journal.write_bytes(content)
     names = [name for story in recovered(copy, boot=OTHER_BOOT) for name in story.names]
+    assert names == told[: 150 if page is None else 75 if page >= 2 else 0]
+
+
+@pytest.mark.parametrize("chance", range(8))
+def test_j4_what_is_promised_does_not_depend_on_a_half_that_is_used_again(tmp_path: Path, chance: int) -> None:
+    power = PowerDisk(tmp_path / "disk", random.Random(chance), written_back=0.0)
+    rig = Rig(tmp_path / "disk" / "store", files=power)
+    told: list[str] = []
+    record(rig, told)
+    rig.step(seconds=6.0)
+    promised, half = list(told), rig.journal.active
+    assert half.durable == half.end, "the journal vouches for it, and was synced"
+    for _ in range(2):
+        assert rig.flush(), "a block, which nobody has asked to be synced"
+        record(rig, told)
+    assert rig.journal.active is half, "used again"
+    assert rig.writer.states[0].records >= len(promised)
+    power.lose_power(tmp_path / "after")
+    names = only(recovered(tmp_path / "after" / "store", OTHER_BOOT)).names
+    assert names[: len(promised)] == promised
     assert names == told[: len(names)]
 
 
