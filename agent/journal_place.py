@@ -24,7 +24,7 @@ import msgpack
 
 from mailboat.agent.files import FileSystem
 from mailboat.agent.log import log
-from mailboat.protocol.records import Kind, Schema
+from mailboat.protocol.records import Schema, raw_of
 from mailboat.protocol.unpacking import whole_records
 
 JOURNAL: Final = "journal"
@@ -93,10 +93,7 @@ class InMemory:
         """See `JournalPlace`."""
         place = _place(self._files, session)
         if place is not None:
-            packed = [
-                msgpack.packb((Kind.SCHEMA, 0, each.name, list(each.fields), each.number, each.kind))
-                for each in schemas
-            ]
+            packed = [msgpack.packb(raw_of(each)) for each in schemas]
             self._files.replace_content(_with_suffix(place, _DECLARED_SUFFIX), b"".join(packed))
 
     def remove(self, session: Path) -> None:

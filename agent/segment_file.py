@@ -18,7 +18,7 @@ from mailboat.agent.files import FileSystem
 from mailboat.protocol.errors import SegmentError
 from mailboat.protocol.limits import KIB
 from mailboat.protocol.reader import Block, Gap, SegmentReader, zstd_frame
-from mailboat.protocol.records import COUNTERS, SCHEMA_COUNTER, Kind, Schema
+from mailboat.protocol.records import COUNTERS, SCHEMA_COUNTER, Schema, raw_of
 from mailboat.protocol.sealing import Entropy, Note, PublicKey, SealedPayload, Sealer
 from mailboat.protocol.segment import SKIPPABLE, BlockHeader, Preamble, SealReason
 from mailboat.protocol.segment_writer import SegmentWriter
@@ -254,9 +254,7 @@ class SegmentFile:
 
     def declare(self, schemas: Iterable[Schema], clock: int) -> None:
         """Repeat declarations that earlier segments hold; they take no sequence numbers. Raises as `block` does."""
-        packed = [
-            msgpack.packb((Kind.SCHEMA, 0, each.name, list(each.fields), each.number, each.kind)) for each in schemas
-        ]
+        packed = [msgpack.packb(raw_of(each)) for each in schemas]
         for at in range(0, len(packed), _DECLARED_AT_ONCE):
             some = packed[at : at + _DECLARED_AT_ONCE]
             counts = [0] * len(COUNTERS)

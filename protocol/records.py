@@ -162,6 +162,11 @@ class Record(Struct, frozen=True):
         return {key: value for key, value in asdict(self).items() if key in always or value not in (None, (), [])}
 
 
+def raw_of(schema: Schema) -> tuple[Any, ...]:
+    """The raw SCHEMA record that says a declaration again, at no time of its own."""
+    return Kind.SCHEMA, 0, schema.name, list(schema.fields), schema.number, schema.kind
+
+
 def schema_of(raw: Sequence[Any]) -> Schema:
     """The declaration in a raw SCHEMA record; `SegmentError` if it is malformed."""
     try:
