@@ -1,5 +1,5 @@
-"""Processes that take up the same crashed sessions at the same time: at every call that one makes of the file system,
-the other does all its work. Each session comes to rest once, whole, whoever of them did it.
+"""Processes that take up the same crashed sessions at the same time, or begin one: at every call that one makes of the
+file system, the other does all its work. Each session comes to rest once, whole, whoever of them did it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.store import LIVE, NEW, QUARANTINED, WAITING, Store
 from mailboat.agent.writer import WriterSettings
 from testkit.disk import EVERY, Disk, Unsynced
-from testkit.recording import BOOT, Rig, Time, waiting
+from testkit.guard import Guarded
+from testkit.recording import BOOT, Rig, Time, only, waiting
 
 
 def crashed(root: Path) -> dict[str, list[str]]:
@@ -42,25 +43,27 @@ def take_up(store: Store) -> None:
 
 def begin_and_end(store: Store) -> None:
     """Another process that starts, too, sweeps, records and ends."""
-    rig = Rig(store.folder.parent.parent, files=Unsynced(), time=Time(monotonic=10**15))
+    rig = Rig(store.folder.parent.parent, files=store.files, time=Time(monotonic=10**15))
     take_up(store)
     rig.recorder.feature("late")
     assert rig.end()
 
 
-def interrupted(root: Path, at: int, other: Callable[[Store], None]) -> int:
-    """One takes up all there is, and before its call number `at` the other comes; how many calls the one makes."""
+def store_at(root: Path, disk: Disk | None = None) -> Store:
+    return Store(disk.files if disk is not None else Guarded(root), root, "product", "application")
+
+
+def interrupted(root: Path, at: int, other: Callable[[Store], None]) -> Disk:
+    """The disk of a process, before whose call number `at` the other comes."""
     busy = False
 
     def plan(number: int, _: str) -> None:
         nonlocal busy
         if number == at and not busy:
             busy = True
-            other(Store(Unsynced(), root, "product", "application"))
+            other(store_at(root))
 
-    disk = Disk(plan, real=Unsynced(), failing=EVERY)
-    take_up(Store(disk.files, root, "product", "application"))
-    return len(disk.calls)
+    return Disk(plan, real=Guarded(root), failing=EVERY)
 
 
 @pytest.mark.parametrize("other", [take_up, begin_and_end])
@@ -72,8 +75,9 @@ def test_another_process_at_every_call_of_a_recovery(tmp_path: Path, other: Call
         at += 1
         root = tmp_path / str(at)
         shutil.copytree(made, root)
-        calls = interrupted(root, at, other)
-        store = Store(Unsynced(), root, "product", "application")
+        disk, store = interrupted(root, at, other), store_at(root)
+        take_up(store_at(root, disk))
+        calls = len(disk.calls)
         found = {story.session_id: story for story in waiting(store)}
         assert {name: found[name].names for name in told} == told, at
         assert [found[name].gaps for name in told] == [[], []]
@@ -84,3 +88,20 @@ def test_another_process_at_every_call_of_a_recovery(tmp_path: Path, other: Call
             assert all(path.suffix == ".zst" for path in (store.folder / WAITING / name).iterdir()), at
         shutil.rmtree(root)
     assert calls > 60
+
+
+def test_another_process_at_every_call_with_which_a_session_begins(tmp_path: Path) -> None:
+    """It begins all the same, at once, and is nobody else's while it runs."""
+    at, calls = 0, 1
+    while at < calls:
+        at += 1
+        root = tmp_path / str(at)
+        disk, store = interrupted(root, at, take_up), store_at(root)
+        rig = Rig(root, files=disk.files)
+        calls = len(disk.calls)
+        assert (rig.trouble, rig.journal.crash_proof) == ("", True), at
+        rig.recorder.feature("a")
+        take_up(store)
+        assert rig.end(), at
+        assert only(waiting(store)).names == ["a"], at
+    assert calls > 10

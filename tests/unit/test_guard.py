@@ -42,6 +42,14 @@ class Scene:
     def unsynced(self) -> None:
         self.rig.store.files.rename(self.live, self.store.folder / WAITING / self.rig.id)
 
+    def shown_early(self) -> None:
+        new = self.store.folder / NEW / self.rig.id
+        lock = self.store._make_new(self.rig.id)
+        try:
+            self.store.files.rename(new, new.with_name("shown"))
+        finally:
+            self.store.files.close(lock)
+
     def uncounted(self) -> None:
         assert self.store.become_sender()
         self.store.put_away([Ending(self.ended, ACCEPTED, "", 1)], purge=False)
@@ -72,6 +80,7 @@ TRESPASSES: dict[str, Callable[[Scene], object]] = {
     "another process deletes a session": lambda scene: scene.other.files.remove_tree(scene.live),
     "another process moves a session": lambda scene: scene.other.retire_folder(scene.live),
     "a session is begun without its lock": lambda scene: scene.other.files.create(scene.store.folder / NEW / "i" / "x"),
+    "a session is shown that has no segment": Scene.shown_early,
     "a session ends that is not synced": Scene.unsynced,
     "who does not send writes the ledger": lambda scene: scene.other.enter([Ending(scene.ended, ACCEPTED, "", 1)]),
     "who does not send puts a session aside": lambda scene: scene.other.quarantine(scene.ended, "for a test"),

@@ -56,8 +56,7 @@ class Guarded(Unsynced):
     def _may_write(self, path: Place) -> None:
         match self._parts(path):
             case (place, session, name) if place in OF_A_SESSION:
-                beginning = place == NEW and name == LOCK
-                if not beginning and not self._holds(self.folder / place / session / LOCK):
+                if name != LOCK and not self._holds(self.folder / place / session / LOCK):
                     raise Trespass(f"{path} is written without the lock of its session")
             case (place, _, *_) if place in (WAITING, SENT, QUARANTINED):
                 self._must_send(path)
@@ -81,6 +80,8 @@ class Guarded(Unsynced):
                     raise Trespass(f"{source} is moved without its lock")
                 if place == LIVE:
                     self._must_be_synced(Path(source))
+                elif not any(Path(source).glob(f"*{SUFFIX}")):
+                    raise Trespass(f"{source} has no segment yet, and is shown")
             case ((place, session), (other, *_)) if WAITING in (place, other):
                 self._must_send(source)
                 self._must_be_counted(session, returned=other == WAITING)
@@ -155,6 +156,8 @@ class Guarded(Unsynced):
         super().rename(source, target)
 
     def remove(self, path: Path) -> None:
+        if self._parts(path)[:1] == (LIVE,) and path.name == LOCK and not self._holds(path):
+            raise Trespass(f"{path} is removed, and its session lives")
         left_over = path.name in LEFT_OVER or path.name.endswith(UNFINISHED)
         if path.exists() and not (left_over and self._parts(path)[:1] == (WAITING,)):
             self._may_write(path)
