@@ -95,8 +95,8 @@ class AgentConfig:
     """How long `stop` tries to deliver; zero: not at all. None: 2 s, but zero where only `force_sync` sends."""
     save_interval: float = 5.0
     """How much may be lost with the machine's power."""
-    journal_bytes: int = 2 * MIB
-    """Both halves of the journal: larger blocks compress better and cost memory."""
+    journal_bytes: int = 4 * MIB
+    """Both halves of the journal: larger blocks compress better, hold the host up less often, and cost memory."""
     segment_bytes: int = 16 * MIB
     """A segment is ended beyond this: the unit that is confirmed and deleted."""
     segment_age: float = 24 * 3600.0

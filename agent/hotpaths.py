@@ -13,9 +13,9 @@ a container is made; none is made within a step.) All calls of one recorder shar
 each), so that turning to another half is one step, too: `Surroundings` shows the four cells for it. Line by line:
 
 * A record *fits* if it may be packed as it stands: plain values under names that are known to be harmless (see
-  `_fit_of_attributes`). Packing it runs nobody's code (but for the time zone of a date), and ``pack`` keeps nothing
-  from one call to the next, so whoever records meanwhile (another thread, a signal handler) is not in its way. Anything
-  else goes to ``odd``, which takes the secrets out of it first.
+  `_fit_of_attributes`), which come to no more than a record may have. Packing it runs nobody's code (but for the time
+  zone of a date), and ``pack`` keeps nothing from one call to the next, so whoever records meanwhile (another thread, a
+  signal handler) is not in its way. Anything else goes to ``odd``, which takes the secrets out of it and cuts it first.
 * ``count`` and ``write`` are one step: of every half it is known what it holds. `ValueError` is how a mapping says that
   it has no room; any other exception came in after the step, and the record is there.
 * Between ``tell`` and the last line others may have recorded: then the end that they have stored is the larger one. Or
@@ -38,6 +38,7 @@ from msgspec import Struct
 
 from mailboat.agent.journal import Half
 from mailboat.agent.secret_names import names_secret, names_token
+from mailboat.protocol.limits import MAX_RECORD
 from mailboat.protocol.records import Kind, Schema
 
 _TEMPLATE: Final = """
@@ -47,7 +48,9 @@ def make(
     def call({parameters}):
         nonlocal count, end
         try:
-            packed = pack(({fields})) if {fits} else odd(({fields}))
+            packed = pack(({fields})) if {fits} else None
+            if packed is None or len(packed) > {most}:
+                packed = odd(({fields}))
         except Exception as error:
             packed = odd(({fields}), error)
         if packed is None:
@@ -60,7 +63,7 @@ def make(
             if place is words and now > end: place[4] = end = now
         except ValueError as error:
             count -= 1
-            slow(packed, error, ({fields}), counted)
+            slow(packed, error, counted)
         except BaseException:
             commit()
             raise
@@ -87,7 +90,7 @@ class Odd(Protocol):
         """The packed record of `fields`, or None when there is none."""
 
 
-Slow = Callable[[bytes, BaseException, Sequence[Any], CellType], None]
+Slow = Callable[[bytes, BaseException, CellType], None]
 
 
 class HotPath(Struct, frozen=True):
@@ -120,9 +123,9 @@ class Surroundings:
     ) -> None:
         """`pack` may be called by anybody at any time, and `known` tells whether all keys of a map are harmless names.
 
-        `odd` takes over when a record does not fit, or does not pack (it is given the error then): it gives the packed
-        record, or None when there is none. `slow` takes over when it cannot be written; it is given the error and the
-        cell in which the record is to be counted. Both raise the error again if it is none of ours.
+        `odd` takes over when a record does not fit, is too large, or does not pack (it is given the error then): it
+        gives the packed record, or None when there is none. `slow` takes over when it cannot be written; it is given
+        the error and the cell in which the record is to be counted. Both raise the error again if it is none of ours.
         """
         self._locking = _UNLOCKED if steps else _LOCKED
         self.refuse = _refuse
@@ -144,7 +147,7 @@ class Surroundings:
     def make(self, counters: tuple[int, ...], parameters: str, fields: str, fits: str) -> HotPath:
         """A call that takes `parameters` and records `fields`, directly if `fits`."""
         names: dict[str, Any] = {}
-        source = _TEMPLATE.format(parameters=parameters, fields=fields, fits=fits, **self._locking)
+        source = _TEMPLATE.format(parameters=parameters, fields=fields, fits=fits, most=MAX_RECORD, **self._locking)
         exec(_compiled(source), {}, names)  # noqa: S102 - see above
         made = names["make"](*[None] * 16)
         count = CellType(0)

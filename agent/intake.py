@@ -255,7 +255,7 @@ class Intake:
     # -- out of the ordinary -------------------------------------------------------------------------------------
 
     def _odd(self, fields: Sequence[Any], error: Exception | None = None, /) -> bytes | None:
-        """The packed record of `fields`, which does not fit, or did not pack; None if it is not to be had."""
+        """The packed record of `fields`, which does not fit or did not pack; None if it is not to be had."""
         packed, again = None, None
         try:
             packed = self._packed(fields)
@@ -300,7 +300,7 @@ class Intake:
             *(scrubbed_entry("", each) for each in others),
         ]
 
-    def _slow(self, packed: bytes, error: BaseException, fields: Sequence[Any], counted: CellType) -> None:
+    def _slow(self, packed: bytes, error: BaseException, counted: CellType) -> None:
         """Keep a record that could not be written; `counted` counts it then."""
         if not write_refused(error):
             counted.cell_contents += 1  # a ValueError from outside: the record was written, and counted
@@ -310,8 +310,6 @@ class Intake:
             if self._forked and not self.revive():
                 self._lose(Lost.FORKED)
                 return
-            if len(packed) > MAX_RECORD:
-                packed = pack_any(fields, self._without_secrets)
             with self.lock:
                 self._finish()
                 kept = not self.recording or self._put(packed, counted)

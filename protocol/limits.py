@@ -140,9 +140,8 @@ POISON_ATTEMPTS: Final = 3
 MIN_JOURNAL: Final = 128 * KIB
 """Two halves of one mapping granule each on every platform (64 KiB on Windows)."""
 
-MAX_JOURNAL: Final = 2 * MIB
-"""Two halves of `MAX_RECORD`: what is larger than a record may be does not fit a half, and is looked at before it is
-kept."""
+MAX_JOURNAL: Final = 2 * MAX_BLOCK_RAW
+"""Two halves, of each of which one block is made."""
 
 JOURNAL_GROWTH: Final = 64 * MIB
 """Bytes of additional halves taken while the writer is behind a burst; beyond it a caller that fills a half is
@@ -152,7 +151,7 @@ PACE: Final = 0.004
 """Longest time that a caller is held when it has filled `JOURNAL_GROWTH`, once a half: below the 5 ms that a host's
 event loop may be delayed."""
 
-RESERVE: Final = 512 * KIB
+RESERVE: Final = 1 * MIB
 """Room kept back on the disk for seals and the ledger: the last blocks of a journal of the default size fit in it."""
 
 MEMORY_FALLBACK: Final = 8 * MIB

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from mailboat.agent.values import CUT
-from mailboat.protocol.limits import MAX_RECORD, MAX_TEXT, MIN_JOURNAL
-from mailboat.protocol.records import Record
+from mailboat.protocol.limits import MAX_JOURNAL, MAX_RECORD, MAX_TEXT, MIN_JOURNAL
+from mailboat.protocol.records import Kind, Record
 from testkit.recording import Rig, block_records, only, waiting
 
 
@@ -31,6 +32,15 @@ def test_a_record_that_fits_into_no_half_is_kept_as_it_is(tmp_path: Path, size: 
     assert recorded(Rig(tmp_path), value=value, beside=1).attributes == {"value": value, "beside": 1}
 
 
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_record_may_have_so_many_bytes_and_no_more_however_large_a_half_is(tmp_path: Path, over: int) -> None:
+    rig = Rig(tmp_path, journal_bytes=MAX_JOURNAL)
+    without = len(msgpack.packb((Kind.FEATURE, rig.time.clocks.monotonic(), "large", {"value": ""})))
+    text = "x" * (MAX_RECORD - without - 4 + over)  # an empty text's head has one byte, such a long one's five
+    kept = recorded(rig, value=text).attributes["value"]
+    assert kept == ("x" * MAX_TEXT + CUT if over else text)
+
+
 def test_it_goes_its_own_way_in_a_block_of_its_own(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     recorded(rig, value="x" * MIN_JOURNAL)
@@ -50,9 +60,12 @@ BEYOND: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("journal_bytes", [MIN_JOURNAL, MAX_JOURNAL], ids=["no half holds it", "each half holds it"])
 @pytest.mark.parametrize("name", BEYOND)
-def test_what_is_larger_than_a_record_may_be_is_cut_with_a_marker(tmp_path: Path, name: str) -> None:
-    kept = recorded(Rig(tmp_path), value=BEYOND[name], beside=1).attributes
+def test_what_is_larger_than_a_record_may_be_is_cut_with_a_marker(
+    tmp_path: Path, name: str, journal_bytes: int
+) -> None:
+    kept = recorded(Rig(tmp_path, journal_bytes=journal_bytes), value=BEYOND[name], beside=1).attributes
     assert kept["beside"] == 1
     value = kept["value"]
     match name:
@@ -70,8 +83,9 @@ def test_what_is_larger_than_a_record_may_be_is_cut_with_a_marker(tmp_path: Path
             assert value == {"below": {"text": "x" * MAX_TEXT + CUT, "bytes": b"x" * MAX_TEXT + CUT.encode()}}
 
 
-def test_a_declared_emitter_cuts_as_well(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+@pytest.mark.parametrize("journal_bytes", [MIN_JOURNAL, MAX_JOURNAL])
+def test_a_declared_emitter_cuts_as_well(tmp_path: Path, journal_bytes: int) -> None:
+    rig = Rig(tmp_path, journal_bytes=journal_bytes)
     rig.recorder.emitter("large", ("value", "beside"))("x" * (2 * MAX_RECORD), 7)
     assert rig.end()
     (record,) = only(waiting(rig.store)).records
