@@ -18,11 +18,19 @@ from testkit.sealed import KEYS, PRIVATE
 T = TypeVar("T")
 
 
+def segments_of(rig: Rig) -> list[Path]:
+    assert rig.writer.folder is not None
+    return segment_paths(rig.store.files, rig.writer.folder)
+
+
 def in_blocks(rig: Rig) -> list[str]:
     """The names of the records that stand in the session's segments by now."""
-    assert rig.writer.folder is not None
-    paths = segment_paths(rig.store.files, rig.writer.folder)
-    return [record.name for path in paths for record in SegmentReader(path.read_bytes(), KEYS.unlock)]
+    return [record.name for path in segments_of(rig) for record in SegmentReader(path.read_bytes(), KEYS.unlock)]
+
+
+def vouched_for(rig: Rig) -> list[tuple[int, int]]:
+    """Of each half that is in use, how much would survive the machine, and how much there is."""
+    return [(half.durable, half.end) for half in rig.journal.halves if half.in_use]
 
 
 def then(call: Callable[[], T], following: Callable[[], object]) -> Callable[[], T]:
@@ -80,3 +88,39 @@ def test_whatever_keeps_blocks_from_being_made_an_error_is_synced_and_nothing_is
     assert rig.flush(durable=True)
     assert rig.writer.trouble == ""
     assert in_blocks(rig) == ["error"]
+
+
+def test_where_a_half_was_filled_a_sync_makes_a_block_of_the_rest_and_leaves_the_journal_alone(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    third = "x" * (rig.journal.half_size // 3)
+    rig.recorder.feature("slow", text=third)
+    rig.step(5.0)
+    end = rig.journal.active.end
+    assert (in_blocks(rig), vouched_for(rig)) == ([], [(end, end)])
+    for name in ("fast", "faster", "rest"):
+        rig.recorder.feature(name, text=third)
+    rig.step(5.0)
+    everything = ["slow", "fast", "faster", "rest"]
+    assert (in_blocks(rig), vouched_for(rig)) == (everything, [(0, 0)])
+    assert [state.size for state in rig.writer.states] == [path.stat().st_size for path in segments_of(rig)]
+    rig.recorder.feature("slow again")
+    rig.step(5.0)
+    end = rig.journal.active.end
+    assert (in_blocks(rig), vouched_for(rig)) == (everything, [(end, end)])
+
+
+def test_where_no_block_can_be_made_though_a_half_was_filled_the_journal_is_synced(tmp_path: Path) -> None:
+    disk = Disk()
+    rig = Rig(tmp_path, files=disk.files)
+    rig.recorder.feature("early", text="x" * (rig.journal.half_size - 100))
+    rig.recorder.feature("filled", text="x" * 100)
+    rig.step()
+    end = rig.journal.active.end
+    assert (in_blocks(rig), vouched_for(rig)) == (["early"], [(0, end)])
+    disk.plan = lambda _, name: OSError("no room") if name == "append" else None
+    rig.step(5.0)
+    rig.step(1.0)
+    assert (in_blocks(rig), vouched_for(rig)) == (["early"], [(end, end), (0, 0)])
+    disk.plan = lambda _number, _name: None
+    assert rig.flush(durable=True)
+    assert in_blocks(rig) == ["early", "filled"]
