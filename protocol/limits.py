@@ -151,8 +151,9 @@ PACE: Final = 0.004
 """Longest time that a caller is held when it has filled `JOURNAL_GROWTH`, once a half: below the 5 ms that a host's
 event loop may be delayed."""
 
-RESERVE: Final = 1 * MIB
-"""Room kept back on the disk for seals and the ledger: the last blocks of a journal of the default size fit in it."""
+RESERVE: Final = 2 * MIB
+"""Room kept back on the disk for seals, the ledger and last blocks: both halves of a journal of the default size fit in
+it, since records take about a third of their bytes there. What does not fit stays in the journal, for recovery."""
 
 MEMORY_FALLBACK: Final = 8 * MIB
 """Raw bytes kept in memory when the disk refuses; beyond it records are dropped and counted."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mailboat.agent.config import AgentConfig
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.host import boot_id
 from mailboat.agent.ledger import Ending
@@ -123,6 +124,23 @@ def test_a_session_ends_on_a_full_disk(root: Path, disk: SmallDisk, code: int) -
     story = read_session(rig.store.folder / WAITING / rig.id)
     assert (story.names, story.lost) == (told, {})
     assert not (rig.store.folder / FILE_NAME).exists()
+
+
+def test_the_last_blocks_of_a_full_journal_fit_into_the_reserve(root: Path, disk: SmallDisk) -> None:
+    """Of the size that it has by default, with records such as applications make."""
+    rig = Rig(root, files=disk, journal_bytes=AgentConfig().journal_bytes)
+    assert rig.store.reserve.keep()
+    disk.fill()
+    chance, first = rig.time.chance, rig.journal.active
+    while rig.journal.active is first or rig.journal.active.end < first.size - 1000:
+        rig.time.monotonic += chance.randrange(10**7)
+        user, source = chance.randbytes(6).hex(), chance.choice(("drive", "mail", "web"))
+        rig.recorder.feature("import.csv", rows=chance.randrange(10**6), source=source, user=user)
+    assert rig.journal.crash_proof
+    recorded = rig.recorder.recorded
+    assert rig.end()
+    story = read_session(rig.store.folder / WAITING / rig.id)
+    assert (len(story.records), story.lost, story.gaps) == (recorded, {}, [])
 
 
 def test_without_a_reserve_it_is_left_to_recovery(root: Path, disk: SmallDisk) -> None:
