@@ -166,7 +166,7 @@ class Agent(RecordingCalls):
         """A session, in a forked child the one that its first record has begun, or would have; and what delivers."""
         session = self._session if self._parent is not None and self._parent.recorder.revive() else None
         if session is None:
-            session = open_session(self.config, store, self._clocks, os.getpid(), self._alerts.noted).session
+            session = open_session(self.config, store, self._clocks, os.getpid(), self._alerts.noted)
         if sending is not None:
             sending.load()
         return session
@@ -475,8 +475,7 @@ class Agent(RecordingCalls):
     def _begin_in_child(self, parent: Session) -> None:
         """The first record of a forked child begins a session of its own."""
         store = Store(self._files, self.config.store_root, self.config.product, self.config.application)
-        opened = open_in_child(parent, self.config, store, self._clocks, os.getpid(), self._alerts.noted)
-        self._session = opened.session
+        self._session = open_in_child(parent, self.config, store, self._clocks, os.getpid(), self._alerts.noted)
         self._session.listen()
         process.enter(self)
 

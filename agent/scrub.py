@@ -82,11 +82,6 @@ class Scrubber:
         self.harmless: set[str] = set()
         """Names of keywords that were judged before: what the hot path looks at."""
 
-    @property
-    def always(self) -> bool:
-        """Whether every record must be scrubbed, because the application wants to see it."""
-        return self._own is not None
-
     def scrub(self, name: str, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
         """The attributes to keep. Raises whatever the application's callable raises, and `TypeError` if it gives no
         map.

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from mailboat.agent.clocks import Clocks
@@ -34,13 +33,6 @@ SALT_BYTES: Final = 4
 
 SEAL_TIMEOUT: Final = 10.0
 """Longest wait for the disk when a session is sealed; what is not done by then is left to recovery."""
-
-
-class Opened(Struct, frozen=True):
-    """What `open_session` made: `trouble` says why the journal is in plain memory, if it is."""
-
-    session: Session
-    trouble: str
 
 
 class Session:
@@ -143,9 +135,9 @@ class Session:
         return Live(self.summary(clocks), folder) if folder is not None and self.writer.states else None
 
 
-def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, urgent: OnUrgent) -> Opened:
+def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, urgent: OnUrgent) -> Session:
     """Begin a session. Blocks, and never raises for the disk's sake: what it refuses is kept in memory, and tried
-    again.
+    again; the writer's `trouble` says why.
 
     `urgent` is called after each record of level error and up, on the thread that recorded it, as a recorder does it.
     """
@@ -154,7 +146,7 @@ def open_session(config: AgentConfig, store: Store, clocks: Clocks, pid: int, ur
 
 def open_in_child(
     parent: Session, config: AgentConfig, store: Store, clocks: Clocks, pid: int, urgent: OnUrgent
-) -> Opened:
+) -> Session:
     """Begin the session of a forked child, that names its `parent`, with the parent's recorder; under its lock.
 
     Blocks for a millisecond or two, and never raises for the disk's sake, as `open_session`.
@@ -190,7 +182,7 @@ def _open(
     pid: int,
     urgent: OnUrgent,
     recorder: Recorder | None = None,
-) -> Opened:
+) -> Session:
     settings = WriterSettings(config.save_interval, config.segment_bytes, config.segment_age, config.compression_level)
     preamble = _preamble(clocks, pid, info, config.seal_to)
     place: JournalPlace = OnDisk(store.files)
@@ -216,7 +208,7 @@ def _open(
     writer.start(recorder)
     folder = writer.folder if config.hooks and config.seal_to is None else None  # they would lie there as they are
     last_words = LastWords.prepare(store.files, folder) if folder is not None else None
-    return Opened(Session(info, preamble, recorder, writer, last_words), trouble)
+    return Session(info, preamble, recorder, writer, last_words)
 
 
 def _journal(

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from mailboat.protocol.errors import SealedError, WireError
 from mailboat.protocol.sealing import Keyring, PublicKey, Purpose, SealedTo
-from mailboat.protocol.segment import Preamble
 from mailboat.protocol.summary import INFO_TEXTS, Info, Summary, cut_properties, cut_text
 
 IN_THE_CLEAR: Final = ("product", "application", "version", "environment", "agent")
@@ -57,15 +56,6 @@ def opened(summary: Summary, keys: Keyring) -> Summary:
             boxed_installation=b"",
         )
     return summary
-
-
-def opened_info(preamble: Preamble, keys: Keyring) -> Info:
-    """The whole description in a preamble, sealed or not. Raises as `opened` does."""
-    info = Info.from_wire(dict(preamble.info))
-    if preamble.sealed is None:
-        return info
-    hidden = _map(keys.open(preamble.sealed.info, Purpose.INFO, preamble.session_id), "info")
-    return Info.from_wire(info.to_wire() | {name: hidden.get(name) for name in (*HIDDEN_TEXTS, "properties")})
 
 
 def _map(content: bytes, what: str) -> dict[str, Any]:

@@ -99,11 +99,6 @@ def _read(
             return Refused(Refusal.METHOD_NOT_ALLOWED, f"uploads know no method {method[:20]!r}")
 
 
-def request_version(headers: Mapping[str, str], *, default: Version = CURRENT) -> Version:
-    """The interop version of an HTTP request; `default` (the upload's own) where it does not tell."""
-    return rufh.version_of(folded(headers), default)
-
-
 def answer(
     verdict: Appended | Found | Cancelled | Refused,
     *,

@@ -245,7 +245,7 @@ def test_a_child_forked_while_another_thread_starts_the_agent_can_start_it(
     agent, opened = made(tmp_path), session.open_session
     opening, forked = threading.Event(), threading.Event()
 
-    def open_late(*told: Any) -> session.Opened:  # noqa: ANN401 - as of the session
+    def open_late(*told: Any) -> session.Session:  # noqa: ANN401 - as of the session
         opening.set()
         assert forked.wait(30)
         return opened(*told)

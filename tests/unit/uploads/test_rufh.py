@@ -18,7 +18,6 @@ from mailboat.protocol.uploads.rufh_server import (
     answer_options,
     answer_unknown,
     read_request,
-    request_version,
 )
 from mailboat.protocol.uploads.state import Phase, UploadState
 from mailboat.protocol.uploads.values import Append, Cancel, Create, Discover, Limits, Query, Request
@@ -111,7 +110,7 @@ def test_a_field_sent_twice_is_one_list_and_so_no_integer() -> None:
     ],
 )
 def test_the_version_of_a_request(headers: dict[str, str], default: rufh.Version, version: rufh.Version) -> None:
-    assert request_version(headers, default=default) is version
+    assert rufh.version_of(folded(headers), default) is version
 
 
 @pytest.mark.parametrize("version", VERSIONS.values())
@@ -154,7 +153,7 @@ _HEADERS = st.lists(st.tuples(_NAMES | st.text(max_size=8), _VALUES), max_size=8
 @given(st.sampled_from(["POST", "PUT", "PATCH", "HEAD", "GET", "DELETE", "OPTIONS"]) | st.text(max_size=8), _HEADERS)
 def test_whatever_a_client_sends_becomes_a_value(method: str, headers: CIMultiDict[str]) -> None:
     request = read_request(method, headers)
-    version = request_version(headers)
+    version = rufh.version_of(folded(headers))
     if isinstance(request, Refused):
         reply = answer(request, version=version, now=0.0)
         assert reply.status in (400, 405, 415)
@@ -308,7 +307,7 @@ def test_what_a_client_of_any_version_says_a_server_understands(number: int, req
     elif isinstance(request_, Query):
         request_ = Query(VERSIONS[number].completes_at_length)
     assert understood == request_
-    assert request_version(rendered.headers) is VERSIONS[number]
+    assert rufh.version_of(folded(rendered.headers)) is VERSIONS[number]
 
 
 @pytest.mark.parametrize(
