@@ -37,6 +37,7 @@ from typing import Any, Final, Protocol
 from msgspec import Struct
 
 from mailboat.agent.journal import Half
+from mailboat.agent.journal_layout import END
 from mailboat.agent.secret_names import names_secret, names_token
 from mailboat.protocol.limits import MAX_RECORD
 from mailboat.protocol.records import Kind, Schema
@@ -60,7 +61,7 @@ def make(
             count += 1; write(packed)
             place = words
             now = tell()
-            if place is words and now > end: place[4] = end = now
+            if place is words and now > end: place[{end_at}] = end = now
         except ValueError as error:
             count -= 1
             slow(packed, error, counted)
@@ -147,7 +148,9 @@ class Surroundings:
     def make(self, counters: tuple[int, ...], parameters: str, fields: str, fits: str) -> HotPath:
         """A call that takes `parameters` and records `fields`, directly if `fits`."""
         names: dict[str, Any] = {}
-        source = _TEMPLATE.format(parameters=parameters, fields=fields, fits=fits, most=MAX_RECORD, **self._locking)
+        source = _TEMPLATE.format(
+            parameters=parameters, fields=fields, fits=fits, most=MAX_RECORD, end_at=END, **self._locking
+        )
         exec(_compiled(source), {}, names)  # noqa: S102 - see above
         made = names["make"](*[None] * 16)
         count = CellType(0)
@@ -180,7 +183,7 @@ class Surroundings:
         """Store where the records of the active half end, as the calls do."""
         place, position = self.words.cell_contents, self.tell.cell_contents()
         if place is self.words.cell_contents and position > self.end.cell_contents:
-            place[4] = self.end.cell_contents = position
+            place[END] = self.end.cell_contents = position
 
     def lock(self, lock: threading.RLock) -> None:
         """Take this lock from now on, where there is one."""

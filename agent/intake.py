@@ -222,7 +222,7 @@ class Intake:
         self._total = reached
         if successor is not None:
             successor.renumber(records_counted(self._total))
-            self.journal.settle(successor)
+            self.journal.taken(successor)
         closing.counts = counts
         if closing.end:
             self._on_full(closing)

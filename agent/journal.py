@@ -189,7 +189,7 @@ class Half(Struct, eq=False):
 class Journal:
     """The halves of one session.
 
-    Not synchronised: `reserve`, `give_back`, `settle`, `attach`, `surplus`, `count_lost` and `note_leaving` are called
+    Not synchronised: `reserve`, `give_back`, `taken`, `attach`, `surplus`, `count_lost` and `note_leaving` are called
     under the recorder's lock, `release`, `checkpoint` and `sync` by the writer's thread alone; what that thread gives
     back goes through a deque, whose ends are atomic. `active` is set by the recorder, together with its calls.
     """
@@ -310,7 +310,7 @@ class Journal:
         self._generation += 1
         half.begin(self._generation, following)
 
-    def settle(self, half: Half) -> None:
+    def taken(self, half: Half) -> None:
         """A reserved half has become active. May be said twice."""
         if half in self._spares:
             self._spares.remove(half)

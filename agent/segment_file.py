@@ -98,6 +98,7 @@ class Damage(Struct, frozen=True):
     """What of a segment that another process left cannot be read, though it stands in the file.
 
     `missing` are the numbers of records between blocks that are there; with `at_end`, others may be behind the last.
+    `anywhere`: there is some, if only where no record was.
     """
 
     missing: tuple[range, ...] = ()
@@ -123,6 +124,7 @@ class SegmentFile:
         self.path = path
         self.writer = writer
         self.synced = 0
+        """Bytes of it that are on the disk for certain."""
         self.placed = False
         """Whether its folders are synced, for the writer's use."""
         self.failed = False
@@ -130,8 +132,10 @@ class SegmentFile:
         not write, and call the next try a success), or what a failed write left could not be cut off. What is not
         `synced` is to be repeated in another segment.
         """
-        self.sealed = ""
         self.ending: SealReason | None = None
+        """Why it was sealed; None as long as it is not."""
+        self.sha256 = ""
+        """What its seal says of all before it, in hexadecimal digits."""
         self.damage = Damage()
 
     @classmethod
@@ -204,7 +208,7 @@ class SegmentFile:
         made = cls(files, path, files.open(path), writer)
         made.damage = Damage.told_by(reader.gaps, writer.size)
         if sealed and reader.seal is not None:
-            made.sealed, made.ending = reader.seal.sha256.hex(), reader.seal.reason
+            made.sha256, made.ending = reader.seal.sha256.hex(), reader.seal.reason
         try:
             files.truncate(made._descriptor, writer.size)
         except OSError:
@@ -216,7 +220,7 @@ class SegmentFile:
     def state(self) -> SegmentState:
         """The segment as it may be offered: what is synced of it."""
         index, synced = self.writer.description.index, self.synced
-        return SegmentState(index, synced, self.writer.records, bool(self.sealed), self.sealed)
+        return SegmentState(index, synced, self.writer.records, self.ending is not None, self.sha256)
 
     @property
     def locked(self) -> bool:
@@ -276,7 +280,7 @@ class SegmentFile:
             self.writer.seal(reason, wall, monotonic, installation, lost, boxed_installation=boxed_installation)
         )
         self.sync()
-        self.sealed, self.ending = digest.hex(), reason
+        self.sha256, self.ending = digest.hex(), reason
 
     def sync(self) -> None:
         """Return when all that was appended is on the disk. Raises `OSError`; the segment has `failed` then."""

@@ -83,8 +83,8 @@ class Segments:
         if segment.failed:
             return self._abandon(segment)
         age = (self._clocks.monotonic() - self._begun) / 1e9
-        if segment.sealed or segment.writer.size >= self._limits.size or age >= self._limits.age:
-            if not segment.sealed:
+        if segment.ending is not None or segment.writer.size >= self._limits.size or age >= self._limits.age:
+            if segment.ending is None:
                 self._seal(segment, SealReason.ROTATED)
             made = self._follow(segment, segment.writer.next)
             segment.close()

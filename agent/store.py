@@ -184,7 +184,10 @@ class Store:
             if self.files.lock(fd) and self.files.same_file(fd, made / LOCK):
                 return fd
             self.files.close(fd)
-        raise StoreError(f"{made / LOCK} cannot be locked: is the store on a disk without locks?")
+        raise StoreError(
+            f"{made / LOCK} cannot be locked. If its disk has no locks (some network file systems), "
+            "name another one with store=... or MAILBOAT_STORE"
+        )
 
     def retire(self, session: SessionFolder) -> Path:
         """Move a sealed live session to those that wait, durably, and let go of its lock; returns its new folder.

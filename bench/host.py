@@ -171,8 +171,8 @@ async def _take_up(asked: argparse.Namespace, turns: _Turns) -> None:
     with Stopwatch() as watch:
         segment = SegmentFile.reopen(OsFileSystem(), asked.segment, 1)
     segment.close()
-    if not segment.writer.blocks or segment.sealed:
-        raise RuntimeError(f"not what was to be measured: {segment.writer.blocks} blocks, {segment.sealed!r}")
+    if not segment.writer.blocks or segment.ending is not None:
+        raise RuntimeError(f"not what was to be measured: {segment.writer.blocks} blocks, {segment.ending!r}")
     turns.cpu, turns.wall = watch.cpu, watch.wall
     _tell(turns)
 

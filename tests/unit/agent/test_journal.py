@@ -51,7 +51,7 @@ def turned(journal: Journal, content: bytes, following: int) -> Half:
     full.memory.write(content)
     full.end_here()
     journal.active = reserved(journal, 1, following)
-    journal.settle(journal.active)
+    journal.taken(journal.active)
     return full
 
 
@@ -66,8 +66,8 @@ def test_a_half_that_is_reserved_is_given_to_nobody_else(journal: Journal) -> No
 
 def test_that_a_half_is_active_may_be_said_twice(journal: Journal) -> None:
     half = reserved(journal)
-    journal.settle(half)
-    journal.settle(half)
+    journal.taken(half)
+    journal.taken(half)
     assert (half.reserved, half.in_use) == (False, True)
     assert reserved(journal) is not half
 
@@ -84,7 +84,7 @@ def test_a_half_that_is_given_back_is_the_next_one_to_be_had(journal: Journal) -
 def test_what_fell_between_two_lists_is_free_again(journal: Journal) -> None:
     """An exception from outside ended two callers: one had reserved a half, one had just released one, to no list."""
     wanted = reserved(journal)
-    journal.settle(wanted)
+    journal.taken(wanted)
     wanted.words[0] = 0
     other_one = reserved(journal)
     journal.free_reserved()
@@ -95,7 +95,7 @@ def test_what_fell_between_two_lists_is_free_again(journal: Journal) -> None:
 def test_a_half_that_was_added_and_is_in_no_list_yet_is_free_again(journal: Journal) -> None:
     """An exception from outside ended the caller that had it added for itself."""
     added = reserved(journal, 3 * HEAD_SIZE)
-    journal.settle(added)
+    journal.taken(added)
     journal.give_back(added)
     added.reserved = True
     journal.free_reserved()
@@ -112,7 +112,7 @@ def test_what_a_burst_has_added_is_given_back_and_its_place_in_the_file_used_aga
     big, bigger = reserved(journal, 3 * HEAD_SIZE), reserved(journal, 40 * HEAD_SIZE)
     size = path.stat().st_size
     for half in (big, bigger):
-        journal.settle(half)
+        journal.taken(half)
         journal.release(half)
     gone = journal.surplus()
     assert set(map(id, gone)) == {id(big), id(bigger)}
@@ -137,7 +137,7 @@ def test_what_is_reserved_or_in_use_is_no_surplus(journal: Journal) -> None:
 
 def test_a_size_that_none_of_the_gaps_has_is_taken_at_the_end_of_the_file(journal: Journal) -> None:
     half = reserved(journal, 40 * HEAD_SIZE)
-    journal.settle(half)
+    journal.taken(half)
     journal.release(half)
     for each in journal.surplus():
         each.close()
