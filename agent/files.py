@@ -1,5 +1,8 @@
 """The file system as the agent uses it: one narrow port, so that a test can put a failing disk behind it.
 
+Whatever changes a file goes through it; past it are read the configuration, what the system says of itself, and the
+segments that are uploaded.
+
 Every call may raise `OSError`; callers decide what that means for the records at hand. All calls block: they are
 made on the writer's thread and the store's. A recording call makes some where it adds a half to the journal
 (`allocate`, `map`), and where it is the first of a forked child, whose session it begins; the event loop closes the

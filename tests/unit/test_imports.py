@@ -16,6 +16,7 @@ from testkit.rules import (
     import_complaints,
     imported,
     installed_modules,
+    port_complaints,
     size_complaints,
 )
 
@@ -39,6 +40,27 @@ def test_no_part_imports_what_it_must_not_know(part: str) -> None:
     modules = list(installed_modules(part, folder_of(part)))
     assert f"mailboat.{part}" in {found.name for found in modules}
     assert [complaint for found in modules for complaint in import_complaints(found)] == []
+
+
+def test_the_agent_changes_files_by_its_port_alone() -> None:
+    found = list(installed_modules("agent", folder_of("agent")))
+    assert [complaint for each in found for complaint in port_complaints(each)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "open('x')",
+        "import os\nos.replace('x', 'y')",
+        "import os as system, shutil",
+        "from tempfile import mkstemp",
+        "from pathlib import Path\nPath('x').write_bytes(b'')",
+    ],
+)
+def test_what_goes_past_the_port_is_found(text: str) -> None:
+    assert port_complaints(module("agent", text))
+    assert not port_complaints(module("agent", text, name="files"))
+    assert not port_complaints(module("server", text))
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -17,7 +17,7 @@ from mailboat.agent.journal_place import JOURNAL, JOURNAL_AT
 from mailboat.agent.ledger import RETURNED
 from mailboat.agent.locks import LOCK
 from mailboat.agent.segment_file import SUFFIX, UNFINISHED
-from mailboat.agent.store import LIVE, NEW, QUARANTINED, SENDER_LOCK, SENT, WAITING
+from mailboat.agent.store import LIVE, NEW, QUARANTINED, SENDER_LOCK, SENT, WAITING, folder_name
 from testkit.disk import Unsynced
 
 OF_A_SESSION: Final = frozenset({NEW, LIVE})
@@ -31,10 +31,12 @@ class Trespass(BaseException):
 
 
 class Guarded(Unsynced):
-    """What one process does in the store that rigs have in `root`; what lies elsewhere is not looked at."""
+    """What one process does in a store in `root`, that of rigs if not said otherwise; what lies elsewhere is not looked
+    at.
+    """
 
-    def __init__(self, root: Path) -> None:
-        self.folder = root / "product" / "application"
+    def __init__(self, root: Path, product: str = "product", application: str = "application") -> None:
+        self.folder = root / folder_name(product) / folder_name(application)
         self._paths: dict[int, Path] = {}
         self._locked: set[int] = set()
         self._unsynced: set[tuple[int, int]] = set()

@@ -33,6 +33,17 @@ IMPURE_NAMES = {
     "uuid": frozenset({"uuid1", "uuid4", "uuid6", "uuid7", "getnode"}),
 }
 
+# What opens or changes files: the agent does so by its port (`agent.files`), so that a test can have any call fail.
+PORT = frozenset({"mailboat.agent.files", "mailboat.agent.descriptors"})
+# fmt: off
+CHANGING_OS = frozenset({
+    "chmod", "fdatasync", "fsync", "ftruncate", "link", "makedirs", "mkdir", "open", "remove", "removedirs", "rename",
+    "replace", "rmdir", "symlink", "truncate", "unlink", "utime", "write",
+})
+CHANGING = frozenset({"mkdir", "rmdir", "rmtree", "touch", "unlink", "write_bytes", "write_text"})
+# fmt: on
+LIBRARIES_OF_FILES = frozenset({"shutil", "tempfile"})
+
 MAX_FUNCTION_LINES = 70
 MAX_FILE_LINES = 500
 
@@ -164,3 +175,28 @@ def size_complaints(module: Module) -> list[str]:
                 f"{module.name}:{node.lineno} {node.name} has {length} lines, agreed: {MAX_FUNCTION_LINES}"
             )
     return complaints
+
+
+def port_complaints(module: Module) -> list[str]:
+    """What a module of the agent does to files past the port."""
+    if module.part != "agent" or module.name in PORT:
+        return []
+    tree = ast.parse(module.text)
+    found = [
+        f"{module.name}:{node.lineno} calls {ast.unparse(node.func)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and _changes_files(node.func)
+    ]
+    libraries = [(line, name.partition(".")[0]) for line, name in imported(module)]
+    return found + [f"{module.name}:{line} imports {name}" for line, name in libraries if name in LIBRARIES_OF_FILES]
+
+
+def _changes_files(function: ast.expr) -> bool:
+    match function:
+        case ast.Name(id="open"):
+            return True
+        case ast.Attribute(value=ast.Name(id="os"), attr=name):
+            return name in CHANGING_OS
+        case ast.Attribute(attr=name):
+            return name in CHANGING
+    return False

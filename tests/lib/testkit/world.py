@@ -28,7 +28,7 @@ from mailboat.protocol.ids import ENTROPY_BYTES, new_id
 from mailboat.protocol.limits import MAX_RETRY_AFTER
 from mailboat.protocol.summary import Info
 from mailboat.server.policy import Details, Plan
-from testkit.disk import Unsynced
+from testkit.guard import Guarded
 from testkit.segments import START, Segment, event, feature
 from testkit.simnet import Line, Seen, SimHttp
 from testkit.simserver import SimServer
@@ -86,7 +86,7 @@ class SimAgent:
     paused: bool = False
 
     def __post_init__(self) -> None:
-        self.files, self.disk = Unsynced(), Inline()
+        self.files, self.disk = Guarded(self.root, PRODUCT, self.name), Inline()
         # A budget that stories of an hour run into: smaller than anybody may configure.
         self.budget = None if self.config.daily_bytes is None else self.draw.choice([10_000, 25_000])
         self.line = Line(
