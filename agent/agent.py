@@ -29,7 +29,7 @@ from mailboat.agent.files import FileSystem, OsFileSystem
 from mailboat.agent.integrations.hooks import Hooks
 from mailboat.agent.link_policy import LinkState
 from mailboat.agent.log import log
-from mailboat.agent.loops import LOOP_ENDED, LoopEnded, UnderWay, elsewhere, owned, running_loop
+from mailboat.agent.loops import LEAVE_TIMEOUT, LOOP_ENDED, LoopEnded, UnderWay, elsewhere, owned, running_loop
 from mailboat.agent.report import FORKED, NO_SERVER, AgentState, SessionOutcome, Status, SyncProgress, SyncReport
 from mailboat.agent.sending import Sending
 from mailboat.agent.session import Session, end_unwanted, open_in_child, open_session
@@ -41,9 +41,6 @@ from mailboat.protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from mailboat.agent.synchronizer import Synchronizer
-
-LEAVE_TIMEOUT: Final = 1.0
-"""Longest wait, at the end, for what the store's thread still does; it ends by itself."""
 
 
 class Agent(RecordingCalls):

@@ -14,6 +14,11 @@ T = TypeVar("T")
 LOOK_INTERVAL: Final = 0.1
 """Seconds between looks whether a loop in another thread is closed; nobody else would tell."""
 
+LEAVE_TIMEOUT: Final = 1.0
+"""Seconds that whoever has to leave, since he is cancelled or stopped, waits for what the store's thread still does for
+him: some flushes of the disk. Where that hangs, it comes to its end by itself once it goes on.
+"""
+
 LOOP_ENDED: Final = "the event loop in which the agent was started has ended: start it again, it begins another session"
 
 

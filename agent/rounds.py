@@ -26,6 +26,7 @@ from mailboat.agent.flights import Flight, Flights
 from mailboat.agent.http import Http
 from mailboat.agent.ledger import LOST, Ending
 from mailboat.agent.log import log
+from mailboat.agent.loops import LEAVE_TIMEOUT
 from mailboat.agent.negotiator import Outcome as Answered
 from mailboat.agent.negotiator import Replied, negotiate
 from mailboat.agent.planner import Idle, Negotiate, Planner, Send, Wait
@@ -392,20 +393,24 @@ class Rounds(Struct):
     # -- endings -------------------------------------------------------------------------------------------------
 
     async def _finish(self, ended: Sequence[Entry], window: Window) -> None:
-        """Act on final words; carried through even when the round is cancelled meanwhile."""
+        """Act on final words; carried through even when the round is cancelled, which waits for no disk that hangs."""
         if not ended:
             return
         self._to_enter.append((ended, window))
         self._more_to_enter.set()
         entering = asyncio.create_task(self._enter(), name="mailboat-endings")
         self._entering.add(entering)
-        entering.add_done_callback(self._entering.discard)
+        entering.add_done_callback(self._is_entered)
         try:
             await asyncio.shield(entering)
         except asyncio.CancelledError:
-            await asyncio.wait([entering])
-            _ = entering.exception()  # seen here; it is noted for the next round
+            await asyncio.wait([entering], timeout=LEAVE_TIMEOUT)
             raise
+
+    def _is_entered(self, entering: asyncio.Task[None]) -> None:
+        self._entering.discard(entering)
+        if not entering.cancelled() and entering.exception() is not None:  # seen here: perhaps nobody waits any more
+            log.info("what sessions have come to cannot be entered now: %s", one_line(repr(entering.exception())))
 
     async def _enter(self) -> None:
         """The ledger first, then the folders, then whoever waits for them. What comes while that is under way is done

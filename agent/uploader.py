@@ -21,6 +21,7 @@ from msgspec import Struct
 from mailboat.agent.clocks import Clocks
 from mailboat.agent.descriptors import DESCRIPTORS
 from mailboat.agent.http import TRANSPORT_FAILURES, Body, Http, told
+from mailboat.agent.loops import LEAVE_TIMEOUT
 from mailboat.agent.planner import Send
 from mailboat.agent.stretch import Stretch
 from mailboat.agent.traffic import Grant, Held, Traffic
@@ -284,7 +285,8 @@ async def _opened(path: Path, executor: Executor) -> AsyncIterator[AsyncBuffered
         closing = asyncio.create_task(closed())
         _CLOSING.add(closing)
         closing.add_done_callback(_CLOSING.discard)
-        await asyncio.shield(closing)
+        for done in (await asyncio.wait([closing], timeout=LEAVE_TIMEOUT))[0]:
+            done.result()
 
 
 _CLOSING: Final[set[asyncio.Task[None]]] = set()

@@ -9,14 +9,17 @@ import errno
 import json
 import os
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mailboat.agent import Agent, SessionState
+from mailboat.agent import Agent, SessionState, uploader
 from mailboat.agent.files import OsFileSystem, Place
+from mailboat.agent.store import SENT
 from testkit.agents import AgentMaker, left_behind
 from testkit.servers import Given
 
@@ -198,3 +201,67 @@ async def test_a_final_word_that_the_disk_does_not_take_down(
         await agent.force_sync(timeout=10.0)
         assert agent.status.ledger.accepted == recorded
     assert len(await given.records(session_id)) == recorded
+
+
+@dataclass
+class HangingDisk(OsFileSystem):
+    """A disk that hangs when a session is to be moved to those that were sent, until it may go on."""
+
+    moving: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+    def rename(self, source: Place, target: Place) -> None:
+        if Path(target).parent.name == SENT:
+            self.moving.set()
+            assert self.go_on.wait(100)
+        super().rename(source, target)
+
+
+@pytest.mark.parametrize("left", ["a stop", "a window"])
+async def test_a_disk_that_hangs_while_ends_are_entered_holds_nobody_up(
+    make_agent: AgentMaker, given: Given, key: str, left: str
+) -> None:
+    recorded = [(await left_behind(make_agent, size, 1))[1] for size in (2000, 2000, 2000, 2_000_000, 2_000_000)]
+    disk = HangingDisk()
+    agent = make_agent(
+        server=given.url,
+        api_key=key,
+        upload_concurrency=1,  # so that a file is to be opened, too, while the disk hangs
+        synchronize_automatically=left == "a stop",
+        startup_delay=0.0,
+    )
+    agent._files = disk
+    async with asyncio.timeout(60):  # far below what the disk takes
+        await agent.start()
+        if left == "a window":
+            report = await agent.force_sync(timeout=2.0)
+            assert report.error == "the time was over"
+        await asyncio.to_thread(disk.moving.wait)
+        await agent.stop(timeout=0.0)
+    assert agent.status.ledger.recorded == sum(recorded)
+    disk.go_on.set()
+    async with make_agent(server=given.url, api_key=key) as later:
+        while not (await later.force_sync(timeout=20.0)).complete:
+            pass
+        assert later.status.ledger.accepted == sum(recorded)
+
+
+async def test_an_upload_that_is_cancelled_waits_for_no_disk_that_hangs(tmp_path: Path) -> None:
+    (tmp_path / "segment").write_bytes(b"content")
+    go_on = threading.Event()
+    with ThreadPoolExecutor(1) as disk:
+        disk.submit(go_on.wait, 100)
+
+        async def upload() -> None:
+            async with uploader._opened(tmp_path / "segment", disk):
+                raise AssertionError("it hangs")
+
+        uploading = asyncio.create_task(upload())
+        await asyncio.sleep(0)
+        uploading.cancel()
+        await asyncio.wait([uploading], timeout=60)
+        cancelled, closing = uploading.cancelled(), set(uploader._CLOSING)
+        go_on.set()
+        assert cancelled
+        assert len(closing) == 1, "it is closed once it was opened"
+        await asyncio.wait(closing)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -267,6 +269,60 @@ async def test_what_is_put_away_leaves_the_disk_to_others_now_and_then(
     ends.files.on_move = another
     await asyncio.gather(*(ends.rounds._finish(ended, window) for ended, window in ends.replies()))
     assert order == ["enter", "move", "move", "other", *["move"] * (SESSIONS - 2)]
+
+
+class Hanging(Ends):
+    """The disk hangs when the first session is to be moved, until it may go on."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.moving, self.go_on = threading.Event(), threading.Event()
+        self.files.on_move = self._hang
+
+    def _hang(self) -> None:
+        self.moving.set()
+        assert self.go_on.wait(60)
+
+    async def cancelled(self) -> None:
+        """A round that enters ends is cancelled while the disk hangs."""
+        round_ = asyncio.create_task(self.rounds._finish(*self.replies()[0]))
+        assert await asyncio.to_thread(self.moving.wait, 60)
+        round_.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await round_
+
+
+async def test_who_is_cancelled_waits_for_no_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "LEAVE_TIMEOUT", 0.01)
+    ends = Hanging(tmp_path)
+    await ends.cancelled()
+    assert ends.told == []
+    ends.go_on.set()
+    await ends.rounds.settled()
+    assert len(ends.told) == 2
+    assert len(ends.files.names(ends.store.folder / SENT)) == 2
+
+
+async def test_what_a_hanging_disk_has_not_moved_when_the_agent_stops_is_moved_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "LEAVE_TIMEOUT", 0.01)
+    monkeypatch.setattr(rounds, "PUT_AWAY", 1)
+    ends, told = Hanging(tmp_path), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    await ends.cancelled()
+    ends.rounds.sources.disk.submit(ends.stores.cease_sending)
+    cast("ThreadPoolExecutor", ends.rounds.sources.disk).shutdown(wait=False)
+    ends.go_on.set()
+    await ends.rounds.settled()
+    gc.collect()
+    assert told == [], "the host's loop hears of an error"
+    assert ends.rounds.backlog.ledger.recorded == SESSIONS
+    cast("ThreadPoolExecutor", ends.rounds.sources.disk).shutdown(wait=True)
+    later = Store(ends.files, tmp_path, "product", "application")
+    assert later.become_sender()
+    assert len(later.files.names(later.folder / SENT)) == 2
+    assert later.ledger.account(SESSIONS - 2, {}).accepted == 2
 
 
 async def test_the_account_balances_while_ends_are_entered_and_put_away(
