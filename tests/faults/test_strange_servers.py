@@ -128,6 +128,21 @@ async def test_the_automatic_part_is_in_no_hurry(
         assert len(server.asked) <= 2
 
 
+def wanted_at(asked: Asked, place: str) -> list[Decision]:
+    """All that is offered is to be uploaded, below `place`."""
+    return [
+        Decision(
+            offer.session_id,
+            Verdict.SEND,
+            segments=tuple(
+                SegmentDecision(each.index, f"{place}/v1/uploads/{offer.session_id}", 0, complete=False)
+                for each in offer.segments
+            ),
+        )
+        for offer in asked.offers.offers
+    ]
+
+
 async def test_the_key_goes_to_no_other_place(make_agent: AgentMaker) -> None:
     """Not after a redirect, in any form, and not with an upload that lies elsewhere."""
     await left_behind(make_agent, 2_000, 1)
@@ -138,6 +153,15 @@ async def test_the_key_goes_to_no_other_place(make_agent: AgentMaker) -> None:
                     report = await tried(agent)
                 assert report.error is not None
                 assert len(server.asked) == 1
+
+        async def sends_away(asked: Asked, writer: asyncio.StreamWriter) -> None:
+            await saying(replied(wanted_at(asked, elsewhere.url)))(asked, writer)
+
+        async with strange(sends_away) as server:
+            async with make_agent(server=server.url) as agent:
+                report = await tried(agent)
+            assert report.error is not None
+            assert [asked.path for asked in server.asked] == [NEGOTIATE]
         assert elsewhere.asked == []
 
 
@@ -163,18 +187,7 @@ async def test_a_server_that_stops_taking_a_body(
     async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
         if asked.path != NEGOTIATE:
             return await silence(asked, writer)
-        decisions = [
-            Decision(
-                offer.session_id,
-                Verdict.SEND,
-                segments=tuple(
-                    SegmentDecision(each.index, f"/v1/uploads/{offer.session_id}", 0, complete=False)
-                    for each in offer.segments
-                ),
-            )
-            for offer in asked.offers.offers
-        ]
-        return await saying(replied(decisions))(asked, writer)
+        return await saying(replied(wanted_at(asked, "")))(asked, writer)
 
     async with strange(answer) as server:
         server.reads_bodies = False
