@@ -5,14 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mailboat.agent import Agent
+from mailboat.agent.host import boot_id
 from mailboat.agent.ledger import ACCEPTED, DECLINED, Ending
 from mailboat.agent.locks import LOCK
 from mailboat.agent.store import LIVE, NEW, QUARANTINED, REASON, SENT, WAITING, Store
 from testkit.guard import Guarded, Trespass
 from testkit.recording import Rig
+from testkit.sealed import PRIVATE
 
 
 class Scene:
@@ -120,3 +124,29 @@ def test_what_is_allowed_passes(tmp_path: Path) -> None:
     (session,) = scene.other.crashed()
     scene.other.give_up(session.path, "no session")
     assert (folder / WAITING / crashed.id / REASON).exists()
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_an_agent_keeps_to_it_on_all_its_threads(tmp_path: Path, sealed: bool) -> None:
+    """Two lives, the first of which its process does not end in order: the second one takes it up."""
+    settings: dict[str, Any] = {"store": tmp_path, "max_store_age": 1e9}
+    if sealed:
+        settings |= {"seal_to": PRIVATE.public.text, "sealed_journal": tmp_path / "memory"}
+    crashed = Rig(tmp_path, files=Guarded(tmp_path), boot=boot_id(), seal_to=PRIVATE.public if sealed else None)
+    crashed.recorder.feature("left")
+    crashed.let_go()
+    for _ in range(2):
+        agent = Agent(server=None, product="product", application="application", **settings)
+        agent._files = Guarded(tmp_path)
+        async with agent:
+            placed = agent.emitter("placed", "number")
+            for number in range(100):
+                placed(number)
+            assert await agent.flush(durable=True)
+            agent.event("failed", level=40)
+            await agent._recovered
+        assert (agent.status.trouble, agent.status.lost) == ("", {})
+    store = Store(Guarded(tmp_path), tmp_path, "product", "application")
+    found = store.look()
+    assert sorted(each.summary.records for each in found.waiting) == [1, 101, 101]
+    assert (found.unreadable, list(store.files.names(store.folder / LIVE))) == ({}, [])

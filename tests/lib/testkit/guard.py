@@ -49,7 +49,7 @@ class Guarded(Unsynced):
             found = lock.stat()
         except FileNotFoundError:
             return False
-        return any(os.path.samestat(os.fstat(fd), found) for fd in self._locked)
+        return any(os.path.samestat(os.fstat(fd), found) for fd in tuple(self._locked))
 
     def _parts(self, path: Place) -> tuple[str, ...]:
         path = Path(path)
