@@ -200,12 +200,18 @@ def _open(
         writer.urgent()
         urgent(*fields)
 
+    in_child = recorder is not None
     if recorder is None:
         recorder = Recorder(journal, on_full=writer.closed, on_urgent=on_urgent, clock=clocks.monotonic)
     else:
         recorder.begin_anew(journal, on_full=writer.closed, on_urgent=on_urgent)
     writer.lack_journal(trouble)
-    writer.start(recorder)
+    try:
+        writer.start(recorder)
+    except RuntimeError:
+        if not in_child:  # what that records goes into the journal all the same, for a recovery
+            writer.undo()
+        raise
     folder = writer.folder if config.hooks and config.seal_to is None else None  # they would lie there as they are
     last_words = LastWords.prepare(store.files, folder) if folder is not None else None
     return Session(info, preamble, recorder, writer, last_words)

@@ -189,6 +189,11 @@ class Store:
             "name another one with store=... or MAILBOAT_STORE"
         )
 
+    def unmake(self, path: Path) -> None:
+        """Delete the folder of a session in which nothing was recorded. The caller holds its lock. Raises `OSError`."""
+        remove(self.files, path)
+        self.files.remove_tree(path)
+
     def retire(self, session: SessionFolder) -> Path:
         """Move a sealed live session to those that wait, durably, and let go of its lock; returns its new folder.
         Raises `OSError`; it may be done again then.

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -170,10 +171,17 @@ class Writer:
         self.trouble = self._exposed = why
 
     def start(self, recorder: Recorder) -> None:
-        """Begin to write what `recorder` takes."""
+        """Begin to write what `recorder` takes. Raises `RuntimeError` where the process gets no thread."""
         self._recorder = recorder
         self._segments.schemas = recorder.schemas
         self._thread.start()
+
+    def undo(self) -> None:
+        """There is no thread that would write, and nothing was recorded: leave nothing open, and nothing to recover."""
+        self._recorder.stop()
+        session = self._segments.session
+        made = () if session is None else (partial(self._store.unmake, session.path),)
+        self._let_go_of_all(*made)
 
     def flush(self, *, durable: bool) -> Future[bool]:
         """Make a block of what was recorded so far and, if `durable`, sync it. The result says whether the disk took
@@ -479,9 +487,9 @@ class Writer:
         self._let_go_of_all()
         return retired
 
-    def _let_go_of_all(self) -> None:
+    def _let_go_of_all(self, *first: Callable[[], object]) -> None:
         session, self._segments.session = self._segments.session, None
-        held = [self._recorder.journal.close, self._segments.close]
+        held = [*first, self._recorder.journal.close, self._segments.close]
         if session is not None:
             held.append(lambda: self._store.files.close(session.lock_fd))
         for let_go in held:

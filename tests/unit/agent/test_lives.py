@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from mailboat.agent import agent as agent_module
 from mailboat.agent.ended import read_preamble
 from mailboat.agent.files import OsFileSystem
 from mailboat.agent.loops import LOOP_ENDED, LoopEnded, elsewhere
-from mailboat.agent.store import WAITING
+from mailboat.agent.store import LIVE, WAITING
 from mailboat.agent.writer import Writer
 from mailboat.protocol.limits import MAX_SCHEMAS
 from mailboat.protocol.records import Kind
@@ -292,6 +293,36 @@ async def test_a_process_that_gets_no_thread_goes_on_without_it_until_it_gets_on
         agent.feature("kept")
         assert agent.status.trouble == ""
     assert recorded(tmp_path) == [["kept"]]
+
+
+def held() -> tuple[list[str], int]:
+    """The descriptors of this process, and how many parts of journals are mapped."""
+    own = Path("/proc/self")
+    return sorted(path.name for path in (own / "fd").iterdir()), (own / "maps").read_text().count("journal")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_a_start_that_gets_no_thread_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, agent = threading.Thread.start, made(tmp_path)
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == "mailboat-writer":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    await agent.start()
+    await agent.stop()
+    before = held()
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        for _ in range(3):
+            await agent.start()
+            assert agent.status.state is AgentState.NEW
+    gc.collect()
+    assert held() == before
+    assert OsFileSystem().names(tmp_path / "product" / "application" / LIVE) == []
 
 
 async def test_an_agent_that_is_not_to_track_any_more_does_not_start_again(
