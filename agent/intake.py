@@ -167,12 +167,12 @@ class Intake:
         self._preparing += 1
         while True:
             step = self._turns
-            reached = self._reached()
-            successor = self.journal.reserve(needed, records_counted(reached))
+            successor = self.journal.reserve(needed, records_counted(self._reached()))
             if successor is None:
                 self._preparing -= 1
                 return False
-            turn = _Turn(self.journal.active, successor, reached)
+            # Only now: others may have recorded while the disk made room, and to count a half anew takes 50 ms.
+            turn = _Turn(self.journal.active, successor, self._reached())
             memory, words = successor.memory, successor.words
             if self._turns == step:
                 # No call from here to the end of this block: this is the one step.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -22,6 +22,8 @@ import pydantic
 import pytest
 from yarl import URL
 
+from mailboat.agent.journal import Half
+from mailboat.agent.recorder import Recorder
 from mailboat.agent.secret_names import REDACTED
 from mailboat.protocol.limits import MIB
 from mailboat.protocol.records import Kind
@@ -173,6 +175,39 @@ def test_a_burst_while_the_writer_is_held_up_takes_all_the_growth_then_loses_by_
     story = only(waiting(rig.store))
     assert story.names == ["in.time"] * kept + ["too.much"] * (200 - lost) + ["room.again"]
     assert story.lost == {"journal_full": lost}
+
+
+class Growing(Unsynced):
+    """The disk gives room for another half, and while it does, other threads go on."""
+
+    def __init__(self) -> None:
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        super().allocate(fd, offset, length)
+        self.meanwhile()
+
+
+def test_what_is_recorded_while_the_journal_grows_costs_no_look_at_all_that_the_half_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Growing()
+    rig, counted, count_anew = Rig(tmp_path, files=files), list[int](), Recorder._count_anew
+
+    def counting(self: Recorder, half: Half, otherwise: list[int]) -> list[int]:
+        counted.append(half.generation)
+        return count_anew(self, half, otherwise)
+
+    monkeypatch.setattr(Recorder, "_count_anew", counting)
+    files.meanwhile = lambda: rig.recorder.event("between")
+    for number in range(4):  # the second half is there, the following ones are made
+        rig.recorder.feature(f"r{number}")
+        assert rig.recorder.turn()
+    assert counted == []
+    rig.end()
+    story = only(waiting(rig.store))
+    assert sorted(story.names) == ["between"] * 3 + ["r0", "r1", "r2", "r3"]
+    assert story.numbers == list(range(7))
 
 
 def test_real_signals_that_record_while_their_thread_records(rig: Rig) -> None:
