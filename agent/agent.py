@@ -404,7 +404,7 @@ class Agent(RecordingCalls):
 
     def _running(self) -> Running | None:
         session = self._session
-        return None if session is None else Running(session.id, session.recorder.recorded, session.recorder.lost)
+        return None if session is None else Running(session.id, session.recorder.kept, session.recorder.lost)
 
     async def _recover(self, upkeep: Upkeep) -> None:
         """Take up what earlier runs left, and say what waits: whoever sends only when there is a connection looks at

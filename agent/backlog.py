@@ -19,7 +19,7 @@ from mailboat.protocol.summary import Summary
 
 
 class Running(Struct, frozen=True):
-    """The session of this process, also for a while after its end: its records so far, and those it has `lost`."""
+    """The session of this process, also for a while after its end: its records so far, but for those it has `lost`."""
 
     session_id: str
     recorded: int

@@ -79,7 +79,12 @@ class FileSystem(Protocol):
         """Take the file's lock without waiting; False when another process has it. Closing the descriptor frees it."""
 
     def same_file(self, fd: int, path: Path) -> bool:
-        """Whether `path` still names the file behind `fd`."""
+        """Whether `path` still names the file behind `fd`: it does not when that was deleted or moved, or a folder that
+        leads to it.
+        """
+
+    def read_open(self, fd: int, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset` on of an open file, whatever became of its name; its position stays."""
 
     def read(self, path: Place) -> bytes:
         """The whole content of a file."""
@@ -205,8 +210,19 @@ class OsFileSystem:
         """See `FileSystem`."""
         try:
             return os.path.samestat(os.fstat(fd), path.stat())
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
             return False
+
+    def read_open(self, fd: int, offset: int, length: int) -> bytes:
+        """See `FileSystem`."""
+        position = os.lseek(fd, 0, os.SEEK_CUR)
+        try:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return _read(fd, length)
+        finally:
+            os.lseek(fd, position, os.SEEK_SET)
 
     def read(self, path: Place) -> bytes:
         """See `FileSystem`. Without a file object, which costs more than to read a small file."""
@@ -341,3 +357,5 @@ _fallocate = getattr(os, "posix_fallocate", _no_fallocate)
 _NOT_OFFERED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
 """How a system says that it cannot give a file blocks without writing to it."""
 _ZEROS: Final = 256 * 1024
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+"""How a system says that there is no such file any more, the last one of an open file on a network's disk."""

@@ -55,6 +55,8 @@ class Lost(Enum):
     """A fault of mailboat's own, which must not become the host's."""
     SCRUB_FAILED = "scrub_failed"
     """The application's `scrub` raised, or gave no map: better no record than one with a secret in it."""
+    DELETED = "deleted"
+    """Somebody has deleted the file that it was in, and it could not be read any more."""
 
 
 LOST_PLACES: Final = {reason: place for place, reason in enumerate(Lost)}
@@ -389,14 +391,15 @@ class Intake:
         with self.lock:
             self.journal.attach(fd)
 
+    def detach(self) -> None:
+        """Somebody has deleted the journal's file: let it be in memory from now on. Raises `OSError`; it is so then."""
+        with self.lock:
+            self.journal.detach()
+
     def surplus(self) -> list[Half]:
         """Halves that are no longer needed, for the caller to close."""
         with self.lock:
             return self.journal.surplus() if self.recording else []
-
-    def give_up(self, half: Half) -> None:
-        """Count the records of a half that neither the disk nor a later process will have."""
-        self._lose(Lost.FULL, records_counted(half.counts))
 
     # -- the end -------------------------------------------------------------------------------------------------
 

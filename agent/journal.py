@@ -189,9 +189,10 @@ class Half(Struct, eq=False):
 class Journal:
     """The halves of one session.
 
-    Not synchronised: `reserve`, `give_back`, `taken`, `attach`, `surplus`, `count_lost` and `note_leaving` are called
-    under the recorder's lock, `release`, `checkpoint` and `sync` by the writer's thread alone; what that thread gives
-    back goes through a deque, whose ends are atomic. `active` is set by the recorder, together with its calls.
+    Not synchronised: `reserve`, `give_back`, `taken`, `attach`, `detach`, `surplus`, `count_lost` and `note_leaving`
+    are called under the recorder's lock, `release`, `checkpoint` and `sync` by the writer's thread alone; what that
+    thread gives back goes through a deque, whose ends are atomic. `active` is set by the recorder, together with its
+    calls.
     """
 
     def __init__(self, files: FileSystem, fd: int | None, size: int, boot_id: str, *, volatile: bool = False) -> None:
@@ -263,6 +264,17 @@ class Journal:
         self._head, self.fd = head, fd
         self._begin_head()
         head[LOST_AT : LOST_AT + LOST.size] = kept
+
+    def detach(self) -> None:
+        """Somebody has deleted the file: what is in its halves is as in memory from now on, until another `attach`.
+        Raises `OSError` as the file is closed; that is done all the same.
+        """
+        fd, self.fd = self.fd, None
+        for half in self.halves:
+            half.offset = 0
+        self._gaps, self._file_end, self.distrusted = [], HEAD_SIZE, False
+        if fd is not None:
+            self._files.close(fd)
 
     def _begin_head(self) -> None:
         head = HEAD.pack(MAGIC, VERSION, self.half_size, self._boot)

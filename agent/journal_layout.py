@@ -3,8 +3,8 @@
 Layout (native byte order; a journal never leaves its machine)::
 
     head    magic:8s version:u32 half_size:u32 boot_id:64s crc:u32 (of those before it: every version to come keeps it
-            here, so that damage is told from such a version), at byte 128 what was lost (4 * u64, one more at byte
-            168, see `intake.Lost`), at byte 160 whether the process was leaving in order (u8), at byte 512 64
+            here, so that damage is told from such a version), at byte 128 what was lost (4 * u64, two more from
+            byte 168 on, see `intake.Lost`), at byte 160 whether the process was leaving in order (u8), at byte 512 64
             descriptors of 512 bytes; 64 KiB in all
     half    records packed one after the other, from the half's offset in the file on
 
@@ -27,8 +27,8 @@ HEAD: Final = struct.Struct("=8sII64s")
 HEAD_CRC: Final = struct.Struct("=I")
 """Behind `HEAD`."""
 LOST_AT: Final = 128
-LOST: Final = struct.Struct("=4Q8xQ")
-LOST_PLACES: Final = (0, 8, 16, 24, 40)
+LOST: Final = struct.Struct("=4Q8xQQ")
+LOST_PLACES: Final = (0, 8, 16, 24, 40, 48)
 """Where each count is, from `LOST_AT` on; between the fourth and the fifth is the mark at `LEAVING_AT`."""
 LEAVING_AT: Final = LOST_AT + 32
 DESCRIPTOR_AT: Final = 512

@@ -45,6 +45,9 @@ class JournalPlace(Protocol):
     def create(self, session: Path) -> int | None:
         """A new, empty file for the journal of the session in that folder; None when there is no place for one."""
 
+    def holds(self, session: Path, fd: int) -> bool:
+        """Whether a recovery would find the journal behind `fd`: nobody has deleted it, or what leads to it."""
+
     def declare(self, session: Path, schemas: Iterable[Schema]) -> None:
         """Keep all declarations made so far, if a recovery could not read them in the segments."""
 
@@ -61,6 +64,10 @@ class OnDisk:
         """See `JournalPlace`."""
         self._files.remove(session / JOURNAL)
         return self._files.create(session / JOURNAL)
+
+    def holds(self, session: Path, fd: int) -> bool:
+        """See `JournalPlace`."""
+        return self._files.same_file(fd, session / JOURNAL)
 
     def declare(self, session: Path, schemas: Iterable[Schema]) -> None:
         """They are in the segments."""
@@ -82,12 +89,19 @@ class InMemory:
         if folder is None:
             return None
         self.remove(session)
+        journal = _with_suffix(folder / session.name, _JOURNAL_SUFFIX)
+        self._files.remove(journal)  # the note of it was deleted
         fd = self._files.create(session / JOURNAL_AT)
         try:
             self._files.append(fd, os.fsencode(folder / session.name))
         finally:
             self._files.close(fd)
-        return self._files.create(_with_suffix(folder / session.name, _JOURNAL_SUFFIX))
+        return self._files.create(journal)
+
+    def holds(self, session: Path, fd: int) -> bool:
+        """See `JournalPlace`."""
+        place = _place(self._files, session)
+        return place is not None and self._files.same_file(fd, _with_suffix(place, _JOURNAL_SUFFIX))
 
     def declare(self, session: Path, schemas: Iterable[Schema]) -> None:
         """See `JournalPlace`."""

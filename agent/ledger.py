@@ -137,10 +137,26 @@ class LedgerFile:
         self._files = files
         self._path = folder / FILE_NAME
         self.damaged = False
+        self.there = True
         self.store = ""
         self._sums: Counter[tuple[str, str]] = Counter()
         self.unmoved: dict[str, str] = {}
         self._read()
+
+    @classmethod
+    def found(cls, files: FileSystem, folder: Path, known: LedgerFile | None) -> LedgerFile:
+        """The ledger of the store at `folder`. Where its file was deleted, it is written again as this process has
+        `known` it. Raises `OSError`.
+        """
+        found = cls(files, folder)
+        return found if known is None or found.there or not known.write_again() else known
+
+    def write_again(self) -> bool:
+        """Write it as it is known here, if anything is. Raises `OSError`."""
+        if self._sums or self.store:
+            self._keep(self._sums, self.unmoved)
+            return True
+        return False
 
     def _read(self) -> None:
         try:
@@ -151,7 +167,7 @@ class LedgerFile:
             self.unmoved = moves
             self.store = str(values.get("store", ""))
         except FileNotFoundError:
-            return
+            self.there = False
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             self.damaged = True
 

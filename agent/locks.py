@@ -11,20 +11,22 @@ from mailboat.agent.files import FileSystem
 from mailboat.agent.host import is_running
 from mailboat.agent.log import log
 from mailboat.agent.segment_file import segment_paths
-from mailboat.protocol.errors import SegmentError
+from mailboat.protocol.errors import SegmentError, StoreError
 
 LOCK: Final = "lock"
 """The file in a live session's folder that its process holds locked."""
 
 
 def take_lock(files: FileSystem, path: Path) -> int | None:
-    """The descriptor of a lock file, held; None while another process holds it. Raises `OSError`."""
+    """The descriptor of a lock file, held; None while another process holds it, or has just deleted it. Raises
+    `OSError`.
+    """
     try:
         fd = files.create(path)
     except FileExistsError:
         fd = files.open(path)
     try:
-        taken = files.lock(fd)
+        taken = files.lock(fd) and files.same_file(fd, path)
     except BaseException:
         files.close(fd)
         raise
@@ -32,6 +34,20 @@ def take_lock(files: FileSystem, path: Path) -> int | None:
         files.close(fd)
         return None
     return fd
+
+
+def lock_again(files: FileSystem, session: Path, fd: int) -> int:
+    """Make the folder of a live session of this process again, with its lock held: somebody has deleted the one behind
+    `fd`, which is closed. Returns the new one. Raises `OSError`; `fd` is as it was then.
+
+    Before its lock is held, another process may find the folder, take it for what a crash has left, and remove it.
+    """
+    files.make_folder(session)
+    taken = take_lock(files, session / LOCK)
+    if taken is None:
+        raise StoreError(f"the folder of session {session.name}, which was deleted, is in another process's hands")
+    files.close(fd)
+    return taken
 
 
 def lock_of_the_dead(files: FileSystem, session: Path) -> int | None:

@@ -10,19 +10,21 @@ the record does not pack, the half is full, nothing is being recorded.
 
 from __future__ import annotations
 
+import operator
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from mailboat.agent.hotpaths import attributed, declaration, emitter, feature
-from mailboat.agent.intake import Intake
+from mailboat.agent.intake import Intake, Lost
 from mailboat.agent.journal import Half, Journal
 from mailboat.agent.scrub import kept_properties
 from mailboat.agent.values import exception_fields, said_by, text_of
 from mailboat.protocol.limits import MAX_PROPERTY_TEXT, MAX_SCHEMA_FIELDS, MAX_SCHEMAS
 from mailboat.protocol.records import (
     COUNTED_KINDS,
+    COUNTERS,
     KIND_COUNTERS,
     LEVELS,
     SCHEMA_COUNTER,
@@ -31,6 +33,7 @@ from mailboat.protocol.records import (
     Schema,
     counter,
     level_counter,
+    records_counted,
 )
 from mailboat.protocol.summary import cut_text
 
@@ -56,6 +59,7 @@ class Recorder(Intake):
     ) -> None:
         super().__init__(journal, on_full=on_full, clock=clock)
         self.installation: dict[str, Any] | None = None
+        self._forgone = [0] * len(COUNTERS)
         self._on_urgent = on_urgent
         self._unsaid: list[Schema] = []
         self._emitters: dict[tuple[str, tuple[str, ...], Kind], Callable[..., None]] = {}
@@ -153,11 +157,35 @@ class Recorder(Intake):
         """See `Intake`. `on_urgent` takes the place of the one before."""
         super().begin_anew(journal, on_full=on_full)
         self._on_urgent = on_urgent if on_urgent is not None else self._on_urgent
+        self._forgone = [0] * len(COUNTERS)
         self._unsaid.clear()
         for schema in self.schemas:
             self._declare(schema)
         if self.installation is not None:
             self._installation(self.installation["id"], self.installation["properties"])
+
+    # -- what was taken, and is not to be had any more -------------------------------------------------------------
+
+    def forgo(self, counts: Sequence[int], reason: Lost) -> None:
+        """Count records as lost that were taken: `counts` of them, in the order of `records.COUNTERS`. Declarations
+        among them are said again, in the segments that follow.
+        """
+        lost = records_counted(counts)
+        if lost:
+            with self.lock:
+                self._forgone = [*map(operator.add, self._forgone, counts[:SCHEMA_COUNTER]), 0]
+                self._lose(reason, lost)
+
+    @property
+    def kept_counts(self) -> list[int]:
+        """`counts` without what was taken and is lost."""
+        with self.lock:
+            return list(map(operator.sub, self.counts, self._forgone))
+
+    @property
+    def kept(self) -> int:
+        """Records taken so far that are not lost."""
+        return records_counted(self.kept_counts)
 
     def _catch_up(self) -> None:
         super()._catch_up()

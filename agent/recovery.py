@@ -399,7 +399,9 @@ class _Recovery:
     def lost(self, left: LeftBehind) -> dict[str, int]:
         """What the dead process counted as lost, by reason, and what its journal and its segments have lost since."""
         counted = {reason.value: count for reason, count in zip(Lost, left.lost, strict=False) if count}
-        since = {DAMAGED_JOURNAL: self._damaged, SEGMENT_DAMAGED: sum(map(len, self._missing))}
+        # What it knew to be deleted is missing, too, and must not count twice.
+        missing = max(0, sum(map(len, self._missing)) - counted.get(Lost.DELETED.value, 0))
+        since = {DAMAGED_JOURNAL: self._damaged, SEGMENT_DAMAGED: missing}
         return counted | {reason: count for reason, count in since.items() if count}
 
     def close(self) -> None:

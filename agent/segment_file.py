@@ -6,6 +6,7 @@ must not fall behind what was uploaded of it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -299,6 +300,45 @@ class SegmentFile:
         path = self.path.with_name(segment_name(self.writer.description.index))
         self._files.rename(self.path, path)
         self.path = path
+
+    @property
+    def in_place(self) -> bool:
+        """Whether its name still leads to its file: nobody has deleted it. Raises `OSError`."""
+        return self._files.same_file(self._descriptor, self.path)
+
+    def write_again(self) -> None:
+        """Write the same bytes into a new file of its name, and go on in that one, synced: somebody has deleted the
+        other, whose content can be had as long as it is open.
+
+        Raises `OSError` when the disk refuses, `SegmentError` when what is read is not what was written; nothing has
+        changed then.
+        """
+        part = self.path.with_name(self.path.name + UNFINISHED)
+        self._files.remove(part)
+        fd = self._files.create(part)
+        try:
+            self._copy_to(fd)
+            self._files.sync(fd)
+            self._files.rename(part, self.path)
+        except BaseException:
+            self._files.close(fd)
+            self._files.remove(part)
+            raise
+        deleted, self._fd = self._descriptor, fd
+        self.synced, self.placed, self.failed, self._torn = self.writer.size, False, False, False
+        self._files.close(deleted)
+
+    def _copy_to(self, fd: int) -> None:
+        digest, size = hashlib.sha256(), self.writer.size
+        for at in range(0, size, _PIECE):
+            try:
+                piece = self._files.read_open(self._descriptor, at, min(_PIECE, size - at))
+            except OSError as error:
+                raise SegmentError(f"{self.path.name} was deleted, and cannot be read any more: {error}") from error
+            digest.update(piece)
+            self._files.append(fd, piece)
+        if digest.digest() != self.writer.sha256:
+            raise SegmentError(f"{self.path.name} was deleted, and is not what was written")
 
     def unsynced(self) -> list[Block]:
         """The intact blocks that may not be on the disk, as far as they can be read back. Raises `OSError`."""

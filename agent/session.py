@@ -119,7 +119,7 @@ class Session:
             ended=max(0, clocks.wall()) / 1e9,
             duration=max(0, clocks.monotonic() - self.preamble.started_monotonic) / 1e9,
             status=Status.RUNNING,
-            counts=tuple(self.recorder.counts),
+            counts=tuple(self.recorder.kept_counts),
             segments=self.writer.states,
             installation=shown.get("id", ""),
             installation_properties=shown.get("properties", {}),

@@ -42,7 +42,7 @@ from mailboat.agent.ended import Descriptions, Waiting, counts_of, legible_recor
 from mailboat.agent.files import FileSystem
 from mailboat.agent.journal_place import JOURNAL, JOURNAL_AT, remove
 from mailboat.agent.ledger import ACCEPTED, DECLINED, LOST, REJECTED, RETURNED, Ending, LedgerFile
-from mailboat.agent.locks import LOCK, lock_of_the_dead, take_lock
+from mailboat.agent.locks import LOCK, lock_again, lock_of_the_dead, take_lock
 from mailboat.agent.log import log
 from mailboat.agent.reserve import Reserve
 from mailboat.agent.segment_file import UNFINISHED, SegmentFile
@@ -194,6 +194,17 @@ class Store:
         remove(self.files, path)
         self.files.remove_tree(path)
 
+    def holds(self, session: SessionFolder, place: str = LIVE) -> bool:
+        """Whether the folder of a session of this process is in that `place`, with its lock. Raises `OSError`."""
+        return self.files.same_file(session.lock_fd, self.folder / place / session.path.name / LOCK)
+
+    def hold_again(self, session: SessionFolder) -> None:
+        """Have the folder of a live session, and its lock, where somebody has deleted them. Raises `OSError`."""
+        if not self.holds(session):
+            self.open()
+            session.lock_fd = lock_again(self.files, session.path, session.lock_fd)
+            self._settled = False
+
     def retire(self, session: SessionFolder) -> Path:
         """Move a sealed live session to those that wait, durably, and let go of its lock; returns its new folder.
         Raises `OSError`; it may be done again then.
@@ -259,8 +270,7 @@ class Store:
                 log.warning("%s, which a crash has left, cannot be deleted now: %s", path, error)
 
     def _sweep_away(self, path: Path) -> None:
-        fd = lock_of_the_dead(self.files, path)
-        if fd is not None:
+        if (fd := lock_of_the_dead(self.files, path)) is not None:
             try:
                 self.files.remove_tree(path)
             finally:
@@ -338,13 +348,13 @@ class Store:
 
         Raises `OSError`; it is not the sender then.
         """
-        if self._sender_fd is not None:
+        if self._sender_fd is not None and self.files.same_file(self._sender_fd, self.folder / SENDER_LOCK):
             return True
-        fd = take_lock(self.files, self.folder / SENDER_LOCK)
-        if fd is None:
+        self.cease_sending()  # it was deleted: somebody else may have made the store anew
+        if (fd := take_lock(self.files, self.folder / SENDER_LOCK)) is None:
             return False
         try:
-            self._ledger = LedgerFile(self.files, self.folder)
+            self._ledger = LedgerFile.found(self.files, self.folder, self._ledger)
             self._ledger.clean_up()
             self._moved.clear()
             self._complete_moves()

@@ -76,9 +76,17 @@ class Stores:
 
     def _lead(self) -> bool:
         """Be the one sender for all applications of the product."""
+        files, lock = self.own.files, self.own.folder.parent / SENDER_LOCK
+        if self._lock_fd is not None and not files.same_file(self._lock_fd, lock):
+            self._let_others_lead()  # it was deleted: somebody else may lead by now
         if self._lock_fd is None:
-            self._lock_fd = take_lock(self.own.files, self.own.folder.parent / SENDER_LOCK)
+            self._lock_fd = take_lock(files, lock)
         return self._lock_fd is not None
+
+    def _let_others_lead(self) -> None:
+        fd, self._lock_fd = self._lock_fd, None
+        if fd is not None:
+            self.own.files.close(fd)
 
     def _join_others(self) -> None:
         product = self.own.folder.parent
@@ -98,9 +106,7 @@ class Stores:
         """Leave the place of the sender to others, for all stores."""
         for store in (self.own, *self._others.values()):
             store.cease_sending()
-        fd, self._lock_fd = self._lock_fd, None
-        if fd is not None:
-            self.own.files.close(fd)
+        self._let_others_lead()
 
     def look(self) -> Found:
         """The sessions that wait in the stores that are served; in the own one alone, where none is."""

@@ -20,6 +20,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from mailboat.agent.clocks import Clocks
+from mailboat.agent.intake import Lost
 from mailboat.agent.intrusion import from_outside
 from mailboat.agent.journal import Half
 from mailboat.agent.journal_place import JournalPlace, OnDisk
@@ -44,8 +45,7 @@ URGENT_PAUSE: Final = 0.1
 
 CLOCK_JUMP: Final = 1_000_000_000
 """Nanoseconds by which the wall clock has to leave the monotonic one, between two looks, to have been set (or the
-machine to have slept). What was recorded before keeps the clock that it was recorded by.
-"""
+machine to have slept). What was recorded before keeps the clock that it was recorded by."""
 
 _INSTALLATION: Final = counter(Kind.INSTALLATION)
 
@@ -63,9 +63,7 @@ class WriterSettings(Struct, frozen=True):
 
 
 class _Request(Struct, frozen=True):
-    """What the agent asks for: everything in blocks; then synced if `durable`; then sealed if there is a reason to
-    `seal`.
-    """
+    """What the agent asks for: everything in blocks; then synced if `durable`; then sealed if `seal` says why."""
 
     durable: bool
     seal: SealReason | None
@@ -86,9 +84,7 @@ class _Closed(Struct, frozen=True):
 
 
 class Writer:
-    """Writes one session. `closed` and `urgent` are for the recorder, the rest for the agent; all of them return at
-    once.
-    """
+    """Writes one session. `closed` and `urgent` are for the recorder, the rest for the agent; all return at once."""
 
     def __init__(
         self,
@@ -109,7 +105,9 @@ class Writer:
         self.room = room or Room(Quota(max_bytes=None, max_age=math.inf, min_free=0))
         self._disk = Disk(store.files, store.folder, clocks.now)
         limits = Limits(settings.segment_bytes, settings.segment_age, settings.level)
-        self._segments = Segments(store, begin, limits, clocks, self._refused)
+        self._segments = Segments(
+            store, begin, limits, clocks, self._refused, lambda counts: self._recorder.forgo(counts, Lost.DELETED)
+        )
         self._inbox: deque[_Closed | _Request | None] = deque()
         self._bell = threading.Lock()
         """Free when there may be something in the inbox."""
@@ -234,9 +232,7 @@ class Writer:
 
     def _pause(self) -> float:
         """Seconds until something may be due by itself."""
-        if self._urgent:
-            return min(TICK, max(0.0, self._urgent_at - self._clocks.now()))
-        return TICK
+        return min(TICK, max(0.0, self._urgent_at - self._clocks.now())) if self._urgent else TICK
 
     def _take_waiting(self) -> None:
         self._bell.acquire(blocking=False)  # first: what comes from here on rings again
@@ -261,7 +257,7 @@ class Writer:
         """Write whatever waits, and sync if that is due; False if the disk refused some of it."""
         refusals = self._refusals
         turned, synced = self._tried(self._advance), self._tried(self._sync_if_due)
-        if refusals == self._refusals:
+        if refusals == self._refusals and not self._segments.astray:
             self.trouble = self._exposed = self._recorder.journal.exposure(self._exposed)
             if self._synced_at >= self._unsynced_at:
                 self._told.clear()
@@ -275,6 +271,8 @@ class Writer:
             return False
 
     def _advance(self) -> bool:
+        if self._requests:
+            self._look_after_files()  # nothing is promised of what nobody will find
         self._tend()
         self._drain()
         return not self._requests or self._turn()
@@ -284,9 +282,7 @@ class Writer:
         return any(request.seal is not None for request in self._requests)
 
     def _turn(self) -> bool:
-        """Have all that was recorded so far in blocks: also what was, before that came which is taken just behind the
-        turn.
-        """
+        """Have all that was recorded so far in blocks, and before what is taken just behind the turn, too."""
         turned, before = False, -1
         while len(self._requests) > before:
             before = len(self._requests)
@@ -306,7 +302,7 @@ class Writer:
                 self._filled |= closed.half.end > closed.half.size // 2
             if closed.half.checkpoints:
                 self._segments.sync()  # what was promised to survive the machine no longer depends on the journal
-            self._keep_declared(closed.half)
+            self._keep_declared(closed.half.counts[SCHEMA_COUNTER])
             self._full.popleft()
             self._recorder.journal.release(closed.half)
             self._recorder.freed()
@@ -318,13 +314,11 @@ class Writer:
         with half.content() as content:
             segment.block(content, half.counts, closed.clock, half.first, Note(self._clocks.monotonic(), named))
 
-    def _keep_declared(self, half: Half) -> None:
-        """Have the declarations of a half that is about to be released where a recovery can read them.
-
-        Where that cannot be done just now, a crash would cost the later records the names of their fields, and nothing
-        else: no reason to keep the half.
+    def _keep_declared(self, fresh: int) -> None:
+        """Have all declarations where a recovery can read them, if any is `fresh`. Where that cannot be done just now,
+        a crash would cost the later records the names of their fields, and nothing else: no reason to keep a half.
         """
-        self._undeclared |= bool(half.counts[SCHEMA_COUNTER])
+        self._undeclared |= bool(fresh)
         session = self._segments.session
         if self._undeclared and session is not None:
             try:
@@ -347,17 +341,16 @@ class Writer:
     # -- what is due every second --------------------------------------------------------------------------------
 
     def _tend(self) -> None:
-        now = self._clocks.now()
-        if now - self._tended_at < TICK:
+        if (now := self._clocks.now()) - self._tended_at < TICK:
             return
         self._tended_at = now
         self._watch_clock()
+        self._look_after_files()
         session = self._segments.session
         if session is None and self._recorder.recorded:
             self._segments.ready()
-        if not self._full:
-            for half in self._recorder.surplus():
-                half.close()
+        for half in self._recorder.surplus() if not self._full else ():
+            half.close()
         journal = self._recorder.journal
         if journal.fd is None and session is not None and self._recorder.recording:
             self._regain_journal(session)
@@ -365,6 +358,20 @@ class Writer:
             self._recorder.turn()
         if not journal.volatile:
             journal.checkpoint(durable=False)
+
+    def _look_after_files(self) -> None:
+        """Make anew what somebody has deleted of the session's files. Until that succeeds no block is made; a journal
+        whose file is gone is in memory then, and takes no more than on any disk that refuses.
+        """
+        session, journal = self._segments.session, self._recorder.journal
+        try:
+            self._segments.look()
+            if session is not None and journal.fd is not None and not self._place.holds(session.path, journal.fd):
+                self._recorder.detach()
+            if self._segments.astray:
+                self._segments.ready()
+        except OSError as error:
+            self._refused(error)  # where it cannot be told, it is taken to be there
 
     def _watch_clock(self) -> None:
         clock = self._clocks.offset
@@ -374,21 +381,19 @@ class Writer:
 
     def _regain_journal(self, session: SessionFolder) -> None:
         """Have the journal in a file, which could not be done before; blocks can be written meanwhile."""
+        fd = None
         try:
-            fd = self._place.create(session.path)
-        except OSError as error:
-            self._refused(error)
-            return
-        if fd is None:
-            return
-        self._segments.unsettle()
-        try:
+            if (fd := self._place.create(session.path)) is None:
+                return
+            self._segments.unsettle()
             self._recorder.attach(fd)
         except OSError as error:
-            self._store.files.close(fd)
+            if fd is not None:
+                self._store.files.close(fd)
             self._refused(error)
         else:
             self._recorder.turn()
+            self._keep_declared(len(self._recorder.schemas))
 
     # -- syncing -------------------------------------------------------------------------------------------------
 
@@ -481,18 +486,14 @@ class Writer:
         retired = written and self._segments.session is None
         self._recorder.stop()
         self._take_waiting()
-        for closed in self._full:
-            if not closed.half.file_backed:
-                self._recorder.give_up(closed.half)
+        for closed in [each for each in self._full if not each.half.file_backed]:
+            self._recorder.forgo(closed.half.counts, Lost.FULL)
         self._let_go_of_all()
         return retired
 
     def _let_go_of_all(self, *first: Callable[[], object]) -> None:
-        session, self._segments.session = self._segments.session, None
-        held = [*first, self._recorder.journal.close, self._segments.close]
-        if session is not None:
-            held.append(lambda: self._store.files.close(session.lock_fd))
-        for let_go in held:
+        journal, segments = self._recorder.journal, self._segments
+        for let_go in (segments.give_up, *first, journal.close, segments.close, segments.unlock):
             try:
                 let_go()
             except OSError as error:

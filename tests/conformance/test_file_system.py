@@ -188,6 +188,53 @@ def test_the_name_of_a_file_may_be_taken_by_another(files: FileSystem, root: Pat
     assert files.names(root) == ["file"]
 
 
+@pytest.mark.parametrize("instead", ["nothing", "another folder", "a file"])
+def test_deleted_with_its_folder_a_file_is_open_and_its_name_leads_nowhere(
+    files: FileSystem, root: Path, instead: str
+) -> None:
+    path = root / "a" / "b" / "file"
+    files.make_folder(path.parent)
+    fd = files.create(path)
+    files.append(fd, b"0123456789")
+    with files.map(other := files.open(path), 0, 10) as memory:
+        files.remove_tree(root / "a")
+        if instead == "another folder":
+            files.make_folder(path.parent)
+            files.close(files.create(path))
+        elif instead == "a file":
+            files.close(files.create(root / "a"))
+        assert not files.same_file(fd, path)
+        assert files.read_open(fd, 0, 100) == b"0123456789"
+        files.append(fd, b"abc")
+        memory[:2] = b"--"
+        assert files.read_open(fd, 0, 100) == b"--23456789abc"
+    files.close(other)
+    files.close(fd)
+
+
+def test_what_is_open_is_read_anywhere_and_its_position_stays(files: FileSystem, root: Path, fd: int) -> None:
+    files.append(fd, b"0123456789")
+    assert files.read_open(fd, 4, 3) == b"456"
+    assert files.read_open(fd, 8, 100) == b"89"
+    assert files.read_open(fd, 10, 1) == b""
+    files.append(fd, b"abc")
+    assert files.read(root / "file") == b"0123456789abc"
+
+
+def test_where_a_name_leads_may_be_refused_to_be_told(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    files = OsFileSystem()
+    files.make_folder(root)
+    fd = files.create(root / "file")
+
+    def refused(_path: Path) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(PermissionError):
+        files.same_file(fd, root / "file")
+    files.close(fd)
+
+
 def test_a_folder_moves_with_all_in_it_and_onto_nothing(files: FileSystem, root: Path) -> None:
     for name in ("a", "b"):
         files.make_folder(root / name / "one")

@@ -36,7 +36,7 @@ WRITING = frozenset(
 )
 """The calls that may fail when a disk does; `close` and the reading ones are left alone."""
 
-EVERY = WRITING | {"read", "read_range", "size", "modified", "names", "same_file", "seek_end", "room"}
+EVERY = WRITING | {"read", "read_range", "size", "modified", "names", "same_file", "read_open", "seek_end", "room"}
 """Those that may fail when a host has no descriptors left, or a disk cannot even be read."""
 
 SHORT = 0
