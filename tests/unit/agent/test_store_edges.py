@@ -42,7 +42,7 @@ def test_a_disk_without_locks_is_told_plainly(tmp_path: Path) -> None:
         def lock(self, fd: int) -> bool:
             return False
 
-    with pytest.raises(StoreError, match="on a disk without locks"):
+    with pytest.raises(StoreError, match="its disk has no locks"):
         store_at(tmp_path, NoLocks()).begin(PREAMBLE, 1)
     assert list((tmp_path / "product" / "application" / LIVE).iterdir()) == []
 
