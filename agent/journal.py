@@ -51,6 +51,7 @@ from mailboat.agent.journal_layout import (
     OFFSET,
     PASSING_AT,
     SIZE,
+    UNCOUNTED,
     VERSION,
     WORDS,
     descriptor,
@@ -111,7 +112,7 @@ class Half(Struct, eq=False):
     @property
     def first(self) -> int:
         """The sequence number of its first record."""
-        return int(self.words[FIRST])
+        return int(self.words[FIRST]) & ~UNCOUNTED
 
     @property
     def end(self) -> int:
@@ -119,7 +120,7 @@ class Half(Struct, eq=False):
         return int(self.words[END])
 
     def begin(self, generation: int, first: int) -> None:
-        """Make it the half number `generation`; it holds nothing yet.
+        """Make it the half number `generation`; it holds nothing yet. `first` may be `UNCOUNTED`.
 
         `words` become another object: by it a recording call tells whether the half is still what it was.
         """
@@ -168,7 +169,7 @@ class Half(Struct, eq=False):
         else:
             place, self._passed = PASSING_AT[self._passing % 2], end
             self._passing += 1
-        body = CHECKPOINT.pack(self.generation, self.first, end, self._crc, 0)[:-4]
+        body = CHECKPOINT.pack(self.generation, self.words[FIRST], end, self._crc, 0)[:-4]
         at = descriptor(self.index) + place
         head[at : at + CHECKPOINT.size] = body + crc32(body).to_bytes(4, NATIVE)
         return True
@@ -180,8 +181,10 @@ class Half(Struct, eq=False):
             self.checkpoints += 1
 
     def renumber(self, first: int) -> None:
-        """Correct the sequence number at which it begins; what vouched for the wrong one no longer does."""
-        if first != self.first:
+        """The half before it has been counted: its first sequence number is this. What vouched for another no longer
+        does.
+        """
+        if first != self.words[FIRST]:
             self.words[FIRST] = first
             self._passed = self._claimed = 0
 
@@ -294,7 +297,7 @@ class Journal:
             self._spares.append(self._released.popleft())
         half = self._chosen(needed) or self._added(needed)
         if half is not None:
-            self._begin(half, following)
+            self._begin(half, following | UNCOUNTED)
         return half
 
     def _chosen(self, needed: int) -> Half | None:

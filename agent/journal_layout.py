@@ -8,8 +8,8 @@ Layout (native byte order; a journal never leaves its machine)::
             descriptors of 512 bytes; 64 KiB in all
     half    records packed one after the other, from the half's offset in the file on
 
-    descriptor   generation:u64 first:u64 offset:u64 size:u64 end:u64, and one checkpoint each at the bytes 64 and 192
-                 (durable) and 320 and 448 (passing)
+    descriptor   generation:u64 first:u64 (may be `UNCOUNTED`) offset:u64 size:u64 end:u64, and one checkpoint each at
+                 the bytes 64 and 192 (durable) and 320 and 448 (passing)
     checkpoint   generation:u64 first:u64 end:u32 data_crc:u32 crc:u32
 """
 
@@ -39,6 +39,10 @@ CHECKPOINT: Final = struct.Struct("=QQIII")
 DURABLE_AT: Final = (64, 192)
 PASSING_AT: Final = (320, 448)
 GENERATION, FIRST, OFFSET, SIZE, END = range(5)
+UNCOUNTED: Final = 1 << 63
+"""In a half's `first`, as long as the half before it has not been counted: the number is too low by what was recorded
+there while the calls were turned.
+"""
 NATIVE: Final = "little" if struct.pack("=H", 1) == b"\x01\x00" else "big"
 
 

@@ -7,7 +7,7 @@ records carry no checksum, and reading goes on at the next bytes that can only b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from zlib import crc32
 
 from msgspec import Struct
@@ -25,6 +25,7 @@ from mailboat.agent.journal_layout import (
     MAGIC,
     MAX_HALVES,
     PASSING_AT,
+    UNCOUNTED,
     VERSION,
     WORDS,
     descriptor,
@@ -60,7 +61,7 @@ class _Words(Struct, frozen=True):
         """Whether they can be true, but for `end`, in a file of `length` bytes."""
         placed = self.offset >= HEAD_SIZE and self.offset + self.size <= length
         aligned = not (self.offset % HEAD_SIZE or self.size % HEAD_SIZE)
-        return placed and aligned and self.size > 0 and self.first <= MAX_SEQUENCE
+        return placed and aligned and self.size > 0 and self.first & ~UNCOUNTED <= MAX_SEQUENCE
 
 
 class _Mark(Struct, frozen=True):
@@ -105,9 +106,24 @@ def left_behind(content: bytes, *, same_boot: Callable[[str], bool]) -> LeftBehi
     found = (
         _left(content, index, each, settled, running_on=running_on, certain=certain) for index, each in enumerate(marks)
     )
-    halves = sorted((left for left in found if left is not None), key=lambda left: left.generation)
+    halves = _counted(sorted((left for left in found if left is not None), key=lambda left: left.generation))
     lost = tuple(count if count <= MAX_SEQUENCE else 0 for count in LOST.unpack_from(content, LOST_AT))
     return LeftBehind(tuple(halves), lost, in_order=bool(content[LEAVING_AT]))
+
+
+def _counted(halves: Iterable[Left]) -> Iterator[Left]:
+    """The halves with the numbers of their first records. The process may have died before it had counted the one that
+    was filled before: then that is done here, as far as it is whole.
+    """
+    before: Left | None = None
+    for half in halves:
+        if half.first & UNCOUNTED:
+            first = half.first & ~UNCOUNTED
+            if before is not None and before.generation and not before.damaged:
+                first = max(first, before.first + numbered(whole_records(before.raw)[0]))
+            half = replace(half, first=first)  # noqa: PLW2901 - the same half
+        yield half
+        before = half
 
 
 def _left(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
@@ -11,6 +12,7 @@ import msgpack
 import pytest
 from msgspec.structs import replace
 
+from mailboat.agent.journal import Half
 from mailboat.agent.recovery import bring_to_rest
 from mailboat.agent.segment_file import SegmentFile
 from mailboat.agent.store import LAST_WORDS, LIVE, WAITING, Store
@@ -168,3 +170,41 @@ def recovered_folders(root: Path) -> list[Path]:
     store = Store(Unsynced(), root, "product", "application")
     assert [bring_to_rest(store, session, BOOT) for session in store.crashed()] == [None]
     return list((store.folder / WAITING).iterdir())
+
+
+@pytest.mark.parametrize("boot", [BOOT, "another"], ids=["killed", "power lost"])
+@pytest.mark.parametrize("turns", [1, 2])
+def test_the_process_dies_before_a_half_is_counted_into_which_others_recorded_while_the_calls_were_turned(
+    tmp_path: Path, turns: int, boot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next half holds records by then, and the number that it begins with is too low."""
+    rig = Rig(tmp_path / "store")
+    dead = tmp_path / "dead"
+    names, reserve = iter(range(100)), rig.journal.reserve
+
+    def record() -> None:
+        rig.recorder.feature(f"{next(names)}")
+
+    def reserved(needed: int, following: int) -> Half | None:
+        half = reserve(needed, following)
+        record()
+        return half
+
+    def dies(*_: object) -> None:
+        if not dead.exists():
+            record()
+            while len(rig.recorder._unfinished) < turns:
+                rig.recorder.turn()
+                record()
+            rig.journal.checkpoint(durable=True)
+            rig.journal.sync()
+            shutil.copytree(tmp_path / "store", dead)
+        raise Killed
+
+    record()
+    monkeypatch.setattr(rig.journal, "reserve", reserved)
+    monkeypatch.setattr(Half, "renumber", dies)
+    with pytest.raises(Killed):
+        rig.recorder.turn()
+    story = only(recovered(dead, boot))
+    assert (story.names, story.lost, story.gaps) == ([f"{at}" for at in range(next(names))], {}, [])
