@@ -427,9 +427,9 @@ class Writer:
             self._segments.sync()
             synced = in_blocks or self._sync_journal()
             if not synced and not self._full:
-                self._turn()
+                turned = self._turn()
                 self._segments.sync()
-                synced = True
+                synced = turned
         finally:
             self._urgent |= urgent and not synced
             if synced:

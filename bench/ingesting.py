@@ -22,9 +22,9 @@ import zstandard
 
 from bench.harness import Budget, Comparison, Contender, Measured, Sense, Settings, Stopwatch, Unit
 from bench.serving import PRODUCT
+from bench.sessions import BLOCK
 from mailboat.protocol import Info
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
-from mailboat.protocol.limits import MIB
 from mailboat.protocol.reader import SegmentReader
 from mailboat.protocol.records import COUNTERS, Kind, count_raw
 from mailboat.protocol.segment import Preamble, SealReason
@@ -161,7 +161,7 @@ def _segment(number: int) -> tuple[str, bytes]:
         record = _record(chance, at)
         raw += msgpack.packb(record)
         count_raw(record, counts, {})
-        if len(raw) >= MIB or at == RECORDS - 1:
+        if len(raw) >= BLOCK or at == RECORDS - 1:
             header, block = writer.block(bytes(raw), counts, began)
             writer.add(block, header)
             content += block

@@ -22,7 +22,7 @@ from mailboat.agent.files import OsFileSystem
 from mailboat.agent.segment_file import segment_name
 from mailboat.agent.store import WAITING, Store
 from mailboat.protocol.ids import ENTROPY_BYTES, new_id
-from mailboat.protocol.limits import KIB, MIB
+from mailboat.protocol.limits import KIB
 from mailboat.protocol.records import COUNTERS, Kind
 from mailboat.protocol.segment import Preamble, SealReason
 from mailboat.protocol.segment_writer import SegmentWriter
@@ -31,7 +31,7 @@ from mailboat.protocol.summary import Info
 APPLICATION = "upload"
 FEATURE = "bulk"
 """The name of all their records."""
-BLOCK = 1 * MIB
+BLOCK = AgentConfig().journal_bytes // 2
 """Raw bytes of a block, as the agent's default makes them."""
 
 _RECORD = 16 * KIB

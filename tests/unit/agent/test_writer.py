@@ -124,3 +124,16 @@ def test_where_no_block_can_be_made_though_a_half_was_filled_the_journal_is_sync
     disk.plan = lambda _number, _name: None
     assert rig.flush(durable=True)
     assert in_blocks(rig) == ["early", "filled"]
+
+
+def test_a_sync_for_which_no_half_was_free_is_made_up_for_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, seal_to=PRIVATE.public)
+    rig.recorder.feature("early")
+    with monkeypatch.context() as full:
+        full.setattr(rig.journal, "reserve", lambda *_: None)
+        rig.step(5.0)
+        assert in_blocks(rig) == []
+    rig.step(1.0)
+    assert in_blocks(rig) == ["early"]
