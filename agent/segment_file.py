@@ -30,8 +30,9 @@ _DIGITS: Final = 6
 DAMAGED: Final = ".damaged"
 UNFINISHED: Final = ".part"
 """How the name of a segment ends that is of no account before it is whole; see `SegmentFile.create`."""
-_PIECE: Final = 512 * KIB
-"""A block of random bytes fits, and the processor's cache still holds the piece when it is checked and hashed."""
+_PIECE: Final = 256 * KIB
+"""Bytes read at once: the processor's cache still holds the piece, and what the block has before it, when the block is
+checked and hashed."""
 _DECLARED_AT_ONCE: Final = 16
 """Each may have 64 names of a KiB: so many fit a block."""
 
